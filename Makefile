@@ -1,0 +1,27 @@
+# `make demo` and `make test` do all that a new checkout needs; either may be run first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python examples/demo.py --out demo.png
+
+test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.ready: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo.png

@@ -1,0 +1,47 @@
+"""scoreflow: samplers of diffusion models, derived from one score network and swapped by name.
+
+sde   = scoreflow.VPSDE()                                    a path
+model = scoreflow.ScoreModel(net, sde, prediction="eps")     a network on it
+x     = scoreflow.sample(model, (64, 1, 8, 8), sampler="ddim", steps=50, seed=0)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from scoreflow import samplers as _chapters
+from scoreflow.chain import DDPMChain
+from scoreflow.cite import cite
+from scoreflow.grid import grid
+from scoreflow.model import ScoreModel
+from scoreflow.noise import Brownian, Replay, White
+from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
+from scoreflow.path import GaussianPath
+from scoreflow.plan import Plan
+from scoreflow.row import Row
+from scoreflow.run import State, walk
+from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
+from scoreflow.solve import Solution, plan, sample, solve
+from scoreflow.step import Linear, Sampler, Step, family, get_sampler, sampler
+from scoreflow.table import Table, samplers
+
+if TYPE_CHECKING:
+    from scoreflow import analysis, nets, zoo
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Linear",
+    "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "SubVPSDE", "Table", "White", "analysis",
+    "cite", "family", "get_sampler", "grid", "nets", "plan", "sample", "sampler", "samplers", "solve", "walk", "zoo",
+]  # fmt: skip
+
+del _chapters
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is heavy or seldom used when it is first named."""
+    if name in ("analysis", "nets", "zoo"):
+        return importlib.import_module(f"scoreflow.{name}")
+    raise AttributeError(f"module 'scoreflow' has no attribute {name!r}")

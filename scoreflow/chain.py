@@ -1,0 +1,175 @@
+"""The DDPM chain as printed in the textbook: β, α, ᾱ, β̃, and μ_θ both ways.
+
+Nothing here knows of an SDE. `VPSDE.from_betas` puts a continuous path through a chain, `VPSDE.discretize` reads a
+chain off a path, and the tests show that the samplers of the one are the formulas of the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Variance = Literal["posterior", "beta", "interpolated", "learned"]
+VARIANCES: tuple[Variance, ...] = ("posterior", "beta", "interpolated", "learned")
+
+
+@dataclass(frozen=True, eq=False)
+class DDPMChain:
+    """The forward chain `q(x_t | x_{t−1}) = N(√(1−β_t) x_{t−1}, β_t I)`, t = 1…T, and its posteriors.
+
+    Args:
+        betas: β_1 … β_T, each strictly between 0 and 1; a sequence, an array or a one-dimensional tensor.
+
+    Attributes:
+        beta, alpha, alpha_bar, posterior_variance: float64 tensors of shape (T,); entry t − 1 belongs to step t.
+            `alpha = 1 − β`, `alpha_bar = Π α`, `posterior_variance = β̃_t = β_t (1 − ᾱ_{t−1}) / (1 − ᾱ_t)`.
+
+    Every method takes steps `t`, an int or an integer tensor of shape (B,), each in 1…T, and states of shape
+    (B, ...); it returns the dtype and device of the state. Coefficients are formed in float64.
+
+    Raises:
+        ValueError: no betas, or one that is not strictly between 0 and 1 (NaN included).
+
+    Reference:
+        Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eqs. 2, 4, 7, 11.
+    """
+
+    beta: Tensor
+    alpha: Tensor = field(init=False)
+    alpha_bar: Tensor = field(init=False)
+    posterior_variance: Tensor = field(init=False)
+    log_alpha_bar: Tensor = field(init=False, repr=False)
+
+    def __init__(self, betas: Sequence[float] | np.ndarray | Tensor) -> None:
+        values = betas.numpy(force=True) if isinstance(betas, Tensor) else np.asarray(betas)
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"betas must be one-dimensional and not empty, got shape {tuple(values.shape)}")
+        beta = values.astype(np.float64)
+        wrong = np.flatnonzero(~((beta > 0) & (beta < 1)))
+        if wrong.size:
+            raise ValueError(
+                f"betas must lie strictly between 0 and 1, got {beta[wrong[0]]} at index {wrong[0]}"
+                f" ({wrong.size} of {beta.size} are outside)"
+            )
+        # Long double keeps the sum of 4000 logarithms good to the last digit of float64.
+        log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.longdouble))).astype(np.float64)
+        before = np.concatenate(([0.0], log_alpha_bar[:-1]))
+        tilde = beta * np.expm1(before) / np.expm1(log_alpha_bar)
+        for name, array in {
+            "beta": beta,
+            "alpha": 1 - beta,
+            "alpha_bar": np.exp(log_alpha_bar),
+            "posterior_variance": tilde,
+            "log_alpha_bar": log_alpha_bar,
+        }.items():
+            object.__setattr__(self, name, torch.from_numpy(array.copy()))
+
+    @classmethod
+    def linear(cls, T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DDPMChain:
+        """β rises linearly from `beta_min` to `beta_max` in T steps (Ho et al., 2020, Section 4)."""
+        return cls(np.linspace(beta_min, beta_max, T))
+
+    @classmethod
+    def scaled_linear(cls, T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> DDPMChain:
+        """√β rises linearly from `√beta_min` to `√beta_max` in T steps (Rombach et al., 2022)."""
+        return cls(np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2)
+
+    @classmethod
+    def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> DDPMChain:
+        """`ᾱ_t = cos²((t/T + s)/(1 + s) · π/2)`, normalised, β held under `beta_max` (Nichol & Dhariwal, 2021, Eq. 17)."""
+        angle = (np.arange(T + 1) / T + s) / (1 + s) * math.pi / 2
+        return cls(np.minimum(1 - (np.cos(angle[1:]) / np.cos(angle[:-1])) ** 2, beta_max))
+
+    def __len__(self) -> int:
+        return self.beta.numel()
+
+    @property
+    def T(self) -> int:
+        """The number of steps."""
+        return len(self)
+
+    def q_sample(self, x_0: Tensor, t: int | Tensor, eps: Tensor) -> Tensor:
+        """`x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε` (Ho et al., 2020, Eq. 4)."""
+        bar, _ = self._log_alpha_bar(t)
+        return _times(bar.mul(0.5).exp(), x_0) + _times((-bar.expm1()).sqrt(), eps)
+
+    def posterior_mean(self, x_t: Tensor, x_0: Tensor, t: int | Tensor) -> Tensor:
+        """`μ̃_t = √ᾱ_{t−1} β_t/(1−ᾱ_t) x_0 + √α_t (1−ᾱ_{t−1})/(1−ᾱ_t) x_t` (Ho et al., 2020, Eq. 7)."""
+        bar, before = self._log_alpha_bar(t)
+        beta = self._at(self.beta, t)
+        on_x_0 = before.mul(0.5).exp() * beta / -bar.expm1()
+        on_x_t = (1 - beta).sqrt() * before.expm1() / bar.expm1()
+        return _times(on_x_0, x_0) + _times(on_x_t, x_t)
+
+    def mean_by_substitution(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """The posterior mean μ̃_t with `x̂_0 = (x_t − √(1−ᾱ_t) ε)/√ᾱ_t` put in for x_0 (Ho et al., 2020, Section 3.2)."""
+        bar, _ = self._log_alpha_bar(t)
+        x_0 = _times(bar.mul(-0.5).exp(), x_t) - _times((-bar.expm1()).sqrt() * bar.mul(-0.5).exp(), eps)
+        return self.posterior_mean(x_t, x_0, t)
+
+    def mean_from_eps(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
+        """The closed form `μ_θ = (x_t − β_t/√(1−ᾱ_t) ε)/√α_t` (Ho et al., 2020, Eq. 11)."""
+        bar, _ = self._log_alpha_bar(t)
+        beta = self._at(self.beta, t)
+        root = (1 - beta).sqrt()
+        return _times(1 / root, x_t) - _times(beta / ((-bar.expm1()).sqrt() * root), eps)
+
+    def variance(self, kind: Variance, t: int | Tensor, v: Tensor | float | None = None) -> Tensor:
+        """The variance of the reverse step t, by name, in float64.
+
+        Args:
+            kind: "beta" β_t; "posterior" β̃_t; "interpolated" `exp(v log β_t + (1−v) log β̃_t)`; "learned" `exp(v)`, the
+                diagonal whose logarithm the network gives.
+            t: the step, an int or (B,).
+            v: for the last two, a number or a tensor of shape (B, ...), e.g. that of the state.
+
+        At t = 1, where β̃ = 0, the interpolation has β̃_2 (β_1 when T = 1) for it, as in the authors' code.
+
+        Raises:
+            ValueError: an unknown kind, or one that needs `v` without it.
+
+        Reference:
+            Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), Eq. 15.
+        """
+        if kind not in VARIANCES:
+            raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {kind!r}")
+        if kind == "beta":
+            return self._at(self.beta, t)
+        if kind == "posterior":
+            return self._at(self.posterior_variance, t)
+        if v is None:
+            raise ValueError(f"variance {kind!r} needs v, got None")
+        value = torch.as_tensor(v, dtype=torch.float64)
+        if kind == "learned":
+            return value.exp()
+        clipped = torch.cat([(self.posterior_variance if self.T > 1 else self.beta)[:2][-1:], self.posterior_variance[1:]])
+        low, high = self._at(clipped, t).log().to(value.device), self._at(self.beta, t).log().to(value.device)
+        if high.ndim:
+            low, high = (c.reshape(-1, *[1] * (value.ndim - 1)) for c in (low, high))
+        return (value * high + (1 - value) * low).exp()
+
+    def _at(self, table: Tensor, t: int | Tensor) -> Tensor:
+        steps = torch.as_tensor(t)
+        if steps.dtype.is_floating_point or steps.dtype is torch.bool or steps.ndim > 1:
+            raise TypeError(f"t must be an int or an integer tensor of shape (B,), got {t!r}")
+        if steps.device.type != "meta" and bool(((steps < 1) | (steps > self.T)).any()):
+            raise ValueError(f"t must lie in 1…{self.T}, got {t!r}")
+        return table.to(steps.device)[steps - 1]
+
+    def _log_alpha_bar(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """log ᾱ_t and log ᾱ_{t−1}."""
+        before = torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alpha_bar[:-1]])
+        return self._at(self.log_alpha_bar, t), self._at(before, t)
+
+
+def _times(coefficient: Tensor, x: Tensor) -> Tensor:
+    """One coefficient for all samples, or one a sample, times a state of shape (B, ...), in the state's dtype."""
+    if coefficient.ndim:
+        coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
+    return coefficient.to(x) * x

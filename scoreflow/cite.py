@@ -1,0 +1,36 @@
+"""Citations come out of the code."""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib.resources import files
+
+
+@functools.cache
+def references() -> dict[str, str]:
+    """Every entry of references.bib, as BibTeX, by key."""
+    text = files("scoreflow").joinpath("references.bib").read_text(encoding="utf-8")
+    entries = [entry.strip() for entry in re.split(r"(?m)^(?=@)", text) if entry.startswith("@")]
+    return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}  # type: ignore[index]
+
+
+def cite(*names: str) -> str:
+    """BibTeX for samplers (their default options) or keys of references.bib; each work once.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    from scoreflow.step import SAMPLERS, get_sampler
+
+    keys: list[str] = []
+    for name in names:
+        if name in references():
+            keys.append(name)
+        elif name in SAMPLERS:
+            keys.extend(get_sampler(name).cites)
+        else:
+            raise ValueError(
+                f"nothing to cite is called {name!r}; samplers: {', '.join(sorted(SAMPLERS))}; works: {', '.join(references())}"
+            )
+    return "\n\n".join(references()[key] for key in dict.fromkeys(keys))

@@ -1,0 +1,219 @@
+"""Times by name: decreasing, in [0, 1], the same for all samplers.
+
+A grid of n steps has n + 1 times, from `start` to `stop`. Names that space by λ or κ, which are infinite or zero at
+t = 0, space n − 1 steps down to `t_min` and then step to 0; the step to σ = 0 is the exact last row of every sampler.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoreflow.path import GaussianPath, check_time
+
+GridRule = Callable[..., Tensor]
+GRIDS: dict[str, GridRule] = {}
+
+
+def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
+    """Register a rule `(path, steps, start, stop, **options) → float64 times (steps + 1,)` by name."""
+
+    def register(rule: GridRule) -> GridRule:
+        if name in GRIDS:
+            raise ValueError(f"the grid name {name!r} is taken")
+        GRIDS[name] = rule
+        return rule
+
+    return register
+
+
+def grid(
+    path: GaussianPath,
+    steps: int,
+    name: str | Sequence[float] | Tensor | None = None,
+    *,
+    start: float = 1.0,
+    stop: float = 0.0,
+    **options: float,
+) -> tuple[float, ...]:
+    """The times of a run, decreasing, as floats.
+
+    Args:
+        path: the path they are for.
+        steps: the number of intervals.
+        name: a grid's name, or None: on a path made from betas "trailing", the chain itself or a stride of it,
+            elsewhere "uniform".
+        start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
+        options: of the grid, such as `rho=` of karras and `t_min=` of karras and logsnr.
+
+    Raises:
+        ValueError: an unknown name or option, steps < 1, ends outside [0, 1] or in the wrong order, more steps than the
+            chain has, or an end where the grid's variable is infinite.
+        TypeError: steps is not a whole number.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"steps must be a whole number ≥ 1, got {steps!r}")
+    if steps < 1:
+        raise ValueError(f"steps must be a whole number ≥ 1, got {steps}")
+    check_ends(start, stop)
+    name = ("uniform" if path.T is None else "trailing") if name is None else name
+    if not isinstance(name, str) or name not in GRIDS:
+        near = difflib.get_close_matches(str(name), GRIDS, n=3, cutoff=0.5)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"no grid is called {name!r}{guess} Known: {', '.join(GRIDS)}; or give the times themselves")
+    known = list(inspect.signature(GRIDS[name]).parameters)[4:]
+    if unknown := set(options) - set(known):
+        raise ValueError(f"grid {name!r} has no option {min(unknown)!r}; it has {', '.join(known) or 'none'}")
+    times = GRIDS[name](path, steps, start, stop, **options)
+    times[0], times[-1] = start if not _on_chain(name) else times[0], stop
+    return check_times(times)
+
+
+def check_ends(start: float, stop: float) -> None:
+    """Raise ValueError unless 1 ≥ start > stop ≥ 0."""
+    if not check_time("start", start) > check_time("stop", stop):
+        raise ValueError(f"start must lie above stop, got start={start}, stop={stop}")
+
+
+def check_times(times: Sequence[float] | Tensor) -> tuple[float, ...]:
+    """Explicit times as floats. Raises ValueError unless there are two or more, in [0, 1], strictly decreasing."""
+    values = tuple(float(t) for t in (times.tolist() if isinstance(times, Tensor) else times))
+    if len(values) < 2:
+        raise ValueError(f"a grid needs at least two times, got {len(values)}")
+    for i, t in enumerate(values):
+        check_time(f"time {i} of the grid", t)
+        if i and not t < values[i - 1]:
+            raise ValueError(f"the times of a grid must decrease, got {values[i - 1]} then {t} at place {i}")
+    return values
+
+
+def default_t_min(path: GaussianPath) -> float:
+    """The last time before 0 where a grid or a solver cannot reach 0: the chain's first node, else 1e-3."""
+    return 1 / path.T if path.T else 1e-3
+
+
+@grid_rule("uniform")
+def uniform(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Equal steps in t."""
+    return _even(start, stop, steps)
+
+
+@grid_rule("quadratic")
+def quadratic(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Equal steps in √t (Song et al., 2021, DDIM, Appendix D.2)."""
+    return _even(math.sqrt(start), math.sqrt(stop), steps) ** 2
+
+
+@grid_rule("cosine")
+def cosine(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Equal steps in the angle θ = arctan κ, by which DDIM turns a state; the nodes of a cosine schedule."""
+    angles = _even(math.atan(path.kappa(start)), math.atan(path.kappa(stop)), steps)
+    return path.time(-torch.log(torch.tan(angles)))
+
+
+@grid_rule("logsnr")
+def logsnr(path: GaussianPath, steps: int, start: float, stop: float, t_min: float | None = None) -> Tensor:
+    """Equal steps in λ (Lu et al., 2022, DPM-Solver, Section 3.4)."""
+    return _through(path, steps, start, stop, t_min, path.lam, path.time, "logsnr")
+
+
+@grid_rule("karras")
+def karras(path: GaussianPath, steps: int, start: float, stop: float, t_min: float | None = None, rho: float = 7.0) -> Tensor:
+    """Equal steps in κ^{1/ρ} (Karras et al., 2022, Eq. 5)."""
+    if not rho > 0:
+        raise ValueError(f"rho must be > 0, got {rho}")
+    return _through(
+        path, steps, start, stop, t_min, lambda t: path.kappa(t) ** (1 / rho), lambda k: path.time(-rho * k.log()), "karras"
+    )
+
+
+@grid_rule("trailing")
+def trailing(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T."""
+    top, bottom = _node(path, "start", start), _node(path, "stop", stop)
+    _enough(steps, top - bottom)
+    # Half-way cases round up, in whole numbers.
+    return _nodes(path, [bottom + (2 * (top - bottom) * (steps - i) + steps) // (2 * steps) for i in range(steps + 1)])
+
+
+@grid_rule("leading")
+def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere)."""
+    top = _node(path, "start", start)
+    _to_zero("leading", stop)
+    _enough(steps, top)
+    return _nodes(path, [*(1 + j * (top // steps) for j in reversed(range(steps))), 0])
+
+
+@grid_rule("linspace")
+def linspace(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Labels spread evenly from T − 1 to 0, both included, then 0 (Nichol & Dhariwal, 2021)."""
+    top = _node(path, "start", start)
+    _to_zero("linspace", stop)
+    _enough(steps, top)
+    # Half-way cases round up; one step starts at the top.
+    labels = (
+        [(2 * (top - 1) * j + (steps - 1)) // (2 * (steps - 1)) for j in reversed(range(steps))] if steps > 1 else [top - 1]
+    )
+    return _nodes(path, [*(1 + label for label in labels), 0])
+
+
+def _even(a: float, b: float, steps: int) -> Tensor:
+    """steps + 1 evenly spaced values, both ends exact."""
+    i = torch.arange(steps + 1, dtype=torch.float64)
+    return (a * (steps - i) + b * i) / steps
+
+
+def _through(
+    path: GaussianPath,
+    steps: int,
+    start: float,
+    stop: float,
+    t_min: float | None,
+    variable: Callable[[float], float],
+    inverse: Callable[[Tensor], Tensor],
+    name: str,
+) -> Tensor:
+    """Equal steps in a variable that is infinite at t = 0: down to `t_min`, then 0."""
+    if path.alpha(start) == 0:
+        raise ValueError(f"grid {name!r} needs alpha > 0 at its start; {path} has alpha=0 at t={start}: give a start below it")
+    if path.sigma(stop) > 0:
+        return inverse(_even(variable(start), variable(stop), steps))
+    low = default_t_min(path) if t_min is None else t_min
+    if not 0 < low < start:
+        raise ValueError(f"t_min must lie between 0 and start={start}, got {low}")
+    if steps == 1:
+        return torch.tensor([start, stop], dtype=torch.float64)
+    return torch.cat([inverse(_even(variable(start), variable(low), steps - 1)), torch.zeros(1, dtype=torch.float64)])
+
+
+def _on_chain(name: str) -> bool:
+    return name in ("trailing", "leading", "linspace")
+
+
+def _nodes(path: GaussianPath, nodes: Sequence[int]) -> Tensor:
+    return torch.tensor(nodes, dtype=torch.float64) / (path.T or 1)
+
+
+def _node(path: GaussianPath, name: str, t: float) -> int:
+    if path.T is None:
+        raise ValueError(f"this grid needs a path made from betas; {path} has no chain: use 'uniform'")
+    node = round(t * path.T)
+    if abs(node - t * path.T) > 1e-6:
+        raise ValueError(f"{name}={t} is no node of the chain of {path.T} steps; the nearest is {node / path.T}")
+    return node
+
+
+def _enough(steps: int, available: int) -> None:
+    if steps > available:
+        raise ValueError(f"steps={steps} is more than the {available} steps of the chain: use grid='uniform'")
+
+
+def _to_zero(name: str, stop: float) -> None:
+    if stop != 0:
+        raise ValueError(f"grid {name!r} ends at stop=0, got stop={stop}: use 'trailing' or 'uniform'")

@@ -1,0 +1,200 @@
+"""One network, five predictions: `ScoreModel` maps what a network says to ε, x_0, the score, v and the flow."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from scoreflow.path import PREDICTIONS, GaussianPath, Prediction, check_time
+
+TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
+TIMES = ("unit", "index", "label", "log-snr", "sigma")
+
+
+class ScoreModel:
+    """A network `net(x, t, **conditions)` on a path, read as any of the five predictions.
+
+    Args:
+        net: a module or callable from states (B, ...) and times (B,) to the shape of the states; or to twice the
+            channels (dimension 1), when the second half is its word on the variance (Nichol & Dhariwal, 2021).
+        path: the path it was trained on.
+        prediction: what it was trained to give: "eps", "x0", "v" (`α ε − σ x_0`), "score" (`∇log p_t`) or "flow"
+            (`dx_t/dt` along the path, `α' x_0 + σ' ε`).
+        time: what it is told of the time. "unit": t in [0, 1]. "index": the label `t·T − 1` of a chain of T steps, 0…T−1,
+            as a real number. "label": the same as int64, for networks with a table of embeddings; a time between the
+            nodes is an error. "log-snr": 2λ. "sigma": σ_t. Or a callable from times (B,) in float64 to labels.
+
+    The network sees states in its own dtype and labels in at least float32; answers come in the dtype of the state.
+    Gradients flow. `nfe` counts the evaluations since the model was made.
+
+    Raises:
+        TypeError: net is not callable or path is no GaussianPath.
+        ValueError: an unknown prediction or time, or a label without a chain.
+
+    Reference:
+        Song et al. (2021), Section 3; v: Salimans & Ho (2022); flow: Lipman et al. (2023).
+    """
+
+    cost = 1
+    """Network evaluations a call."""
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        path: GaussianPath,
+        prediction: Prediction = "eps",
+        time: TimeLabel | Callable[[Tensor], Tensor] = "unit",
+    ) -> None:
+        if not callable(net):
+            raise TypeError(f"net must be a module or a callable, got {type(net).__name__}")
+        if not isinstance(path, GaussianPath):
+            raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        if not callable(time) and time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)} or a callable, got {time!r}")
+        if time in ("index", "label") and path.T is None:
+            raise ValueError(
+                f"time={time!r} needs a path with a chain, such as VPSDE.from_betas(betas); {path} has none. "
+                "Give time=lambda t: ... to say what the network is told"
+            )
+        self.net, self.path, self.prediction, self.time = net, path, prediction, time
+        self.nfe = 0
+
+    def __repr__(self) -> str:
+        return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={self.time!r})"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of the network's parameters; None if it has none."""
+        return None if (one := self._parameter()) is None else one.dtype
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the network's parameters; None if it has none."""
+        return None if (one := self._parameter()) is None else one.device
+
+    def _parameter(self) -> Tensor | None:
+        if not isinstance(self.net, nn.Module):
+            return None
+        return next((p for p in self.net.parameters() if p.is_floating_point()), None)
+
+    def __call__(self, x: Tensor, t: float | Tensor, want: Prediction = "eps", **conditions: Any) -> Tensor:
+        """The prediction `want` at states x (B, ...) and times t in [0, 1], a float or (B,), in the shape of x.
+
+        Raises:
+            ValueError: times outside [0, 1] or not (B,); an output of the wrong shape; a prediction that cannot be had
+                from the network's at t (an ε-network says nothing of x_0 where α = 0).
+        """
+        return self.express(self.evaluate(x, t, **conditions)[0], x, t, want)
+
+    def eps(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
+        """`ε̂ = (x_t − α x̂_0)/σ`."""
+        return self(x, t, "eps", **conditions)
+
+    def x0(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
+        """`x̂_0 = E[x_0 | x_t]`."""
+        return self(x, t, "x0", **conditions)
+
+    def score(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
+        """`∇log p_t(x) = −ε̂/σ`."""
+        return self(x, t, "score", **conditions)
+
+    def v(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
+        """`v = α ε̂ − σ x̂_0`."""
+        return self(x, t, "v", **conditions)
+
+    def flow(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
+        """`dx/dt` of the probability-flow ODE, `α' x̂_0 + σ' ε̂ = f x − ½ g² ∇log p_t`."""
+        return self(x, t, "flow", **conditions)
+
+    def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
+        """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
+        label = self._label(self._times(x, t), x)
+        self.nfe += self.cost
+        output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
+        output = output.to(x.dtype)
+        if output.shape == x.shape:
+            return output, None
+        if x.ndim > 1 and output.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+            prediction, variance = output.chunk(2, dim=1)
+            return prediction, variance
+        raise ValueError(
+            f"the network returned shape {tuple(output.shape)} for states of shape {tuple(x.shape)}: expected that "
+            "shape, or twice its channels when the variance is learned"
+        )
+
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
+        """The network's prediction `output` at (x, t) said as `want`: `a·x + b·output`, a and b from the path."""
+        if want == self.prediction:
+            return output
+        if isinstance(t, Tensor):
+            shape = (-1, *[1] * (x.ndim - 1))
+            a, b = (c.to(x).reshape(shape) for c in self.path.convert(self.prediction, want, t))
+            return x * a + output * b
+        weight, m = self.path.convert(self.prediction, want, t)
+        if not (math.isfinite(weight) and math.isfinite(m)):
+            alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+            hint = ": start below it, or use an x0-, v- or flow-network" if alpha == 0 else ""
+            raise ValueError(
+                f"prediction {self.prediction!r} does not give {want!r} at t={t}, where alpha={alpha}, sigma={sigma}{hint}"
+            )
+        return (output * m).add_(x, alpha=weight) if weight else output * m
+
+    def accepts(self, keyword: str) -> bool:
+        """Whether the network takes this keyword."""
+        try:
+            parameters = inspect.signature(self.net.forward if isinstance(self.net, nn.Module) else self.net).parameters
+        except (TypeError, ValueError):
+            return True
+        return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or keyword in list(parameters)[2:]
+
+    def _times(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """Times (B,) in float64, checked where that costs no synchronisation."""
+        if not isinstance(t, Tensor):
+            t = torch.tensor(check_time("t", t), dtype=torch.float64)
+        elif t.is_complex() or not t.is_floating_point():
+            raise TypeError(f"t must be a float or a floating-point tensor of shape (B,), got dtype {t.dtype}")
+        elif t.shape not in ((), x.shape[:1]):
+            raise ValueError(f"t must be a float or of shape ({len(x)},), got shape {tuple(t.shape)}")
+        elif t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"t must lie between 0 (data) and 1 (prior), got {t}")
+        return t.double().expand(len(x))
+
+    def _label(self, t: Tensor, x: Tensor) -> Tensor:
+        """What the network is told, on the device of x."""
+        if self.time == "unit":
+            label = t
+        elif self.time == "log-snr":
+            label = 2 * self.path.lam(t)
+        elif self.time == "sigma":
+            label = self.path.sigma(t)
+        elif self.time in ("index", "label"):
+            label = t * (self.path.T or 0) - 1
+            whole = label.round()
+            near = (label - whole).abs() < 1e-6
+            label = torch.where(near, whole, label)
+            if self.time == "label":
+                if t.device.type != "meta" and not bool((near & (whole >= 0)).all()):
+                    wrong = t[~(near & (whole >= 0))][0].item()
+                    raise ValueError(
+                        f"the network takes whole labels 0…{self.path.T - 1 if self.path.T else 0} (time='label'), and "
+                        f"t={wrong} has the label {wrong * (self.path.T or 0) - 1:.6g}: use a grid of the chain "
+                        "('trailing', 'leading', 'linspace') and a sampler that stays on it"
+                    )
+                return whole.long().to(x.device)
+        else:
+            assert callable(self.time)
+            label = torch.as_tensor(self.time(t))
+            if label.shape != t.shape:
+                raise ValueError(f"time(t) must give shape {tuple(t.shape)}, got {tuple(label.shape)}")
+        if not label.is_floating_point():
+            return label.to(x.device)
+        return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)

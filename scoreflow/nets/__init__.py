@@ -1,0 +1,5 @@
+"""Small reference networks. Any torch module serves in their place."""
+
+from scoreflow.nets.unet import UNet
+
+__all__ = ["UNet"]

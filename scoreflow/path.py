@@ -1,0 +1,255 @@
+"""Gaussian paths: `x_t = α_t x_0 + σ_t ε`, and every coefficient that follows from it.
+
+A path is the two curves log α and log σ. All that a sampler needs is derived from them here, once, in float64, by
+`expm1` and `log1p`, and stays finite where σ → 0 and where α_t = 0. Times run from 0 (data) to 1 (prior).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor
+
+from scoreflow.row import Row
+
+S = TypeVar("S", float, Tensor)
+Self = TypeVar("Self")
+Prediction = Literal["eps", "x0", "v", "score", "flow"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
+
+
+def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
+    """Let a formula for float64 tensors take a number, or a tensor of any floating dtype, and answer in kind."""
+    name = formula.__name__
+
+    def method(self: Self, t: S) -> S:
+        if isinstance(t, Tensor):
+            return formula(self, t.double()).to(t.dtype)
+        known: dict[tuple[str, float], float] = self.__dict__.setdefault("_known", {})
+        if (name, t) not in known:
+            if len(known) > 100_000:
+                known.clear()
+            # No gradient flows from a number, so keep the formula out of any surrounding graph.
+            known[name, t] = formula(self, torch.tensor(float(t), dtype=torch.float64)).item()
+        return known[name, t]
+
+    method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
+    return method
+
+
+def check_time(name: str, t: float) -> float:
+    """The time as a float. Raises ValueError outside [0, 1], TypeError if it is no number."""
+    try:
+        value = float(t)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}") from error
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
+    return value
+
+
+class GaussianPath:
+    """`x_t = α_t x_0 + σ_t ε`. Subclasses give `log_alpha` and `log_sigma`; all else is derived.
+
+    Every method takes times in [0, 1], a float or a tensor of shape (B,), and answers with a float or a tensor of that
+    shape. The arithmetic is float64.
+
+    | method | meaning |
+    |---|---|
+    | `alpha`, `sigma`, `log_alpha`, `log_sigma` | the curves |
+    | `lam` | `λ = log(α/σ)`, half the log-SNR; falls with t; ∞ at σ = 0, −∞ at α = 0 |
+    | `kappa` | `κ = σ/α = e^{−λ}`, EDM's sigma |
+    | `f`, `g2` | the forward SDE `dx = f x dt + g dw`: `f = d log α/dt`, `g² = dσ²/dt − 2 f σ²` |
+    | `alpha_slope`, `sigma_slope`, `lam_slope` | derivatives by t |
+    | `time` | the t with λ(t) = lam |
+
+    Reference:
+        Score-Based Generative Modeling through SDEs (Song et al., 2021); letters as in DPM-Solver (Lu et al., 2022).
+    """
+
+    T: int | None = None
+    """The number of steps of the DDPM chain the path was made from; node i stands at t = i/T."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    # -- the curves --------------------------------------------------------------------------------------------------
+    @curve
+    def log_alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define log_alpha")
+
+    @curve
+    def log_sigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define log_sigma")
+
+    @curve
+    def alpha(self, t: Tensor) -> Tensor:
+        """α."""
+        return self.log_alpha(t).exp()
+
+    @curve
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ."""
+        return self.log_sigma(t).exp()
+
+    @curve
+    def lam(self, t: Tensor) -> Tensor:
+        """λ = log α − log σ."""
+        return self.log_alpha(t) - self.log_sigma(t)
+
+    @curve
+    def kappa(self, t: Tensor) -> Tensor:
+        """κ = σ/α."""
+        return (-self.lam(t)).exp()
+
+    # -- the forward SDE ---------------------------------------------------------------------------------------------
+    @curve
+    def f(self, t: Tensor) -> Tensor:
+        """f = d log α/dt."""
+        return _slope(self.log_alpha, t)
+
+    @curve
+    def g2(self, t: Tensor) -> Tensor:
+        """g² = dσ²/dt − 2 f σ² = −2 σ² dλ/dt."""
+        return -2 * self.sigma(t) ** 2 * _slope(self.lam, t)
+
+    @curve
+    def alpha_slope(self, t: Tensor) -> Tensor:
+        """dα/dt = f α."""
+        return self.f(t) * self.alpha(t)
+
+    @curve
+    def sigma_slope(self, t: Tensor) -> Tensor:
+        """dσ/dt = f σ + g²/(2σ); infinite where σ = 0 and g > 0."""
+        return self.f(t) * self.sigma(t) + self.g2(t) / (2 * self.sigma(t))
+
+    @curve
+    def lam_slope(self, t: Tensor) -> Tensor:
+        """dλ/dt = −g²/(2σ²)."""
+        return -self.g2(t) / (2 * self.sigma(t) ** 2)
+
+    @curve
+    def time(self, lam: Tensor) -> Tensor:
+        """The t with λ(t) = lam, held to [0, 1]; by bisection unless the path has a closed form."""
+        return _bisect(self.lam, lam, torch.zeros_like(lam), torch.ones_like(lam))
+
+    # -- transitions -------------------------------------------------------------------------------------------------
+    def prior_std(self, t: S) -> S:
+        """`√(α² + σ²)`, what the states at t have for a standard deviation when the data have mean 0 and variance 1.
+
+        It is 1 on a VP path. The prior at t is N(0, prior_std² I).
+        """
+        return _lift(torch.hypot, self.alpha(t), self.sigma(t))
+
+    def forward(self, t: S, u: S) -> Row:
+        """`q(x_u | x_t)` for u ≥ t: `x_u = (α_u/α_t) x_t + √(σ_u² − (α_u σ_t/α_t)²) ε`."""
+        x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
+        z = _lift(lambda std, lo, hi: std * (-torch.expm1(2 * (lo - hi))).sqrt(), self.sigma(u), self.lam(u), self.lam(t))
+        return Row(x, (), z)
+
+    def posterior_std(self, t: S, s: S, eta: float = 1.0) -> S:
+        """`σ_s √(1 − e^{−2η²h})`, h = λ_s − λ_t: the noise of the reverse SDE of level η, solved exactly from t to s.
+
+        η = 1 is the standard deviation of `q(x_s | x_t, x_0)`, on a chain √β̃ (Ho et al., 2020, Eq. 7).
+        """
+        if eta == 0:
+            return self.sigma(s) * 0.0
+        return _lift(lambda std, lo, hi: std * (-torch.expm1(2 * eta**2 * (lo - hi))).sqrt(),
+                     self.sigma(s), self.lam(t), self.lam(s))  # fmt: skip
+
+    def bridge(self, t: S, s: S, eta: float = 0.0, *, std: S | None = None) -> Row:
+        """`x_s ~ N(α_s x̂_0 + √(σ_s² − c²) (x_t − α_t x̂_0)/σ_t, c²)`, with c = `std` or η · `posterior_std(t, s)`.
+
+        The row's output is x̂_0. Every c gives the right marginal at s. η = 1 is the posterior `q(x_s | x_t, x̂_0)`,
+        η = 0 has no noise; t = s with c > 0 redraws a part of the noise.
+
+        Raises:
+            ValueError: η < 0, or c > σ_s.
+
+        Reference:
+            Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 7, 12, 16.
+        """
+
+        def row(lam_t: Tensor, lam_s: Tensor, alpha_s: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> tuple[Tensor, ...]:
+            # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
+            if std is None:
+                lost = -torch.expm1(2 * (lam_t - lam_s))
+                c, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
+            else:
+                c = torch.as_tensor(std, dtype=torch.float64)
+                gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
+            log_r = torch.log1p(-gone) / 2
+            if eta < 0 or bool(log_r.isnan().any()):
+                raise ValueError(f"eta={eta}, std={std} must be ≥ 0 and leave a variance ≥ 0 from t={t} to s={s}")
+            return log_r.exp() * sigma_s / sigma_t, -alpha_s * torch.expm1(lam_t - lam_s + log_r), c
+
+        x, m, z = _lift_many(row, self.lam(t), self.lam(s), self.alpha(s), self.sigma(s), self.sigma(t))
+        return Row(x, (m,), z)
+
+    # -- predictions -------------------------------------------------------------------------------------------------
+    def convert(self, source: Prediction, target: Prediction, t: S) -> tuple[S, S]:
+        """(a, b) with `target = a·x_t + b·source`, by Cramer's rule in the basis (x_0, ε).
+
+        `x_t = α x_0 + σ ε`, `score = −ε/σ`, `v = α ε − σ x_0`, `flow = α' x_0 + σ' ε`.
+
+        Raises:
+            ValueError: a prediction that is none of eps, x0, v, score, flow.
+        """
+        for name, kind in (("prediction", source), ("target", target)):
+            if kind not in PREDICTIONS:
+                raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+        if source == target:
+            one = self.alpha(t) * 0.0 + 1.0
+            return one * 0.0, one
+
+        def det(u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]) -> Tensor:
+            return u[0] * v[1] - u[1] * v[0]
+
+        u = torch.as_tensor(t, dtype=torch.float64)
+        x, on_source, on_target = (self.alpha(u), self.sigma(u)), self._basis(u, source), self._basis(u, target)
+        a, b = det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
+        if isinstance(t, Tensor):
+            return a.to(t.dtype), b.to(t.dtype)
+        return a.item(), b.item()
+
+    def _basis(self, t: Tensor, kind: Prediction) -> tuple[Tensor, Tensor]:
+        """The prediction's weights on x_0 and on ε."""
+        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        if kind == "eps":
+            return zero, one
+        if kind == "x0":
+            return one, zero
+        if kind == "score":
+            return zero, -1 / self.sigma(t)
+        if kind == "v":
+            return -self.sigma(t), self.alpha(t)
+        return self.alpha_slope(t), self.sigma_slope(t)
+
+
+def _lift(formula: Callable[..., Tensor], *values: S) -> S:
+    (out,) = _lift_many(lambda *tensors: (formula(*tensors),), *values)
+    return out
+
+
+def _lift_many(formula: Callable[..., tuple[Tensor, ...]], *values: S) -> tuple[S, ...]:
+    """A formula for float64 tensors, on numbers or tensors."""
+    out = formula(*(torch.as_tensor(v).double() for v in values))
+    dtype = next((v.dtype for v in values if isinstance(v, Tensor)), None)  # type: ignore[attr-defined]
+    return cast("tuple[S, ...]", tuple(o.item() if dtype is None else o.to(dtype) for o in out))
+
+
+def _slope(of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """The derivative of an elementwise curve."""
+    value: Any = torch.func.jvp(of, (t,), (torch.ones_like(t),))[1]
+    return cast(Tensor, value)
+
+
+def _bisect(of: Callable[[Tensor], Tensor], value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+    """Where a falling curve takes a value; to the last digit of float64."""
+    for _ in range(60):
+        mid = (lo + hi) / 2
+        above = of(mid) > value
+        lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
+    return torch.where(of(hi) == value, hi, (lo + hi) / 2)

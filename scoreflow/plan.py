@@ -1,0 +1,170 @@
+"""A run laid out ahead: every row of a linear sampler on a grid, as plain numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from scoreflow.path import GaussianPath, Prediction
+from scoreflow.row import Row
+
+Memory = tuple[tuple[float, Tensor], ...]
+
+
+class Model(Protocol):
+    """What a sampler asks of a model: its path, and a prediction at (x, t)."""
+
+    @property
+    def path(self) -> GaussianPath: ...
+    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
+
+
+class Stage(NamedTuple):
+    """A row, and the time at which the state it makes stands."""
+
+    t: float
+    row: Row
+
+
+class PlannedStep(NamedTuple):
+    """One step t → s.
+
+    Attributes:
+        asks: whether the network is asked at t first, or its last word already stands there.
+        stages: rows in order. The network is asked at the state of each but the last, which is x_s. A row weighs all
+            outputs in view, newest first: those of the earlier stages, then those remembered.
+    """
+
+    t: float
+    s: float
+    asks: bool
+    stages: tuple[Stage, ...]
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations."""
+        return self.asks + len(self.stages) - 1
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a draw is needed; the stages of a step share it."""
+        return any(row.z != 0 for _, row in self.stages)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows of a run. Immutable, hashable, printable, JSON both ways; running it is running its sampler, to the bit.
+
+    Attributes:
+        sampler, options, path: what it was made from, as names and text.
+        wants: the prediction its rows weigh.
+        history: how many of the network's words a step may look back on.
+        reuse: whether the word spoken at a state that stands at s opens the next step (predict, evaluate, correct).
+        steps: the rows.
+    """
+
+    sampler: str
+    path: str
+    wants: Prediction
+    steps: tuple[PlannedStep, ...]
+    history: int = 1
+    reuse: bool = False
+    options: tuple[tuple[str, Any], ...] = field(default=())
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The grid, decreasing."""
+        return (*(step.t for step in self.steps), self.steps[-1].s)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of the whole run."""
+        return sum(step.nfe for step in self.steps)
+
+    @property
+    def noise_count(self) -> int:
+        """Draws of the size of the state that the run asks for, without the prior."""
+        return sum(step.noisy for step in self.steps)
+
+    @property
+    def peak_tensors(self) -> int:
+        """The most tensors of the size of the state that are alive at once, outside the network."""
+        return max(self._alive())
+
+    def _alive(self) -> Iterator[int]:
+        remembered = 0
+        for step in self.steps:
+            remembered = min(remembered + step.asks, self.history)
+            # x_t, what is remembered, the outputs of earlier stages, the state being made, its draw.
+            yield from (2 + remembered + i + int(row.z != 0) for i, (_, row) in enumerate(step.stages))
+
+    def to_json(self) -> str:
+        """The plan as JSON; numbers keep every digit."""
+        return json.dumps({**self.__dict__, "options": dict(self.options)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is no plan.
+        """
+        try:
+            data = json.loads(text)
+            steps = tuple(
+                PlannedStep(t, s, asks, tuple(Stage(u, Row(x, tuple(m), z)) for u, (x, m, z) in stages))
+                for t, s, asks, stages in data.pop("steps")
+            )
+            options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
+            return cls(steps=steps, options=options, **data)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"this text is no plan: {error}") from error
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value}" for name, value in self.options)
+        head = (
+            f"{self.sampler}{options} on {self.path}: {len(self.steps)} steps, {self.nfe} evaluations, "
+            f"{self.noise_count} draws; outputs are {self.wants}\n{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.wants} + z·ε"
+        )
+        lines = [
+            f"{step.t:10.6f} {stage.t:10.6f}  {stage.row.x:+.6e}·x "
+            + " ".join(f"{m:+.6e}·{self.wants}" for m in stage.row.m)
+            + (f" {stage.row.z:+.6e}·ε" if stage.row.z else "")
+            for step in self.steps
+            for stage in step.stages
+        ]
+        return "\n".join([head, *lines])
+
+
+def advance(
+    step: PlannedStep,
+    plan: Plan,
+    model: Model,
+    x: Tensor,
+    memory: Memory,
+    noise: Callable[[Tensor, float, float], Tensor],
+) -> tuple[Tensor, Memory, Tensor | None]:
+    """Take one planned step: the new state, what the next step may want, an embedded error estimate or None."""
+    seen = ((step.t, model(x, step.t, plan.wants)), *memory) if step.asks else memory
+    seen = seen[: plan.history]
+    outputs, lower = [output for _, output in seen], None
+    draws: list[Tensor] = []
+
+    def draw() -> Tensor:
+        if not draws:
+            draws.append(noise(x, step.t, step.s))
+        return draws[0]
+
+    for u, row in step.stages[:-1]:
+        y = row(x, outputs, draw)
+        outputs.insert(0, model(y, u, plan.wants))
+        if u == step.s:
+            lower = y  # a stage that lands on s is an embedded solution
+            if plan.reuse:
+                seen = ((u, outputs[0]), *seen)
+    x_s = step.stages[-1].row(x, outputs, draw)
+    return x_s, seen, None if lower is None else x_s - lower

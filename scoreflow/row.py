@@ -1,0 +1,60 @@
+"""The affine Gaussian step: what every linear sampler comes down to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+Scalar = float | Tensor
+
+
+class Row(NamedTuple):
+    """`x_s = x·x_t + Σ_j m_j·M_j + z·ε`: each coefficient bears the name of what it multiplies.
+
+    Attributes:
+        x: the weight of the state x_t.
+        m: the weights of what the network said, M_j, newest first.
+        z: the standard deviation of the noise.
+
+    The coefficients are floats, or tensors of shape (B,) with one value a sample.
+    """
+
+    x: Scalar
+    m: tuple[Scalar, ...] = ()
+    z: Scalar = 0.0
+
+    def __call__(self, x_t: Tensor, outputs: Sequence[Tensor] = (), draw: Callable[[], Tensor] | None = None) -> Tensor:
+        """Apply the row to a state (B, ...), the outputs it weighs and a standard normal draw, all of that shape.
+
+        `draw` is called only where z is not zero.
+
+        Raises:
+            ValueError: more or fewer outputs than weights, or noise without a `draw`.
+        """
+        if len(outputs) != len(self.m):
+            raise ValueError(f"this row weighs {len(self.m)} outputs, got {len(outputs)}")
+        x_s = x_t * _like(self.x, x_t)
+        for weight, output in zip(self.m, outputs, strict=True):
+            if isinstance(weight, Tensor):
+                x_s.add_(output * _like(weight, output))
+            elif weight != 0:
+                x_s.add_(output, alpha=weight)
+        if isinstance(self.z, Tensor) or self.z != 0:
+            if draw is None:
+                raise ValueError("this row adds noise: give draw")
+            x_s.add_(draw() * _like(self.z, x_t))
+        return x_s
+
+    def through(self, a: Scalar, b: Scalar) -> Row:
+        """The same step said in another prediction N, where `M_0 = a·x_t + b·N_0` (one output only)."""
+        (m,) = self.m
+        return Row(self.x + m * a, (m * b,), self.z)
+
+
+def _like(coefficient: Scalar, x: Tensor) -> Scalar:
+    """One value a sample, in a shape that multiplies a state; floats as they are."""
+    if isinstance(coefficient, Tensor) and coefficient.ndim:
+        return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return coefficient

@@ -1,0 +1,110 @@
+"""A run: the model with its conditions bound, its evaluations counted and its values watched; and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from scoreflow.model import ScoreModel
+from scoreflow.noise import Draws
+from scoreflow.path import Prediction
+from scoreflow.plan import Plan, advance
+from scoreflow.step import Linear, Sampler
+
+
+class State(NamedTuple):
+    """Where a walk stands: how many steps it took, the time, the state (B, ...)."""
+
+    step: int
+    t: float
+    x: Tensor
+
+
+class Run:
+    """A model for one run: its conditions bound, its evaluations counted sample by sample, its outputs watched."""
+
+    def __init__(self, model: ScoreModel, conditions: dict[str, Any], batch: int, counts: np.ndarray | None = None) -> None:
+        self.model, self.path, self.conditions = model, model.path, conditions
+        self.counts = np.zeros(batch, dtype=int) if counts is None else counts
+        self.watch = Watch()
+
+    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+        return self.express(self.evaluate(x, t)[0], x, t, want)
+
+    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """As of `ScoreModel`."""
+        output = self.model.evaluate(x, t, **self.conditions)
+        self.counts += self.model.cost
+        self.watch(output[0], f"the network's output at t={t:.6g}")
+        return output
+
+    def express(self, output: Tensor, x: Tensor, t: float, want: Prediction) -> Tensor:
+        """As of `ScoreModel`."""
+        return self.model.express(output, x, t, want)
+
+    def rows(self, start: int, stop: int) -> Run:
+        """The same run for some samples of the batch."""
+        batch = len(self.counts)
+        conditions = {
+            name: value[start:stop] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+            for name, value in self.conditions.items()
+        }
+        part = Run(self.model, conditions, batch, self.counts[start:stop])
+        part.watch = self.watch
+        return part
+
+
+class Watch:
+    """Raises where a value is not finite: at once on the host, at the end of the run elsewhere, so as not to wait."""
+
+    def __init__(self) -> None:
+        self.step, self.span = 0, (1.0, 0.0)
+        self.sums: list[tuple[Tensor, str]] = []
+
+    def __call__(self, value: Tensor, what: str) -> None:
+        if value.device.type == "meta":
+            return
+        finite = value.isfinite().all()
+        message = f"{what} is not finite, in step {self.step} (t={self.span[0]:.6g} → {self.span[1]:.6g})"
+        if value.device.type != "cpu":
+            self.sums.append((finite, message))
+        elif not finite:
+            raise FloatingPointError(message)
+
+    def close(self) -> None:
+        """Raise for the first value that was not finite."""
+        for finite, message in self.sums:
+            if not finite:
+                raise FloatingPointError(message)
+
+
+def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+    """Yield the state at every time of the grid. The only loop of the library.
+
+    A plan's rows are used as they are, a linear sampler's are laid out ahead; anything else steps by itself.
+
+    Args:
+        run: the model, bound to its conditions.
+        sampler: what steps.
+        times: decreasing; for a plan, its own.
+        x: the state (B, ...) at `times[0]`.
+        noise: a cursor of a noise source.
+
+    Raises:
+        FloatingPointError: a network output or state that is not finite; names the step and its times.
+    """
+    plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
+    memory: tuple[Any, ...] = ()
+    yield State(0, times[0], x)
+    for i, (t, s) in enumerate(pairwise(times)):
+        run.watch.step, run.watch.span = i + 1, (t, s)
+        if isinstance(plan, Plan):
+            x, memory, _ = advance(plan.steps[i], plan, run, x, memory, noise)
+        else:
+            x, memory, _ = plan.step(run, x, t, s, memory, noise)
+        run.watch(x, "the state")
+        yield State(i + 1, s, x)

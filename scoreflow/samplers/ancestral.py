@@ -1,0 +1,109 @@
+"""Samplers that step by the bridge `x_s ~ q(x_s | x_t, x̂_0)`: DDPM and DDIM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from scoreflow.chain import VARIANCES, Variance
+from scoreflow.noise import Draws
+from scoreflow.path import GaussianPath, Prediction
+from scoreflow.plan import Model
+from scoreflow.row import Row
+from scoreflow.step import Linear, Sampler, Step, family, sampler
+
+
+@family("ddpm")
+def ddpm(variance: Variance = "posterior", v: float | None = None) -> Sampler:
+    """`x_s ~ N(μ̃, c²)`, with `μ̃` the mean of the posterior `q(x_s | x_t, x_0 = x̂_0)`.
+
+    On a chain and its own grid this is `μ_θ = (x_t − β_t/√(1−ᾱ_t) ε_θ)/√α_t`; on a stride of it, the posterior of the
+    stride. The variance c² is, by name:
+
+    - posterior: `β̃ = σ_s² (1 − e^{−2h})`, right when the data are a point;
+    - beta: `β = σ_t² − (α_t/α_s)² σ_s²`, on a chain β_t, right when the data are N(0, I);
+    - interpolated: `exp(v log β + (1−v) log β̃)`, v the option or, if None, `(o + 1)/2` of the network's second output o;
+    - learned: `exp(o)`, o the network's second output.
+
+    The last step, to σ = 0, adds no noise.
+
+    Reference:
+        Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eqs. 7 and 11, Algorithm 2; interpolated and learned:
+        Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), Eq. 15.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    if v is not None and variance != "interpolated":
+        raise ValueError(f"v belongs to variance='interpolated', got v={v} with variance={variance!r}")
+    if variance == "learned" or (variance == "interpolated" and v is None):
+        return LearnedVariance(order=1, cites=("ho2020ddpm", "nichol2021improved"), default_steps=1000, variance=variance)
+    cites = ("ho2020ddpm",) if variance != "interpolated" else ("ho2020ddpm", "nichol2021improved")
+    return Linear(
+        rows=ddpm_row, order=1, cites=cites, default_steps=1000, lands=True, marginal=variance == "posterior"
+    )  # fmt: skip
+
+
+def ddpm_row(
+    path: GaussianPath, times: tuple[float, ...], s: float, *, variance: Variance = "posterior", v: float | None = None
+) -> Row:
+    """The row of `ddpm`; its output is x̂_0."""
+    t = times[0]
+    posterior = path.bridge(t, s, eta=1.0)
+    if variance == "posterior" or path.sigma(s) == 0:
+        return posterior
+    beta = path.forward(s, t).z
+    share = 1.0 if variance == "beta" else float(cast(float, v))
+    return posterior._replace(z=float(beta) ** share * float(posterior.z) ** (1 - share))
+
+
+class _Speaks(Protocol):
+    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]: ...
+    def express(self, output: Tensor, x: Tensor, t: float, want: Prediction) -> Tensor: ...
+
+
+@dataclass(frozen=True, repr=False)
+class LearnedVariance(Sampler):
+    """`ddpm` with a variance that the network gives for every entry: one evaluation, a row for the mean, its own noise."""
+
+    variance: Variance = "learned"
+
+    @property
+    def stochastic(self) -> bool:
+        return True
+
+    def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:
+        return len(times) - 1
+
+    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
+        network, path = cast(_Speaks, model), model.path
+        output, word = network.evaluate(x, t)
+        if word is None:
+            raise ValueError(
+                f"variance={self.variance!r} needs a network with twice the channels; this one returned the shape of "
+                "its input. Use variance='posterior', 'beta', or 'interpolated' with v="
+            )
+        row = path.bridge(t, s, eta=1.0)
+        x_s = row._replace(z=0.0)(x, [network.express(output, x, t, "x0")])
+        if path.sigma(s) == 0:
+            return Step(x_s)
+        if self.variance == "learned":
+            std = (word / 2).exp()
+        else:
+            share = (word + 1) / 2
+            std = float(path.forward(s, t).z) ** share * float(row.z) ** (1 - share)
+        return Step(x_s.add_(std * noise(x, t, s)))
+
+
+@sampler("ddim", order=1, cites=("song2021ddim",), lands=True)
+def ddim(path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float = 0.0) -> Row:
+    """`x_s = α_s x̂_0 + √(σ_s² − c²) ε̂ + c ε`, `c = η σ_s √(1 − e^{−2h})`, `ε̂ = (x_t − α_t x̂_0)/σ_t`.
+
+    η = 0 is the first-order exponential step of the probability-flow ODE; η = 1 is `ddpm`. Exact where x̂_0 does not
+    change along the step, so the last step to σ = 0 loses nothing.
+
+    Reference:
+        Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 12 and 16.
+    """
+    return path.bridge(times[0], s, eta)

@@ -1,0 +1,82 @@
+"""The times of a run, from what was asked: explicit times, a number of steps, a budget, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from scoreflow.grid import check_ends, check_times, default_t_min
+from scoreflow.grid import grid as make_grid
+from scoreflow.path import GaussianPath
+from scoreflow.step import Sampler
+
+Grid = str | Sequence[float] | Tensor | None
+
+
+def schedule(
+    sampler: Sampler,
+    path: GaussianPath,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+) -> tuple[float, ...]:
+    """The times of a run: from explicit ones, a number of steps, a budget, or the sampler's default.
+
+    Raises:
+        ValueError, TypeError: as `solve` says.
+    """
+    if grid is not None and not isinstance(grid, str):
+        for name, value, default in (("steps", steps, None), ("nfe", nfe, None), ("start", start, 1.0), ("stop", stop, 0.0)):
+            if value != default:
+                raise ValueError(f"{name}={value} and explicit times in grid exclude each other: the times say it all")
+        times = check_times(grid)
+        return (*times, 0.0) if denoise and times[-1] > 0 else times
+    check_ends(start, stop)
+    tail = (0.0,) if denoise and stop > 0 else ()
+    if steps is not None and nfe is not None:
+        raise ValueError(f"steps={steps} and nfe={nfe} exclude each other: give one")
+    if steps is None and nfe is None:
+        if sampler.default_steps is None and grid is None:
+            low = default_t_min(path)
+            short = (low,) if stop == 0 and start > low else ()
+            return (start, *short, stop, *tail)
+        steps = min(sampler.default_steps or 50, path.T or 10**9)
+        if path.T and sampler.default_steps == 1000:
+            steps = path.T
+
+    def lay(n: int) -> tuple[float, ...]:
+        return (*make_grid(path, n, grid, start=start, stop=stop), *tail)
+
+    return lay(steps) if steps is not None else lay(_within(sampler, path, lay, nfe))
+
+
+def _within(sampler: Sampler, path: GaussianPath, lay: Callable[[int], tuple[float, ...]], nfe: int | None) -> int:
+    """The most steps whose evaluations stay within the budget."""
+    if not isinstance(nfe, int) or isinstance(nfe, bool):
+        raise TypeError(f"nfe must be a whole number ≥ 1, got {nfe!r}")
+
+    def cost(n: int) -> int:
+        try:
+            asked = sampler.evaluations(path, lay(n))
+        except ValueError:
+            if n == 1:
+                raise
+            return 10**9  # more steps than the grid has
+        if asked is None:
+            raise ValueError(f"{sampler!r} cannot be held to nfe={nfe}: only its run tells what it asks; set its tolerance")
+        return asked
+
+    if nfe < cost(1):
+        raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")
+    n = 1
+    while cost(2 * n) <= nfe:
+        n *= 2
+    high = 2 * n
+    while high - n > 1:
+        middle = (n + high) // 2
+        n, high = (middle, high) if cost(middle) <= nfe else (n, middle)
+    return n

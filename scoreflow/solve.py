@@ -1,0 +1,276 @@
+"""The two calls that people make: `solve` from a state, `sample` from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow.grid import check_ends, check_times
+from scoreflow.model import ScoreModel
+from scoreflow.noise import Brownian, Replay, Source, White, check_seed
+from scoreflow.path import GaussianPath
+from scoreflow.plan import Plan
+from scoreflow.run import Run, State, walk
+from scoreflow.schedule import Grid, schedule
+from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler
+
+Noise = str | Tensor | White | Replay | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a run gave, and how it was made.
+
+    Attributes:
+        x: the state at the last time, (B, ...).
+        times: the grid, N + 1 decreasing floats.
+        states: with `trajectory=True` the states at all times, (N + 1, B, ...); else None.
+        nfe: network evaluations, counted; for a run that controls error sample by sample, the most of any sample.
+        nfe_per_sample: the same for each sample, (B,).
+        noise_count: draws made after the prior.
+        sampler: what stepped, with its options.
+        plan: the rows of a linear sampler; None for others.
+        seed: of the run, so that it can be had again; None when the noise was given.
+    """
+
+    x: Tensor
+    times: tuple[float, ...]
+    states: Tensor | None = field(repr=False)
+    nfe: int
+    nfe_per_sample: tuple[int, ...] = field(repr=False)
+    noise_count: int
+    sampler: Sampler
+    plan: Plan | None = field(repr=False)
+    seed: int | tuple[int, ...] | None
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution({self.sampler!r}, {len(self.times) - 1} steps from t={self.times[0]:g} to {self.times[-1]:g}, "
+            f"nfe={self.nfe}, x={tuple(self.x.shape)} {self.x.dtype})"
+        )
+
+    @property
+    def citations(self) -> str:
+        """BibTeX of the works that the sampler rests on."""
+        from scoreflow.cite import cite
+
+        return cite(*self.sampler.cites)
+
+
+def plan(
+    sampler: str | Sampler,
+    path: GaussianPath,
+    steps: int | None = None,
+    *,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+    **options: Any,
+) -> Plan:
+    """All rows of a linear sampler on a grid, before anything runs; arguments as of `solve`.
+
+    Raises:
+        ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
+    """
+    chosen = get_sampler(sampler, **options)
+    if not isinstance(chosen, Linear):
+        raise ValueError(f"{chosen!r} is not made of rows and has no plan")
+    return chosen.plan(path, schedule(chosen, path, steps, nfe, grid, start, stop, denoise))
+
+
+def solve(
+    model: ScoreModel,
+    x_T: Tensor,
+    sampler: str | Sampler | Plan = "ddim",
+    *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+    seed: int | Sequence[int] | None = None,
+    noise: Noise = None,
+    trajectory: bool = False,
+    callback: Callable[[State], object] | None = None,
+    progress: bool = False,
+    grad: bool = False,
+    **keywords: Any,
+) -> Solution:
+    """Carry the states x_T from `start` to `stop`.
+
+    Args:
+        model: the score model, or an oracle's.
+        x_T: states (B, ...), of any floating dtype and device; the run keeps both.
+        sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`.
+        steps: grid intervals. nfe: instead, a budget of network evaluations, of which the most is made. Neither: the
+            sampler's default.
+        grid: a name, or the times themselves. None: on a chain its own nodes or a stride of them, elsewhere uniform t.
+        start, stop: the first and last time. At σ = 0, which is t = 0, every run ends with a row that is exact: its own
+            for ddpm and ddim, x̂_0 for the others.
+        denoise: with stop > 0, step from there to x̂_0.
+        seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
+        noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
+            themselves, (count, B, ...), replayed in order.
+        trajectory: keep all states.
+        callback: called with the `State` at every time.
+        progress: show a bar.
+        grad: record the run for differentiation.
+        keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`.
+
+    Raises:
+        ValueError: an unknown name, a value that is not allowed, an ε-network started where α = 0, seeds or draws that
+            do not fit. TypeError: an option or condition that neither the sampler nor the network takes.
+        FloatingPointError: a state or an output that is not finite; names the step and its times.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
+        raise TypeError("x_T must be a floating-point tensor of shape (B, ...)")
+    path = model.path
+    if isinstance(sampler, Plan):
+        for name, value in (("steps", steps), ("nfe", nfe), ("grid", grid)):
+            if value is not None:
+                raise ValueError(f"a plan has its times, but {name}={value} was given too")
+        if sampler.path != repr(path):
+            raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
+        chosen, times, conditions = get_sampler(sampler.sampler, **dict(sampler.options)), sampler.times, keywords
+        rows: Plan | None = sampler
+    else:
+        options, conditions = _split(sampler, keywords)
+        chosen = get_sampler(sampler, **options)
+        times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
+        rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
+    _check_conditions(model, chosen, conditions)
+    if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score"):
+        raise ValueError(
+            f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
+            "Give a start below it, or use an x0-, v- or flow-network"
+        )
+    source, kept = _source(noise, seed, len(x_T), chosen)
+    if isinstance(source, Replay) and rows is not None and len(source) != rows.noise_count:
+        raise ValueError(f"noise holds {len(source)} draws and the run makes {rows.noise_count}")
+    run, draws = Run(model, conditions, len(x_T)), source.draws("step")
+    states: list[Tensor] = []
+    with torch.set_grad_enabled(grad):
+        for state in _shown(walk(run, rows or chosen, times, x_T, draws), len(times) - 1, chosen.name, progress):
+            if trajectory:
+                states.append(state.x)
+            if callback is not None:
+                callback(state)
+    run.watch.close()
+    if isinstance(source, Replay) and draws.count != len(source):
+        raise ValueError(f"noise holds {len(source)} draws and the run made {draws.count}")
+    return Solution(
+        x=state.x,
+        times=times,
+        states=torch.stack(states) if trajectory else None,
+        nfe=int(run.counts.max(initial=0)),
+        nfe_per_sample=tuple(run.counts.tolist()),
+        noise_count=draws.count,
+        sampler=chosen,
+        plan=rows,
+        seed=kept,
+    )
+
+
+def sample(
+    model: ScoreModel,
+    shape: Sequence[int],
+    sampler: str | Sampler | Plan = "ddim",
+    *,
+    seed: int | Sequence[int] | None = None,
+    noise: Noise = None,
+    start: float = 1.0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    **keywords: Any,
+) -> Tensor:
+    """Draw from the prior and solve: samples of the given shape (B, ...).
+
+    The prior at `start` is N(0, prior_std² I), drawn from its own stream of the seed. With draws given as `noise`, the
+    first of them is the prior's.
+
+    Args:
+        shape: of the batch, B first.
+        dtype, device: of the state; by default the network's.
+        sampler, seed, noise, start, keywords: as of `solve`.
+
+    Raises:
+        As `solve`.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    size = tuple(shape)
+    if not size or not all(isinstance(n, int) and n >= 1 for n in size):
+        raise ValueError(f"shape must be whole numbers ≥ 1, batch first, got {shape!r}")
+    first = sampler.times[0] if isinstance(sampler, Plan) else start
+    if isinstance(grid := keywords.get("grid"), Sequence | Tensor) and not isinstance(grid, str):
+        first = check_times(grid)[0]
+    like = torch.empty(size, dtype=dtype or model.dtype, device=device or model.device)
+    if isinstance(noise, Tensor):
+        if not len(noise):
+            raise ValueError("noise holds 0 draws; the first is the prior's")
+        draw, noise = Replay(noise).draws("prior")(like), noise[1:]
+    else:
+        if noise is None or isinstance(noise, str):
+            seed = check_seed(seed, size[0])
+        source, _ = _source(noise, seed, size[0], None)
+        draw = source.draws("prior")(like)
+    check_ends(first, 0.0)
+    x_T = draw * model.path.prior_std(first)
+    return solve(model, x_T, sampler, seed=seed, noise=noise, start=start, **keywords).x
+
+
+def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords into options of the named sampler, and the rest."""
+    if not isinstance(sampler, str):
+        return {}, keywords
+    known = SAMPLERS[sampler].options if sampler in SAMPLERS else {}
+    return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
+
+
+def _check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, Any]) -> None:
+    for name in conditions:
+        if not model.accepts(name):
+            options = ", ".join(SAMPLERS[sampler.name].options) or "none" if sampler.name in SAMPLERS else "none"
+            raise TypeError(
+                f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has {options}), "
+                f"nor a condition that the network {type(model.net).__name__} takes"
+            )
+
+
+def _source(
+    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None
+) -> tuple[Source, int | tuple[int, ...] | None]:
+    """The noise source of a run, and the seed to remember."""
+    if noise is None or isinstance(noise, str):
+        if noise not in (None, "white", "brownian"):
+            raise ValueError(f"noise must be white, brownian, a source or the draws themselves, got {noise!r}")
+        kept = check_seed(seed, batch)
+        along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)
+        return (Brownian(kept) if along else White(kept)), kept
+    if seed is not None and sampler is not None:
+        raise ValueError(f"seed={seed!r} and noise exclude each other: a source has its own seeds, draws need none")
+    if isinstance(noise, White):
+        check_seed(noise.seeds, batch)
+        return noise, noise.seeds if isinstance(noise.seeds, int) else tuple(noise.seeds)
+    if isinstance(noise, Replay):
+        return noise, None
+    if isinstance(noise, Tensor):
+        return Replay(noise), None
+    raise TypeError(f"noise must be white, brownian, a source or a tensor of draws, got {type(noise).__name__}")
+
+
+def _shown(states: Iterator[State], steps: int, name: str, progress: bool) -> Iterator[State]:
+    if not progress:
+        return states
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(states, total=steps + 1, desc=name))

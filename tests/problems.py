@@ -1,0 +1,59 @@
+"""Problems that carry their exact answer, shared by the tests."""
+
+import torch
+
+import scoreflow as sf
+from scoreflow.step import SAMPLERS
+
+PATHS = {
+    "vp": sf.VPSDE(),
+    "cosine": sf.VPSDE.cosine(),
+    "chain": sf.VPSDE.from_betas(sf.DDPMChain.linear().beta),
+    "sub-vp": sf.SubVPSDE(),
+    "ve": sf.VESDE(),
+    "flow": sf.Flow(),
+}
+"""Every kind of path; cosine and flow have alpha = 0 at t = 1."""
+
+LINEAR = {
+    "ddpm": {},
+    "ddpm beta": {"variance": "beta"},
+    "ddpm interpolated": {"variance": "interpolated", "v": 0.3},
+    "ddim": {},
+    "ddim eta=0.5": {"eta": 0.5},
+    "ddim eta=1": {"eta": 1.0},
+    "euler-maruyama": {},
+    "reverse-diffusion": {},
+    **{f"pf-ode {m} {v}": {"method": m, "variable": v} for m in ("euler", "midpoint", "heun", "rk4") for v in ("t", "lambda")},
+    **{
+        f"reverse-sde {m} {v}": {"method": m, "variable": v}
+        for m in ("euler", "midpoint", "heun", "rk4")
+        for v in ("t", "lambda")
+    },
+    "reverse-sde heun eta=0.5": {"method": "heun", "eta": 0.5},
+}
+"""Every registered linear sampler with the options that change its rows; the name's first word is the sampler's."""
+
+
+def linear(case: str) -> sf.Linear:
+    sampler = sf.get_sampler(case.split()[0], **LINEAR[case])
+    assert isinstance(sampler, sf.Linear)
+    return sampler
+
+
+def test_every_linear_sampler_is_a_case():
+    named = {case.split()[0] for case in LINEAR}
+    assert named == {name for name in SAMPLERS if isinstance(sf.get_sampler(name), sf.Linear)}
+
+
+def mixture(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> sf.GaussianMixture:
+    """A mixture with random means in d dimensions, all of variance about 1."""
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(components, d, generator=g, dtype=torch.float64)
+    weights = torch.rand(components, generator=g, dtype=torch.float64) + 0.5
+    return sf.GaussianMixture(weights, means, std**2)
+
+
+def states(n: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Standard normal states with a fixed seed."""
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
