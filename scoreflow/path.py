@@ -235,7 +235,7 @@ def _lift(formula: Callable[..., Tensor], *values: S) -> S:
 
 def _lift_many(formula: Callable[..., tuple[Tensor, ...]], *values: S) -> tuple[S, ...]:
     """A formula for float64 tensors, on numbers or tensors."""
-    out = formula(*(torch.as_tensor(v).double() for v in values))
+    out = formula(*(torch.as_tensor(v, dtype=torch.float64) for v in values))
     dtype = next((v.dtype for v in values if isinstance(v, Tensor)), None)  # type: ignore[attr-defined]
     return cast("tuple[S, ...]", tuple(o.item() if dtype is None else o.to(dtype) for o in out))
 
@@ -252,4 +252,4 @@ def _bisect(of: Callable[[Tensor], Tensor], value: Tensor, lo: Tensor, hi: Tenso
         mid = (lo + hi) / 2
         above = of(mid) > value
         lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
-    return torch.where(of(hi) == value, hi, (lo + hi) / 2)
+    return torch.where(of(hi) == value, hi, torch.where(of(lo) == value, lo, (lo + hi) / 2))

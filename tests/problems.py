@@ -3,7 +3,6 @@
 import torch
 
 import scoreflow as sf
-from scoreflow.step import SAMPLERS
 
 PATHS = {
     "vp": sf.VPSDE(),
@@ -40,10 +39,6 @@ def linear(case: str) -> sf.Linear:
     assert isinstance(sampler, sf.Linear)
     return sampler
 
-
-def test_every_linear_sampler_is_a_case():
-    named = {case.split()[0] for case in LINEAR}
-    assert named == {name for name in SAMPLERS if isinstance(sf.get_sampler(name), sf.Linear)}
 
 
 def mixture(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> sf.GaussianMixture:
