@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreflow.check import one_of
+
 Variance = Literal["posterior", "beta", "interpolated", "learned"]
 VARIANCES: tuple[Variance, ...] = ("posterior", "beta", "interpolated", "learned")
 
@@ -137,8 +139,7 @@ class DDPMChain:
         Reference:
             Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), Eq. 15.
         """
-        if kind not in VARIANCES:
-            raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {kind!r}")
+        one_of("variance", kind, VARIANCES)
         if kind == "beta":
             return self._at(self.beta, t)
         if kind == "posterior":

@@ -6,18 +6,22 @@ t = 0, space n − 1 steps down to `t_min` and then step to 0; the step to σ = 
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.path import GaussianPath, check_time
+from scoreflow import check
+from scoreflow.path import GaussianPath
 
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
+CHAIN_GRIDS = ("trailing", "leading", "linspace")
+"""Those whose times are nodes of a DDPM chain."""
 
 
 def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
@@ -35,7 +39,7 @@ def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
 def grid(
     path: GaussianPath,
     steps: int,
-    name: str | Sequence[float] | Tensor | None = None,
+    name: str | None = None,
     *,
     start: float = 1.0,
     stop: float = 0.0,
@@ -56,39 +60,47 @@ def grid(
             chain has, or an end where the grid's variable is infinite.
         TypeError: steps is not a whole number.
     """
-    if not isinstance(steps, int) or isinstance(steps, bool):
-        raise TypeError(f"steps must be a whole number ≥ 1, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps must be a whole number ≥ 1, got {steps}")
+    check_path(path)
+    check.whole("steps", steps)
     check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if not isinstance(name, str) or name not in GRIDS:
-        near = difflib.get_close_matches(str(name), GRIDS, n=3, cutoff=0.5)
-        guess = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"no grid is called {name!r}{guess} Known: {', '.join(GRIDS)}; or give the times themselves")
+        raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
     known = list(inspect.signature(GRIDS[name]).parameters)[4:]
     if unknown := set(options) - set(known):
         raise ValueError(f"grid {name!r} has no option {min(unknown)!r}; it has {', '.join(known) or 'none'}")
     times = GRIDS[name](path, steps, start, stop, **options)
-    times[0], times[-1] = start if not _on_chain(name) else times[0], stop
+    times[0], times[-1] = start if name not in CHAIN_GRIDS else times[0], stop
     return check_times(times)
+
+
+def check_path(path: GaussianPath) -> None:
+    """Raise TypeError unless it is a path."""
+    if not isinstance(path, GaussianPath):
+        raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
 
 
 def check_ends(start: float, stop: float) -> None:
     """Raise ValueError unless 1 ≥ start > stop ≥ 0."""
-    if not check_time("start", start) > check_time("stop", stop):
+    if not check.time("start", start) > check.time("stop", stop):
         raise ValueError(f"start must lie above stop, got start={start}, stop={stop}")
 
 
-def check_times(times: Sequence[float] | Tensor) -> tuple[float, ...]:
-    """Explicit times as floats. Raises ValueError unless there are two or more, in [0, 1], strictly decreasing."""
-    values = tuple(float(t) for t in (times.tolist() if isinstance(times, Tensor) else times))
+def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ...]:
+    """Explicit times as floats.
+
+    Raises:
+        ValueError: fewer than two, outside [0, 1], or not strictly decreasing. TypeError: no sequence of numbers.
+    """
+    plain = times.tolist() if isinstance(times, Tensor | np.ndarray) else times
+    if not isinstance(plain, Sequence) or any(isinstance(t, Sequence) and not isinstance(t, str) for t in plain):
+        raise TypeError(f"grid must be a name or a one-dimensional sequence of decreasing times, got {times!r}")
+    values = tuple(check.time(f"time {i} of the grid", t) for i, t in enumerate(plain))
     if len(values) < 2:
         raise ValueError(f"a grid needs at least two times, got {len(values)}")
-    for i, t in enumerate(values):
-        check_time(f"time {i} of the grid", t)
-        if i and not t < values[i - 1]:
-            raise ValueError(f"the times of a grid must decrease, got {values[i - 1]} then {t} at place {i}")
+    for i, (a, b) in enumerate(pairwise(values), start=1):
+        if not b < a:
+            raise ValueError(f"the times of a grid must decrease, got {a} then {b} at place {i}")
     return values
 
 
@@ -125,8 +137,7 @@ def logsnr(path: GaussianPath, steps: int, start: float, stop: float, t_min: flo
 @grid_rule("karras")
 def karras(path: GaussianPath, steps: int, start: float, stop: float, t_min: float | None = None, rho: float = 7.0) -> Tensor:
     """Equal steps in κ^{1/ρ} (Karras et al., 2022, Eq. 5)."""
-    if not rho > 0:
-        raise ValueError(f"rho must be > 0, got {rho}")
+    check.number("rho", rho, above=0)
     return _through(
         path, steps, start, stop, t_min, lambda t: path.kappa(t) ** (1 / rho), lambda k: path.time(-rho * k.log()), "karras"
     )
@@ -190,10 +201,6 @@ def _through(
     if steps == 1:
         return torch.tensor([start, stop], dtype=torch.float64)
     return torch.cat([inverse(_even(variable(start), variable(low), steps - 1)), torch.zeros(1, dtype=torch.float64)])
-
-
-def _on_chain(name: str) -> bool:
-    return name in ("trailing", "leading", "linspace")
 
 
 def _nodes(path: GaussianPath, nodes: Sequence[int]) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scoreflow.path import PREDICTIONS, GaussianPath, Prediction, check_time
+from scoreflow import check
+from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -54,8 +55,7 @@ class ScoreModel:
             raise TypeError(f"net must be a module or a callable, got {type(net).__name__}")
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        check.one_of("prediction", prediction, PREDICTIONS)
         if not callable(time) and time not in TIMES:
             raise ValueError(f"time must be one of {', '.join(TIMES)} or a callable, got {time!r}")
         if time in ("index", "label") and path.T is None:
@@ -88,9 +88,10 @@ class ScoreModel:
         """The prediction `want` at states x (B, ...) and times t in [0, 1], a float or (B,), in the shape of x.
 
         Raises:
-            ValueError: times outside [0, 1] or not (B,); an output of the wrong shape; a prediction that cannot be had
-                from the network's at t (an ε-network says nothing of x_0 where α = 0).
+            ValueError: times outside [0, 1] or not (B,); an output of the wrong shape; for a float t, a prediction that
+                cannot be had from the network's there (an ε-network says nothing of x_0 where α = 0).
         """
+        check.one_of("want", want, PREDICTIONS)
         return self.express(self.evaluate(x, t, **conditions)[0], x, t, want)
 
     def eps(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
@@ -115,7 +116,9 @@ class ScoreModel:
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
-        label = self._label(self._times(x, t), x)
+        times = self._times(x, t)
+        slack = 1e-6 if not isinstance(t, Tensor) else max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps)
+        label = self._label(times, x, slack)
         self.nfe += self.cost
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
         if not isinstance(output, Tensor):
@@ -137,12 +140,16 @@ class ScoreModel:
             return output
         if isinstance(t, Tensor):
             shape = (-1, *[1] * (x.ndim - 1))
-            a, b = (c.to(x).reshape(shape) for c in self.path.convert(self.prediction, want, t))
+            a, b = (c.to(x).reshape(shape) for c in self.path.convert(self.prediction, want, t.double()))
             return x * a + output * b
         weight, m = self.path.convert(self.prediction, want, t)
         if not (math.isfinite(weight) and math.isfinite(m)):
             alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-            hint = ": start below it, or use an x0-, v- or flow-network" if alpha == 0 else ""
+            hint = (
+                ": use a time inside the path"
+                if self.prediction not in ("eps", "score") or alpha
+                else (": start below it, or use an x0-, v- or flow-network")
+            )
             raise ValueError(
                 f"prediction {self.prediction!r} does not give {want!r} at t={t}, where alpha={alpha}, sigma={sigma}{hint}"
             )
@@ -159,7 +166,7 @@ class ScoreModel:
     def _times(self, x: Tensor, t: float | Tensor) -> Tensor:
         """Times (B,) in float64, checked where that costs no synchronisation."""
         if not isinstance(t, Tensor):
-            t = torch.tensor(check_time("t", t), dtype=torch.float64)
+            t = torch.tensor(check.time("t", t), dtype=torch.float64)
         elif t.is_complex() or not t.is_floating_point():
             raise TypeError(f"t must be a float or a floating-point tensor of shape (B,), got dtype {t.dtype}")
         elif t.shape not in ((), x.shape[:1]):
@@ -168,8 +175,8 @@ class ScoreModel:
             raise ValueError(f"t must lie between 0 (data) and 1 (prior), got {t}")
         return t.double().expand(len(x))
 
-    def _label(self, t: Tensor, x: Tensor) -> Tensor:
-        """What the network is told, on the device of x."""
+    def _label(self, t: Tensor, x: Tensor, slack: float) -> Tensor:
+        """What the network is told, on the device of x; labels within `slack` of a whole number are that number."""
         if self.time == "unit":
             label = t
         elif self.time == "log-snr":
@@ -179,7 +186,7 @@ class ScoreModel:
         elif self.time in ("index", "label"):
             label = t * (self.path.T or 0) - 1
             whole = label.round()
-            near = (label - whole).abs() < 1e-6
+            near = (label - whole).abs() < slack
             label = torch.where(near, whole, label)
             if self.time == "label":
                 if t.device.type != "meta" and not bool((near & (whole >= 0)).all()):

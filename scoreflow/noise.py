@@ -10,8 +10,9 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,12 +32,9 @@ def check_seed(seed: int | Sequence[int] | None, batch: int | None = None) -> Se
         return int(torch.randint(2**62, ()))
     if isinstance(seed, Tensor):
         seed = seed.tolist()
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        return seed
-    try:
-        seeds = tuple(seed)  # type: ignore[arg-type]
-    except TypeError:
-        seeds = (None,)  # type: ignore[assignment]
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        return int(seed)
+    seeds: tuple[Any, ...] = tuple(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else (None,)
     if not all(hasattr(one, "__index__") and not isinstance(one, bool) for one in seeds):
         raise TypeError(f"seed must be an int or a sequence of ints, got {seed!r}")
     if batch is not None and len(seeds) != batch:
@@ -96,12 +94,13 @@ class Draws:
 class Brownian(White):
     """A Brownian path on [0, 1], so that runs of different step counts and solvers share their noise.
 
-    W is a function of the time alone: a dyadic tree of normals, each keyed by its place, and a bridge below its finest
-    cells. Asked in the order of a run, a draw costs about `depth − log2(steps) + 2` normals for each number.
+    W is a dyadic tree of normals, each keyed by its place, and a bridge below its finest cells. Asked in falling order of
+    time, as a run does, it is an exact Brownian path however small the steps; runs with several times in one cell of
+    2^−depth share it to that resolution. A draw costs about `depth − log2(steps) + 2` normals for each number.
 
     Args:
         seeds: as for `White`; the path depends on nothing else.
-        depth: the tree has 2^depth cells. Two times within one cell get white noise.
+        depth: the tree has 2^depth cells.
 
     Reference:
         Lévy's construction; virtual Brownian trees: Scalable Gradients for SDEs (Li et al., 2020), Section 4.
@@ -125,9 +124,8 @@ class BrownianDraws(Draws):
         self._last: tuple[float, Tensor] | None = None
 
     def _next(self, like: Tensor, t: float, s: float) -> Tensor:
-        cells = 2**self.source.depth
-        if math.floor(t * cells) == math.floor(s * cells):
-            return self.source.normal(like, self.purpose, "within a cell", t, s, self.count)
+        if t == s:  # a draw that is no step, such as a corrector's
+            return self.source.normal(like, self.purpose, "at", t, self.count)
         return (self.increment(like, t, s) / math.sqrt(abs(t - s))).to(like.dtype)
 
     def increment(self, like: Tensor, t: float, s: float) -> Tensor:
@@ -148,12 +146,10 @@ class BrownianDraws(Draws):
             lo, hi, w_lo, w_hi = self._branch[-1]
             if t in (lo, hi):
                 return w_lo if t == lo else w_hi
-            cell = (hi - lo) * 2**self.source.depth <= 1
-            mid = t if cell else (lo + hi) / 2
+            # Halve down to a cell; inside it split at t itself, so that later, lower times condition on it.
+            mid = t if (hi - lo) * 2**self.source.depth <= 1 else (lo + hi) / 2
             share = (mid - lo) / (hi - lo)
             w_mid = torch.lerp(w_lo, w_hi, share) + math.sqrt((mid - lo) * (1 - share)) * self._node(like, mid)
-            if cell:
-                return w_mid
             self._branch.append((lo, mid, w_lo, w_mid) if t <= mid else (mid, hi, w_mid, w_hi))
 
     def _node(self, like: Tensor, t: float) -> Tensor:
@@ -161,35 +157,55 @@ class BrownianDraws(Draws):
 
 
 class Replay:
-    """Given draws, of shape (count, *state), handed out in order.
+    """Given draws, of shape (count, *state), handed out in order; with `prior` the first is the prior's.
 
     Raises:
         ValueError: a draw of another shape than the state, or more draws asked for than were given.
     """
 
-    def __init__(self, draws: Tensor) -> None:
-        self.given = draws
+    def __init__(self, draws: Tensor, prior: bool = False) -> None:
+        if not isinstance(draws, Tensor) or draws.ndim < 2:
+            raise TypeError(
+                f"noise must be draws of shape (count, B, ...), got {getattr(draws, 'shape', type(draws).__name__)}"
+            )
+        self.given, self.prior = draws, prior
+
+    def fit(self, like: Tensor, count: int | None) -> None:
+        """Raise ValueError unless there are `count` draws for the steps (None: not known yet) of the shape of `like`."""
+        if self.given.shape[1:] != like.shape:
+            raise ValueError(f"noise holds draws of shape {tuple(self.given.shape[1:])}, the state is {tuple(like.shape)}")
+        if count is not None and count + self.prior != len(self):
+            asked = f"{count + self.prior}{', the prior’s included' if self.prior else ''}"
+            raise ValueError(f"noise holds {len(self)} draws and the run makes {asked}")
+
+    def __repr__(self) -> str:
+        return f"Replay({len(self)} draws of shape {tuple(self.given.shape[1:])})"
 
     def __len__(self) -> int:
         return len(self.given)
 
     def draws(self, purpose: Purpose = "step") -> Draws:
-        """A cursor, at the first draw."""
-        return _Replayed(self, purpose)
+        """A cursor, at the first draw of that purpose."""
+        return ReplayedDraws(self, purpose)
 
-    def normal(self, like: Tensor, purpose: object, count: int) -> Tensor:
-        """The count-th draw (from 1) in the dtype and on the device of `like`."""
-        if count > len(self):
-            raise ValueError(f"noise holds {len(self)} draws and the run asks for another")
-        draw = self.given[count - 1]
+
+class ReplayedDraws(Draws):
+    """One run's way through given draws."""
+
+    source: Replay  # type: ignore[assignment]
+
+    def __init__(self, source: Replay, purpose: Purpose) -> None:
+        self.source, self.purpose, self.count = source, purpose, 0
+        self._before = int(source.prior and purpose != "prior")
+
+    def _next(self, like: Tensor, t: float, s: float) -> Tensor:
+        given = self.source.given
+        if self._before + self.count > len(given):
+            raise ValueError(f"noise holds {len(given)} draws and the run asks for another")
+        draw = given[self._before + self.count - 1]
         if draw.shape != like.shape:
             raise ValueError(f"noise holds draws of shape {tuple(draw.shape)}, the state is {tuple(like.shape)}")
         return draw.to(like)
-
-
-class _Replayed(Draws):
-    def __init__(self, source: Replay, purpose: Purpose) -> None:
-        self.source, self.purpose, self.count = source, purpose, 0  # type: ignore[assignment]
 
 
 Source = White | Replay

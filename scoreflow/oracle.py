@@ -45,7 +45,7 @@ class GaussianMixture:
             self._var = cov.flatten(1)
         elif cov.shape == (K, d, d) and torch.allclose(cov, cov.mT):
             self._var, self._turn = torch.linalg.eigh(cov)
-            self._var = self._var.clamp(min=0) if bool((self._var > -1e-12 * self._var.amax()).all()) else self._var
+            self._var = self._var.clamp(min=0) if bool((self._var > -1e-6 * self._var.amax()).all()) else self._var
         else:
             raise ValueError(
                 f"cov must be a number, ({K},), {tuple(means.shape)} or symmetric {(K, d, d)}, got shape {tuple(cov.shape)}"

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
+from scoreflow.check import number, one_of
 from scoreflow.row import Row
 
 S = TypeVar("S", float, Tensor)
@@ -28,26 +29,15 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
         if isinstance(t, Tensor):
             return formula(self, t.double()).to(t.dtype)
         known: dict[tuple[str, float], float] = self.__dict__.setdefault("_known", {})
-        if (name, t) not in known:
+        value = known.get((name, t))
+        if value is None:
             if len(known) > 100_000:
                 known.clear()
-            # No gradient flows from a number, so keep the formula out of any surrounding graph.
-            known[name, t] = formula(self, torch.tensor(float(t), dtype=torch.float64)).item()
-        return known[name, t]
+            value = known[name, t] = formula(self, torch.tensor(float(t), dtype=torch.float64)).item()
+        return value
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
     return method
-
-
-def check_time(name: str, t: float) -> float:
-    """The time as a float. Raises ValueError outside [0, 1], TypeError if it is no number."""
-    try:
-        value = float(t)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}") from error
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
-    return value
 
 
 class GaussianPath:
@@ -78,10 +68,12 @@ class GaussianPath:
     # -- the curves --------------------------------------------------------------------------------------------------
     @curve
     def log_alpha(self, t: Tensor) -> Tensor:
+        """log α; every path defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define log_alpha")
 
     @curve
     def log_sigma(self, t: Tensor) -> Tensor:
+        """log σ; every path defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define log_sigma")
 
     @curve
@@ -166,11 +158,13 @@ class GaussianPath:
         η = 0 has no noise; t = s with c > 0 redraws a part of the noise.
 
         Raises:
-            ValueError: η < 0, or c > σ_s.
+            ValueError: η < 0, or c > σ_s. TypeError: η is no number.
 
         Reference:
             Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 7, 12, 16.
         """
+
+        number("eta", eta, least=0)
 
         def row(lam_t: Tensor, lam_s: Tensor, alpha_s: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> tuple[Tensor, ...]:
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
@@ -181,8 +175,8 @@ class GaussianPath:
                 c = torch.as_tensor(std, dtype=torch.float64)
                 gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
             log_r = torch.log1p(-gone) / 2
-            if eta < 0 or bool(log_r.isnan().any()):
-                raise ValueError(f"eta={eta}, std={std} must be ≥ 0 and leave a variance ≥ 0 from t={t} to s={s}")
+            if bool(log_r.isnan().any()):
+                raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
             return log_r.exp() * sigma_s / sigma_t, -alpha_s * torch.expm1(lam_t - lam_s + log_r), c
 
         x, m, z = _lift_many(row, self.lam(t), self.lam(s), self.alpha(s), self.sigma(s), self.sigma(t))
@@ -197,9 +191,8 @@ class GaussianPath:
         Raises:
             ValueError: a prediction that is none of eps, x0, v, score, flow.
         """
-        for name, kind in (("prediction", source), ("target", target)):
-            if kind not in PREDICTIONS:
-                raise ValueError(f"{name} must be one of {', '.join(PREDICTIONS)}, got {kind!r}")
+        one_of("prediction", source, PREDICTIONS)
+        one_of("target", target, PREDICTIONS)
         if source == target:
             one = self.alpha(t) * 0.0 + 1.0
             return one * 0.0, one

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from scoreflow.path import GaussianPath, Prediction
+from scoreflow.check import number, one_of
+from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 from scoreflow.row import Row
 
 Memory = tuple[tuple[float, Tensor], ...]
@@ -19,7 +20,10 @@ class Model(Protocol):
     """What a sampler asks of a model: its path, and a prediction at (x, t)."""
 
     @property
-    def path(self) -> GaussianPath: ...
+    def path(self) -> GaussianPath:
+        """The path the model stands on."""
+        ...
+
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
 
 
@@ -120,7 +124,15 @@ class Plan:
                 for t, s, asks, stages in data.pop("steps")
             )
             options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
-            return cls(steps=steps, options=options, **data)
+            plan = cls(steps=steps, options=options, **data)
+            one_of("wants", plan.wants, PREDICTIONS)
+            if not steps or not all(step.stages for step in steps):
+                raise ValueError("it has no steps, or a step without rows")
+            for step in steps:
+                for u, row in step.stages:
+                    for value in (step.t, step.s, u, row.x, *row.m, row.z):
+                        number("a time or weight", value)
+            return plan
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"this text is no plan: {error}") from error
 

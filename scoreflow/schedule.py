@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from scoreflow.grid import check_ends, check_times, default_t_min
+from scoreflow.check import whole
+from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times, default_t_min
 from scoreflow.grid import grid as make_grid
 from scoreflow.path import GaussianPath
 from scoreflow.step import Sampler
@@ -35,6 +36,7 @@ def schedule(
                 raise ValueError(f"{name}={value} and explicit times in grid exclude each other: the times say it all")
         times = check_times(grid)
         return (*times, 0.0) if denoise and times[-1] > 0 else times
+    check_path(path)
     check_ends(start, stop)
     tail = (0.0,) if denoise and stop > 0 else ()
     if steps is not None and nfe is not None:
@@ -44,9 +46,10 @@ def schedule(
             low = default_t_min(path)
             short = (low,) if stop == 0 and start > low else ()
             return (start, *short, stop, *tail)
-        steps = min(sampler.default_steps or 50, path.T or 10**9)
-        if path.T and sampler.default_steps == 1000:
-            steps = path.T
+        steps = sampler.default_steps or 50
+        if path.T and (grid is None or grid in CHAIN_GRIDS):
+            nodes = max(1, round((start - stop) * path.T))
+            steps = nodes if steps >= 1000 else min(steps, nodes)
 
     def lay(n: int) -> tuple[float, ...]:
         return (*make_grid(path, n, grid, start=start, stop=stop), *tail)
@@ -56,8 +59,7 @@ def schedule(
 
 def _within(sampler: Sampler, path: GaussianPath, lay: Callable[[int], tuple[float, ...]], nfe: int | None) -> int:
     """The most steps whose evaluations stay within the budget."""
-    if not isinstance(nfe, int) or isinstance(nfe, bool):
-        raise TypeError(f"nfe must be a whole number ≥ 1, got {nfe!r}")
+    nfe = whole("nfe", nfe)
 
     def cost(n: int) -> int:
         try:

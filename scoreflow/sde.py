@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoreflow.chain import DDPMChain
+from scoreflow.check import whole
 from scoreflow.path import GaussianPath, _bisect, curve
 
 
-class AlphaBar(Protocol):
-    """A noise schedule: log ᾱ, falling from 0, the rate `β = −d log ᾱ/dt`, and the inverse; on float64 tensors."""
+class AlphaBar:
+    """A noise schedule: log ᾱ, falling from 0, its rate and its inverse; on float64 tensors."""
 
-    def log_alpha_bar(self, t: Tensor) -> Tensor: ...
-    def beta(self, t: Tensor) -> Tensor: ...
-    def time(self, log_alpha_bar: Tensor) -> Tensor: ...
+    def log_alpha_bar(self, t: Tensor) -> Tensor:
+        """log ᾱ."""
+        raise NotImplementedError
+
+    def beta(self, t: Tensor) -> Tensor:
+        """`β = −d log ᾱ/dt`."""
+        raise NotImplementedError
+
+    def time(self, log_alpha_bar: Tensor) -> Tensor:
+        """The t with this log ᾱ."""
+        raise NotImplementedError
+
+    def alpha_slope(self, t: Tensor) -> Tensor:
+        """`dα/dt = −½ β α`."""
+        return -self.beta(t) / 2 * (self.log_alpha_bar(t) / 2).exp()
 
 
-class LinearBeta:
+class LinearBeta(AlphaBar):
     """`β(t) = β_min + t (β_max − β_min)`."""
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
@@ -41,7 +54,7 @@ class LinearBeta:
         return -2 * log_alpha_bar / (self.beta_min + root)
 
 
-class Cosine:
+class Cosine(AlphaBar):
     """`ᾱ = cos²((t + s)/(1 + s) · π/2)`, normalised to 1 at t = 0; exactly 0 at t = 1."""
 
     def __init__(self, s: float) -> None:
@@ -59,11 +72,14 @@ class Cosine:
     def beta(self, t: Tensor) -> Tensor:
         return 2 * self.rate / torch.tan(self.rate * (1 - t))
 
+    def alpha_slope(self, t: Tensor) -> Tensor:
+        return -self.rate * torch.cos(self.rate * (1 - t)) / math.cos(self.s * self.rate)  # finite where β is not
+
     def time(self, log_alpha_bar: Tensor) -> Tensor:
         return _bisect(self.log_alpha_bar, log_alpha_bar, torch.zeros_like(log_alpha_bar), torch.ones_like(log_alpha_bar))
 
 
-class Nodes:
+class Nodes(AlphaBar):
     """log ᾱ through the nodes of a DDPM chain at t = i/T by monotone cubics: exact at the nodes, β continuous.
 
     Reference:
@@ -141,7 +157,9 @@ class VPSDE(GaussianPath):
             ValueError: as for `DDPMChain`.
         """
         chain = DDPMChain(betas)
-        path = cls._of(Nodes(chain), f"{cls.__name__}.from_betas({chain.T} betas, {chain.beta[0]:.4g}…{chain.beta[-1]:.4g})")
+        digest = hashlib.blake2b(chain.beta.numpy().tobytes(), digest_size=4).hexdigest()
+        made_by = f"from_betas({chain.T} betas from {chain.beta[0]:.4g} to {chain.beta[-1]:.4g}, {digest})"
+        path = cls._of(Nodes(chain), f"{cls.__name__}.{made_by}")
         path.T = chain.T
         return path
 
@@ -158,11 +176,11 @@ class VPSDE(GaussianPath):
         """The DDPM chain of N steps with this path's ᾱ at t = i/N: `β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1})`, never β(t)/N.
 
         Raises:
-            ValueError: N is not a whole number ≥ 1, or ᾱ = 0 at the end, where no β < 1 leads.
+            ValueError: N < 1, or ᾱ = 0 at the end, where no β < 1 leads. TypeError: N is no whole number.
         """
-        if not isinstance(N, int) or isinstance(N, bool) or N < 1:
-            raise ValueError(f"N must be a whole number ≥ 1, got {N!r}")
-        log_alpha_bar = 2 * self.log_alpha(torch.arange(N + 1, dtype=torch.float64) / N)
+        log_alpha_bar = 2 * self.log_alpha(torch.arange(whole("N", N) + 1, dtype=torch.float64) / N)
+        if log_alpha_bar[-1] == -math.inf:
+            raise ValueError(f"{self} has alpha=0 at t=1: no chain with β < 1 ends there; see DDPMChain.cosine")
         return DDPMChain(-torch.expm1(log_alpha_bar.diff()))
 
     @curve
@@ -186,6 +204,16 @@ class VPSDE(GaussianPath):
         return self.schedule.beta(t)
 
     @curve
+    def alpha_slope(self, t: Tensor) -> Tensor:
+        """−½ β α."""
+        return self.schedule.alpha_slope(t)
+
+    @curve
+    def sigma_slope(self, t: Tensor) -> Tensor:
+        """−α α'/σ."""
+        return -self.alpha(t) * self.alpha_slope(t) / self.sigma(t)
+
+    @curve
     def time(self, lam: Tensor) -> Tensor:
         """From `log ᾱ = −log(1 + e^{−2λ})`."""
         return self.schedule.time(-torch.nn.functional.softplus(-2 * lam, threshold=800)).clamp(0, 1)
@@ -207,6 +235,11 @@ class SubVPSDE(VPSDE):
     def g2(self, t: Tensor) -> Tensor:
         """β (1 − ᾱ²)."""
         return self.schedule.beta(t) * -torch.expm1(2 * self.schedule.log_alpha_bar(t))
+
+    @curve
+    def sigma_slope(self, t: Tensor) -> Tensor:
+        """−2 α α'."""
+        return -2 * self.alpha(t) * self.alpha_slope(t)
 
     @curve
     def time(self, lam: Tensor) -> Tensor:

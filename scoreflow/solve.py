@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow.check import one_of, whole
+from scoreflow.cite import cite
 from scoreflow.grid import check_ends, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
@@ -56,8 +58,6 @@ class Solution:
     @property
     def citations(self) -> str:
         """BibTeX of the works that the sampler rests on."""
-        from scoreflow.cite import cite
-
         return cite(*self.sampler.cites)
 
 
@@ -135,8 +135,10 @@ def solve(
         raise TypeError("x_T must be a floating-point tensor of shape (B, ...)")
     path = model.path
     if isinstance(sampler, Plan):
-        for name, value in (("steps", steps), ("nfe", nfe), ("grid", grid)):
-            if value is not None:
+        given = {"steps": (steps, None), "nfe": (nfe, None), "grid": (grid, None)}
+        given |= {"start": (start, 1.0), "stop": (stop, 0.0), "denoise": (denoise, False)}  # type: ignore[dict-item]
+        for name, (value, default) in given.items():
+            if value is not default and value != default:
                 raise ValueError(f"a plan has its times, but {name}={value} was given too")
         if sampler.path != repr(path):
             raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
@@ -154,23 +156,25 @@ def solve(
             "Give a start below it, or use an x0-, v- or flow-network"
         )
     source, kept = _source(noise, seed, len(x_T), chosen)
-    if isinstance(source, Replay) and rows is not None and len(source) != rows.noise_count:
-        raise ValueError(f"noise holds {len(source)} draws and the run makes {rows.noise_count}")
+    if isinstance(source, Replay):
+        source.fit(x_T, None if rows is None else rows.noise_count)
     run, draws = Run(model, conditions, len(x_T)), source.draws("step")
     states: list[Tensor] = []
     with torch.set_grad_enabled(grad):
-        for state in _shown(walk(run, rows or chosen, times, x_T, draws), len(times) - 1, chosen.name, progress):
+        x = x_T if grad else x_T.detach()
+        for state in _shown(walk(run, rows or chosen, times, x, draws), len(times) - 1, chosen.name, progress):
             if trajectory:
                 states.append(state.x)
             if callback is not None:
                 callback(state)
+        kept_states = torch.stack(states) if trajectory else None
     run.watch.close()
-    if isinstance(source, Replay) and draws.count != len(source):
-        raise ValueError(f"noise holds {len(source)} draws and the run made {draws.count}")
+    if isinstance(source, Replay):
+        source.fit(x_T, draws.count)
     return Solution(
         x=state.x,
         times=times,
-        states=torch.stack(states) if trajectory else None,
+        states=kept_states,
         nfe=int(run.counts.max(initial=0)),
         nfe_per_sample=tuple(run.counts.tolist()),
         noise_count=draws.count,
@@ -207,24 +211,25 @@ def sample(
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
-    size = tuple(shape)
-    if not size or not all(isinstance(n, int) and n >= 1 for n in size):
-        raise ValueError(f"shape must be whole numbers ≥ 1, batch first, got {shape!r}")
-    first = sampler.times[0] if isinstance(sampler, Plan) else start
-    if isinstance(grid := keywords.get("grid"), Sequence | Tensor) and not isinstance(grid, str):
-        first = check_times(grid)[0]
-    like = torch.empty(size, dtype=dtype or model.dtype, device=device or model.device)
-    if isinstance(noise, Tensor):
-        if not len(noise):
-            raise ValueError("noise holds 0 draws; the first is the prior's")
-        draw, noise = Replay(noise).draws("prior")(like), noise[1:]
-    else:
-        if noise is None or isinstance(noise, str):
-            seed = check_seed(seed, size[0])
-        source, _ = _source(noise, seed, size[0], None)
-        draw = source.draws("prior")(like)
-    check_ends(first, 0.0)
-    x_T = draw * model.path.prior_std(first)
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
+        raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
+    size = tuple(whole("shape", n) for n in shape)
+    dtype = dtype or model.dtype or torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    grid = keywords.get("grid")
+    if grid is not None and not isinstance(grid, str):
+        keywords["grid"] = grid = check_times(grid)
+    check_ends(start, 0.0)
+    first = sampler.times[0] if isinstance(sampler, Plan) else start if grid is None or isinstance(grid, str) else grid[0]
+    like = torch.empty(size, dtype=dtype, device=device or model.device)
+    if noise is None or isinstance(noise, str):
+        seed = check_seed(seed, size[0])
+    elif isinstance(noise, Tensor | Replay):
+        noise = Replay(noise.given if isinstance(noise, Replay) else noise, prior=True)
+        noise.fit(like, None)
+    source, _ = _source(noise, seed, size[0], None)
+    x_T = source.draws("prior")(like) * model.path.prior_std(first)
     return solve(model, x_T, sampler, seed=seed, noise=noise, start=start, **keywords).x
 
 
@@ -238,6 +243,8 @@ def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, 
 
 def _check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, Any]) -> None:
     for name in conditions:
+        if name in sampler.options:
+            raise TypeError(f"{name!r} is an option of {sampler!r}, which was made before: set it there, in get_sampler")
         if not model.accepts(name):
             options = ", ".join(SAMPLERS[sampler.name].options) or "none" if sampler.name in SAMPLERS else "none"
             raise TypeError(
@@ -251,8 +258,8 @@ def _source(
 ) -> tuple[Source, int | tuple[int, ...] | None]:
     """The noise source of a run, and the seed to remember."""
     if noise is None or isinstance(noise, str):
-        if noise not in (None, "white", "brownian"):
-            raise ValueError(f"noise must be white, brownian, a source or the draws themselves, got {noise!r}")
+        if noise is not None:
+            one_of("noise", noise, ("white", "brownian"))
         kept = check_seed(seed, batch)
         along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)
         return (Brownian(kept) if along else White(kept)), kept
@@ -260,7 +267,7 @@ def _source(
         raise ValueError(f"seed={seed!r} and noise exclude each other: a source has its own seeds, draws need none")
     if isinstance(noise, White):
         check_seed(noise.seeds, batch)
-        return noise, noise.seeds if isinstance(noise.seeds, int) else tuple(noise.seeds)
+        return noise, None
     if isinstance(noise, Replay):
         return noise, None
     if isinstance(noise, Tensor):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from scoreflow.check import suggestion
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
 from scoreflow.plan import Model, Plan, PlannedStep, Stage, advance
@@ -29,6 +29,28 @@ class Step(NamedTuple):
     error: Tensor | None = None
 
 
+class Options(Mapping[str, Any]):
+    """Options by name: a mapping that cannot be changed, hashable and picklable."""
+
+    def __init__(self, **options: Any) -> None:
+        self._pairs = tuple(sorted(options.items()))
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self._pairs)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __hash__(self) -> int:
+        return hash(self._pairs)
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self._pairs)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A way to step from t to s. Immutable: all that changes during a run is in its arguments.
@@ -44,7 +66,7 @@ class Sampler:
     """
 
     name: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=Options)
     order: int | None = None
     cites: tuple[str, ...] = ()
     default_steps: int | None = 50
@@ -52,7 +74,7 @@ class Sampler:
     brownian: bool = False
 
     def __repr__(self) -> str:
-        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.options.items())})"
+        return f"{self.name}({self.options!r})"
 
     def __call__(self, **options: Any) -> Sampler:
         """The same sampler with other options."""
@@ -104,9 +126,7 @@ class Linear(Sampler):
         for t, s in pairwise(times):
             steps.append(self._lay(path, spoken, s, t))
             spoken = self._spoken(steps[-1], spoken)
-        # Options by name, so that equal samplers make equal plans.
-        options = tuple(sorted(self.options.items()))
-        return Plan(self.name, repr(path), self.wants, tuple(steps), self.history, self.reuse, options)
+        return Plan(self.name, repr(path), self.wants, tuple(steps), self.history, self.reuse, tuple(self.options.items()))
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         planned = self._lay(model.path, tuple(u for u, _ in memory), s, t)
@@ -162,7 +182,7 @@ def sampler(name: str, **traits: Any) -> Callable[[F], F]:
         options = {k: p for k, p in inspect.signature(rows).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
         def build(**chosen: Any) -> Linear:
-            return Linear(name=name, options=chosen, rows=rows, **traits)
+            return Linear(name=name, options=Options(**chosen), rows=rows, **traits)
 
         _enter(name, build, options, rows)
         return rows
@@ -176,7 +196,7 @@ def family(name: str) -> Callable[[F], F]:
     def register(choose: F) -> F:
         def build(**chosen: Any) -> Sampler:
             made: Sampler = choose(**chosen)
-            return dataclasses.replace(made, name=name, options=chosen)
+            return dataclasses.replace(made, name=name, options=Options(**chosen))
 
         _enter(name, build, dict(inspect.signature(choose).parameters), choose)
         return choose
@@ -196,9 +216,7 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     if not isinstance(name, str):
         raise TypeError(f"sampler must be a name or a Sampler, got {type(name).__name__}")
     if name not in SAMPLERS:
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), SAMPLERS, n=3, cutoff=0.5)
-        guess = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise ValueError(f"no sampler is called {name!r}{guess} Known: {', '.join(sorted(SAMPLERS))}")
+        raise ValueError(f"no sampler is called {name!r}{suggestion(name, SAMPLERS)}")
     entry = SAMPLERS[name]
     for option in options:
         if option not in entry.options:

@@ -40,7 +40,6 @@ def linear(case: str) -> sf.Linear:
     return sampler
 
 
-
 def mixture(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> sf.GaussianMixture:
     """A mixture with random means in d dimensions, all of variance about 1."""
     g = torch.Generator().manual_seed(seed)

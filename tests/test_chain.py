@@ -19,7 +19,11 @@ def betas(draw, longest=4000):
     low, high = sorted(draw(st.tuples(st.floats(-8, -0.0005), st.floats(-8, -0.0005))))
     exponents = np.random.default_rng(draw(st.integers(0, 2**32))).uniform(low, high, T)
     kind = draw(st.sampled_from(["random", "rising", "constant"]))
-    beta = np.clip(10 ** (np.sort(exponents) if kind == "rising" else exponents if kind == "random" else exponents[:1].repeat(T)), 1e-8, 0.999)
+    beta = np.clip(
+        10 ** (np.sort(exponents) if kind == "rising" else exponents if kind == "random" else exponents[:1].repeat(T)),
+        1e-8,
+        0.999,
+    )
     keep = np.cumsum(np.log1p(-beta)) > np.log(1e-300)
     return beta[keep] if keep.sum() >= 2 else np.array([beta[0], 0.5])
 
@@ -134,7 +138,11 @@ def test_variances():
     [
         (sf.DDPMChain.linear(), 1e-4, 0.02),
         (sf.DDPMChain.scaled_linear(), 0.00085, 0.012),
-        (sf.DDPMChain.cosine(), 1 - (np.cos((0.001 + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2, 0.999),
+        (
+            sf.DDPMChain.cosine(),
+            1 - (np.cos((0.001 + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)) ** 2,
+            0.999,
+        ),
     ],
     ids=["linear", "scaled linear", "cosine"],
 )

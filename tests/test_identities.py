@@ -88,7 +88,9 @@ def test_4_ddim_is_a_rotation(name, times, seed):
     close(x_s, x * math.cos(turn) - v * math.sin(turn), 1e-10)
 
 
-@pytest.mark.parametrize("case", ["ddim", "ddpm", "ddim eta=0.5", *[f"pf-ode {m} lambda" for m in ("euler", "midpoint", "heun", "rk4")]])
+@pytest.mark.parametrize(
+    "case", ["ddim", "ddpm", "ddim eta=0.5", *[f"pf-ode {m} lambda" for m in ("euler", "midpoint", "heun", "rk4")]]
+)
 def test_5_what_sees_only_the_snr(case):
     """5. On two paths, at nodes of equal λ, these samplers give the same x/α; Runge–Kutta in t does not."""
     data, x = mixture(), states(8, 3)
@@ -172,7 +174,9 @@ def test_22_the_ode_on_a_gaussian(path):
     """22. The probability-flow ODE of N(μ, Σ) has the closed form of `Gaussian.flow`; rk4 in λ converges to it."""
     spread = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.8, -0.1], [0.0, -0.1, 0.3]], dtype=torch.float64)
     data, x = sf.Gaussian(torch.tensor([0.3, -1.0, 0.5]), spread), states(5, 3)
-    sol = sf.solve(data.model(path), x, "pf-ode", method="rk4", variable="lambda", grid="logsnr", start=0.97, stop=0.02, steps=100)
+    sol = sf.solve(
+        data.model(path), x, "pf-ode", method="rk4", variable="lambda", grid="logsnr", start=0.97, stop=0.02, steps=100
+    )
     close(sol.x, data.flow(path, x, 0.97, 0.02), 3e-6)
 
 
@@ -207,7 +211,9 @@ def test_26_euler_maruyama_and_ddpm(times):
         for name in ("euler-maruyama", "reverse-diffusion"):
             ((_, row),) = sf.get_sampler(name).plan(path, (t, s)).steps[0].stages
             h = t - s
-            misses.append([(ddpm.x - row.x) / h**2, (ddpm.m[0] - row.m[0]) / h**2, (beta - row.z) / h**1.5, (beta - ddpm.z) / h**1.5])
+            misses.append(
+                [(ddpm.x - row.x) / h**2, (ddpm.m[0] - row.m[0]) / h**2, (beta - row.z) / h**1.5, (beta - ddpm.z) / h**1.5]
+            )
     for which in (0, 1):
         scaled = np.array(misses[which::2])
         # (ddpm row − row)/h² tends to a constant: halving h changes it by a share that itself halves.

@@ -64,7 +64,11 @@ def test_weak_order_by_exact_laws(case):
     """On Gaussian data the output law is exact: W₂ to the time reversal's own law falls at the declared order or faster."""
     sampler = linear(case)
     steps = [40, 80, 160, 320]
-    target = reversal(GAUSSIAN, PATH, 0.9, 0.05) if case != "reverse-sde heun eta=0.5" else reversal(GAUSSIAN, PATH, 0.9, 0.05, eta=0.5)
+    target = (
+        reversal(GAUSSIAN, PATH, 0.9, 0.05)
+        if case != "reverse-sde heun eta=0.5"
+        else reversal(GAUSSIAN, PATH, 0.9, 0.05, eta=0.5)
+    )
     errors = []
     for n in steps:
         out = analysis.law(sf.plan(sampler, PATH, n, start=0.9, stop=0.05), PATH, GAUSSIAN)

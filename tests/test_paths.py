@@ -67,7 +67,9 @@ def test_numbers_and_tensors_agree(path):
     for name in ("alpha", "sigma", "log_alpha", "log_sigma", "lam", "kappa", "f", "g2", "prior_std"):
         curve = getattr(path, name)
         assert isinstance(curve(0.31), float)
-        torch.testing.assert_close(curve(t), torch.tensor([curve(u) for u in t.tolist()], dtype=torch.float64), rtol=1e-13, atol=1e-15)
+        torch.testing.assert_close(
+            curve(t), torch.tensor([curve(u) for u in t.tolist()], dtype=torch.float64), rtol=1e-13, atol=1e-15
+        )
         assert curve(t.float()).dtype is torch.float32
     s = t / 2
     for batched, rows in ((path.bridge(t, s, 0.7), [path.bridge(a, a / 2, 0.7) for a in t.tolist()]),
@@ -118,7 +120,9 @@ def test_chain_path(beta, seed):
     between = torch.rand(2000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort().values
     assert bool((path.log_alpha(between).diff() <= 0).all()) and bool((path.g2(between) > 0).all())
     # A difference of logarithms is as good as |log ᾱ| roundings.
-    torch.testing.assert_close(path.discretize(chain.T).beta, chain.beta, rtol=1e-12, atol=float(-chain.log_alpha_bar[-1]) * 1e-15)
+    torch.testing.assert_close(
+        path.discretize(chain.T).beta, chain.beta, rtol=1e-12, atol=float(-chain.log_alpha_bar[-1]) * 1e-15
+    )
     assert path.T == chain.T
 
 

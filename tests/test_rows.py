@@ -1,5 +1,6 @@
 """Rows without a network: the invariants of every registered sampler on every path, and DDPM row by row."""
 
+import itertools
 import math
 
 import pytest
@@ -16,7 +17,9 @@ from scoreflow.step import SAMPLERS
 
 CASES = [pytest.param(case, path, id=f"{case}-{name}") for case in LINEAR for name, path in PATHS.items()]
 EVERY = pytest.mark.parametrize(("case", "path"), CASES)
-MEAN = pytest.mark.parametrize(("case", "path"), [c for c in CASES if linear(c.values[0]).marginal or c.values[0].startswith("ddpm")])
+MEAN = pytest.mark.parametrize(
+    ("case", "path"), [c for c in CASES if linear(c.values[0]).marginal or c.values[0].startswith("ddpm")]
+)
 OTHER = pytest.mark.parametrize(("case", "path"), [c for c in CASES if not linear(c.values[0]).marginal])
 
 
@@ -69,7 +72,7 @@ def test_other_rows_miss_the_marginal_by_their_order(case, path, t):
         mean = abs(x * path.alpha(t) + m - path.alpha(s))
         defects.append((mean, abs((x * path.sigma(t)) ** 2 + var - path.sigma(s) ** 2)))
     order = sampler.order if not sampler.stochastic else 1
-    for (mean, var), (mean_half, var_half) in zip(defects, defects[1:], strict=False):
+    for (mean, var), (mean_half, var_half) in itertools.pairwise(defects):
         assert mean < 1e-13 or mean_half < mean / 2 ** (order + 0.8) or mean_half < 1e-14
         assert var < 1e-13 or var_half < var / 2**1.8 or var_half < 1e-14
 
@@ -116,8 +119,13 @@ def test_ddpm_on_the_published_chain():
     rows = [step.stages[0].row for step in reversed(plan.steps)]
     one, zero = torch.ones(1000, dtype=torch.float64), torch.zeros(1000, dtype=torch.float64)
     t = torch.arange(1, 1001)
-    for ours, ho in (([r.x for r in rows], chain.posterior_mean(one, zero, t)), ([r.m[0] for r in rows], chain.posterior_mean(zero, one, t)),
-                     ([r.z**2 for r in rows], chain.posterior_variance)):  # fmt: skip
+    on_x, on_x_0 = chain.posterior_mean(one, zero, t), chain.posterior_mean(zero, one, t)
+    ours_and_hos = (
+        ([r.x for r in rows], on_x),
+        ([r.m[0] for r in rows], on_x_0),
+        ([r.z**2 for r in rows], chain.posterior_variance),
+    )
+    for ours, ho in ours_and_hos:
         torch.testing.assert_close(torch.tensor(ours, dtype=torch.float64), ho, rtol=1e-12, atol=1e-16)
     assert plan.noise_count == 999 and plan.nfe == 1000
 
@@ -130,7 +138,7 @@ def test_a_stride_uses_the_posterior_of_the_stride(k, seed):
     plan = sf.plan("ddpm", path, steps=k)
     nodes = [round(t * 1000) for t in plan.times]
     bar = [1.0, *fine.alpha_bar.tolist()]
-    strided = sf.DDPMChain([1 - bar[a] / bar[b] for a, b in zip(nodes, nodes[1:], strict=False)][::-1])
+    strided = sf.DDPMChain([1 - bar[a] / bar[b] for a, b in itertools.pairwise(nodes)][::-1])
     for i, step in enumerate(plan.steps):
         variance = strided.posterior_variance[k - 1 - i].item()
         assert step.stages[0].row.z ** 2 == pytest.approx(variance, rel=1e-10, abs=1e-18)

@@ -8,6 +8,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from scoreflow.chain import VARIANCES, Variance
+from scoreflow.check import number, one_of
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
 from scoreflow.plan import Model
@@ -33,10 +34,11 @@ def ddpm(variance: Variance = "posterior", v: float | None = None) -> Sampler:
         Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eqs. 7 and 11, Algorithm 2; interpolated and learned:
         Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), Eq. 15.
     """
-    if variance not in VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    one_of("variance", variance, VARIANCES)
     if v is not None and variance != "interpolated":
         raise ValueError(f"v belongs to variance='interpolated', got v={v} with variance={variance!r}")
+    if v is not None:
+        number("v", v, least=0, most=1)
     if variance == "learned" or (variance == "interpolated" and v is None):
         return LearnedVariance(order=1, cites=("ho2020ddpm", "nichol2021improved"), default_steps=1000, variance=variance)
     cites = ("ho2020ddpm",) if variance != "interpolated" else ("ho2020ddpm", "nichol2021improved")

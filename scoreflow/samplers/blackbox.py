@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoreflow.check import number, one_of, whole
 from scoreflow.noise import BrownianDraws, Draws, stream_key
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
@@ -44,12 +45,13 @@ def torchdiffeq(
     """The probability-flow ODE `dx/dt = f x − ½ g² ∇log p_t`, or `d(x/α)/dλ = −κ ε̂`, by torchdiffeq.
 
     Every method it has: adaptive ones obey rtol and atol, of the RMS of the worst sample; fixed ones take `substeps`
-    steps between two times of the grid (the Adams methods start anew there). The step to σ = 0 is x̂_0.
+    steps between two times of the grid (the Adams methods start anew there, and are held to order 4: at its default
+    order of 12 the explicit one blows up). The step to σ = 0 is x̂_0.
 
     Reference:
         Song et al. (2021), Eq. 13; torchdiffeq (Chen, 2018).
     """
-    _check("method", method, TORCHDIFFEQ)
+    one_of("method", method, TORCHDIFFEQ)
     adaptive = method not in TORCHDIFFEQ_FIXED
     return TorchDiffEq(
         cites=("song2021sde", "chen2018torchdiffeq"), default_steps=None if adaptive else 50, stops_short=True,
@@ -61,7 +63,9 @@ def torchdiffeq(
 def scipy(
     method: str = "RK45", variable: Variable = "t", rtol: float = 1e-5, atol: float = 1e-5, control: Control = "batch"
 ) -> Sampler:
-    """The probability-flow ODE by `scipy.integrate.solve_ivp`, in float64 on the host; the step to σ = 0 is x̂_0.
+    """The probability-flow ODE `dx/dt = f x − ½ g² ∇log p_t`, or `d(x/α)/dλ = −κ ε̂`, by SciPy's `solve_ivp`.
+
+    It runs in float64 on the host. The step to σ = 0 is x̂_0.
 
     RK45, RK23, DOP853, LSODA, and the implicit Radau and BDF, whose Jacobians by differences ask the network once for
     every entry of the state: for small states only.
@@ -69,7 +73,7 @@ def scipy(
     Reference:
         Song et al. (2021), Appendix D.4; SciPy (Virtanen et al., 2020).
     """
-    _check("method", method, SCIPY)
+    one_of("method", method, SCIPY)
     return SciPy(
         cites=("song2021sde", "virtanen2020scipy"), default_steps=None, stops_short=True,
         **_checked(method, variable, rtol, atol, 1, control),
@@ -89,28 +93,20 @@ def torchsde(
     Reference:
         Song et al. (2021), Eq. 6; torchsde: Scalable Gradients for SDEs (Li et al., 2020).
     """
-    _check("method", method, TORCHSDE)
-    if not eta > 0:
-        raise ValueError(f"eta must be > 0 (pf-ode is the case 0), got {eta}")
+    one_of("method", method, TORCHSDE)
+    number("eta", eta, above=0)
     return TorchSDE(
         cites=("song2021sde", "li2020torchsde"), default_steps=None if adaptive else 1000, stops_short=True, brownian=True,
         eta=eta, adaptive=adaptive, **_checked(method, "t", rtol, atol, substeps, "batch"),
     )  # fmt: skip
 
 
-def _check(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
 def _checked(method: str, variable: Variable, rtol: float, atol: float, substeps: int, control: Control) -> dict[str, Any]:
-    _check("variable", variable, ("t", "lambda"))
-    _check("control", control, ("batch", "sample"))
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
-    if not isinstance(substeps, int) or isinstance(substeps, bool) or substeps < 1:
-        raise ValueError(f"substeps must be a whole number ≥ 1, got {substeps!r}")
+    one_of("variable", variable, ("t", "lambda"))
+    one_of("control", control, ("batch", "sample"))
+    number("rtol", rtol, above=0)
+    number("atol", atol, above=0)
+    whole("substeps", substeps)
     return dict(method=method, variable=variable, rtol=rtol, atol=atol, substeps=substeps, control=control)
 
 
@@ -180,6 +176,8 @@ class TorchDiffEq(BlackBox):
             options = {"step_size": abs(field.ends[1] - field.ends[0]) / self.substeps}
             if self.substeps == 1:
                 options = {}  # one step exactly, whatever rounding does to a step size
+            if "adams" in self.method:
+                options["max_order"] = 4
         else:
             options = {"solver": "LSODA"}
         ys = odeint(
@@ -246,7 +244,7 @@ class TorchSDE(BlackBox):
             # It warns of adaptive Euler with noise that is not additive; ours is, under the type "diagonal".
             warnings.filterwarnings("ignore", message="Numerical solution is not guaranteed")
             ys = sdeint(
-                sde, x.flatten(1), torch.tensor([-t, -s], dtype=torch.float64), bm=bm, method=self.method,
+                sde, flat(x), torch.tensor([-t, -s], dtype=torch.float64), bm=bm, method=self.method,
                 dt=(t - s) / (16 if self.adaptive else self.substeps) * (1 + 1e-12),  # or rounding adds a step of no length
                 adaptive=self.adaptive, rtol=self.rtol, atol=self.atol,
             )  # fmt: skip
@@ -272,7 +270,7 @@ class ReverseSDE:
         time, rate = self._rates(u)
         # torchsde asks twice at the same place: to learn the shape, and for a whole and a half step.
         if self._last is None or self._last[0] != time or self._last[1] is not y:
-            eps = self.model(y.reshape(self.shape), time, "eps").flatten(1)
+            eps = self.model(y.reshape(self.shape), time, "eps").reshape(y.shape)
             self._last = time, y, -(rate.a * y + rate.b * eps)
         return self._last[2]
 
@@ -281,13 +279,18 @@ class ReverseSDE:
         return torch.full_like(y, math.sqrt(self._rates(u)[1].c2))
 
 
+def flat(x: Tensor) -> Tensor:
+    """States as (B, d)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
 class Increments:
     """A Brownian path of ours, as torchsde asks for it."""
 
     levy_area_approximation = "none"
 
     def __init__(self, noise: BrownianDraws, x: Tensor) -> None:
-        self.noise, self.like, self.shape = noise, x, x.flatten(1).shape
+        self.noise, self.like, self.shape = noise, x, flat(x).shape
         self.dtype, self.device = x.dtype, x.device
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
@@ -301,7 +304,7 @@ def _own_path(noise: BrownianDraws, x: Tensor, t: float, s: float, area: str) ->
     from torchsde import BrownianInterval
 
     noise.count += 1
-    flat = x.flatten(1)
+    flat = flat(x)
     seeds = noise.source.seeds if isinstance(noise.source.seeds, tuple) else (noise.source.seeds,)
     size = (1 if len(seeds) > 1 or len(flat) == 1 else len(flat), flat.shape[1])
     paths = [

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoreflow.check import number, one_of, whole
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
@@ -34,14 +35,10 @@ def predictor_corrector(
     Reference:
         Song et al. (2021), Algorithms 2–5.
     """
-    if corrector not in ("langevin", "bridge"):
-        raise ValueError(f"corrector must be langevin or bridge, got {corrector!r}")
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n must be a whole number ≥ 1, got {n!r}")
-    if not snr > 0:
-        raise ValueError(f"snr must be > 0, got {snr}")
-    if not 0 < delta <= 1:
-        raise ValueError(f"delta must lie in (0, 1], got {delta}")
+    one_of("corrector", corrector, ("langevin", "bridge"))
+    whole("n", n)
+    number("snr", snr, above=0)
+    number("delta", delta, above=0, most=1)
     inner = get_sampler(predictor)
     if isinstance(inner, PredictorCorrector):
         raise ValueError("predictor must not be a predictor-corrector itself: raise n instead")
@@ -90,9 +87,10 @@ class PredictorCorrector(Sampler):
 
     def _langevin(self, model: Model, x: Tensor, s: float, noise: Draws) -> Tensor:
         score, draw = model(x, s, "score"), noise(x, s, s)
-        norms = [torch.linalg.vector_norm(a.flatten(1), dim=1) for a in (draw, score)]
-        step = 2 * (self.snr * norms[0] / norms[1]) ** 2
-        step = step.nan_to_num(posinf=math.inf).clamp(max=model.path.sigma(s) ** 2).reshape(-1, *[1] * (x.ndim - 1))
+        norms = [
+            torch.linalg.vector_norm(a[..., None], dim=tuple(range(1, x.ndim + 1)), keepdim=True)[..., 0] for a in (draw, score)
+        ]
+        step = (2 * (self.snr * norms[0] / norms[1]) ** 2).nan_to_num(posinf=math.inf).clamp(max=model.path.sigma(s) ** 2)
         corrected: Tensor = x + step * score + (2 * step).sqrt() * draw
         return corrected
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scoreflow.check import number, one_of
 from scoreflow.samplers.blackbox import SCIPY, TORCHDIFFEQ, TORCHSDE, scipy, torchdiffeq, torchsde
 from scoreflow.samplers.runge_kutta import TABLEAUS, Variable, runge_kutta, wants
 from scoreflow.step import Linear, Sampler, family
@@ -32,8 +33,8 @@ def pf_ode(
     """
     given: dict[str, Any] = {"rtol": rtol, "atol": atol, "substeps": substeps, "control": control}
     given = {name: value for name, value in given.items() if value is not None}
-    if solver not in (None, "scoreflow", *SOLVERS):
-        raise ValueError(f"solver must be one of scoreflow, torchdiffeq, scipy, got {solver!r}")
+    if solver is not None:
+        one_of("solver", solver, ("scoreflow", *SOLVERS))
     if method in TABLEAUS and solver in (None, "scoreflow"):
         return _rows(method, variable, 0.0, given, ("song2021sde",))
     if method in TORCHDIFFEQ and solver in (None, "torchdiffeq"):
@@ -67,12 +68,11 @@ def reverse_sde(
     Reference:
         Song et al. (2021), Eq. 6; heun: Platen's weak scheme for additive noise (Kloeden & Platen, 1992, 15.1).
     """
-    if not eta > 0:
-        raise ValueError(f"eta must be > 0 (pf-ode is the case 0), got {eta}")
+    number("eta", eta, above=0)
     given: dict[str, Any] = {"adaptive": adaptive, "rtol": rtol, "atol": atol, "substeps": substeps}
     given = {name: value for name, value in given.items() if value is not None}
-    if solver not in (None, "scoreflow", "torchsde"):
-        raise ValueError(f"solver must be one of scoreflow, torchsde, got {solver!r}")
+    if solver is not None:
+        one_of("solver", solver, ("scoreflow", "torchsde"))
     if method in TABLEAUS and solver in (None, "scoreflow"):
         return _rows(method, variable, eta, given, ("song2021sde",))
     if method in TORCHSDE and solver in (None, "torchsde"):
@@ -89,8 +89,7 @@ def _rows(method: str, variable: Variable, eta: float, given: dict[str, Any], ci
     if given:
         name, value = next(iter(given.items()))
         raise ValueError(f"{name}={value} belongs to other solvers; our {method} takes one step an interval of the grid")
-    if variable not in ("t", "lambda"):
-        raise ValueError(f"variable must be t or lambda, got {variable!r}")
+    one_of("variable", variable, ("t", "lambda"))
     order = TABLEAUS[method].order if eta == 0 else (2 if method == "heun" else 1)
     return Linear(rows=Tabled(method, variable, eta), order=order, cites=cites, wants=wants(variable, eta), marginal=False)
 

@@ -89,8 +89,11 @@ def load(file: str | Path) -> nn.Module:
         raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
     if metadata.get("network") not in NETWORKS:
         raise ValueError(f"{file} names the network {metadata.get('network')!r}; known are {', '.join(NETWORKS)}")
-    config: dict[str, Any] = json.loads(metadata["config"])
-    net = NETWORKS[metadata["network"]](**config)
+    try:
+        config: dict[str, Any] = json.loads(metadata["config"])
+        net = NETWORKS[metadata["network"]](**config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} has no config that makes a {metadata['network']}: {error!r}") from error
     expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:

@@ -1,0 +1,54 @@
+"""Checks at the front door: each names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """The value as an int. Raises TypeError unless it is a whole number, ValueError under `least`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be a whole number ≥ {least}, got {value!r}")
+    if value.__index__() < least:
+        raise ValueError(f"{name} must be a whole number ≥ {least}, got {value}")
+    return int(value.__index__())
+
+
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
+    """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
+    limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
+    allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
+    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be {allowed}, got {value!r}")
+    if not (math.isfinite(x := float(value)) and least <= x <= most and x > above):
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+    return x
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise ValueError unless the value is among the allowed words."""
+    words = tuple(allowed)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+
+
+def time(name: str, t: Any) -> float:
+    """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
+    try:
+        value = float(t)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}") from error
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
+    return value
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """ "; did you mean …?" for the near ones, or "."; then all that are known."""
+    words = sorted(known)
+    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), words, n=3, cutoff=0.5)
+    guess = f"; did you mean {' or '.join(near)}?" if near else "."
+    return f"{guess} Known: {', '.join(words)}"

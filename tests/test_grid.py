@@ -1,0 +1,380 @@
+"""Grids: the times of every rule, on every path; the DDPM chain's own nodes; budgets and defaults."""
+
+import inspect
+import math
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from problems import PATHS, mixture, states
+
+import scoreflow as sf
+from scoreflow.grid import GRIDS, check_times
+from scoreflow.schedule import schedule
+
+ON_CHAIN = ("trailing", "leading", "linspace")
+TO_INFINITY = ("logsnr", "karras")
+"""Their variable is infinite where α = 0 and where σ = 0."""
+
+VARIABLES = {
+    "uniform": lambda path, t: t,
+    "quadratic": lambda path, t: math.sqrt(t),
+    "cosine": lambda path, t: math.atan(path.kappa(t)),
+    "logsnr": lambda path, t: path.lam(t),
+    "karras": lambda path, t: path.kappa(t) ** (1 / 7),
+}
+"""What each rule steps through evenly."""
+
+CASES = [(name, path) for name in VARIABLES for path in PATHS]
+on_every_path = pytest.mark.parametrize(("name", "path"), CASES)
+
+
+def test_every_grid_is_tested():
+    assert {*VARIABLES, *ON_CHAIN} == set(GRIDS)
+
+
+def chain_of(T):
+    return sf.VPSDE.from_betas(sf.DDPMChain.linear(T).beta)
+
+
+def nodes(path, times):
+    """The chain's nodes at these times, which must be i/T to the bit."""
+    whole = [round(t * path.T) for t in times]
+    assert times == tuple(i / path.T for i in whole)
+    return whole
+
+
+@st.composite
+def ends(draw, top=1.0):
+    """start and stop, 0 among the stops and `top` among the starts."""
+    start = draw(st.one_of(st.just(top), st.floats(0.05, top)))
+    return start, start * draw(st.one_of(st.just(0.0), st.floats(0.01, 0.95)))
+
+
+def is_even(values, tolerance=1e-8):
+    """Whether values go from the first to the last in equal steps."""
+    even = np.linspace(values[0], values[-1], len(values))
+    return np.abs(even - values).max() <= tolerance * abs(values[0] - values[-1])
+
+
+# -- rules in a variable ------------------------------------------------------------------------------------------------
+
+
+@on_every_path
+@given(data=st.data(), steps=st.integers(1, 60))
+def test_times_of_a_rule(name, path, data, steps):
+    path = PATHS[path]
+    start, stop = data.draw(ends(0.999 if name in TO_INFINITY and path.alpha(1.0) == 0 else 1.0))
+    times = sf.grid(path, steps, name, start=start, stop=stop)
+    assert isinstance(times, tuple)
+    assert all(type(t) is float for t in times)
+    assert len(times) == steps + 1
+    assert (times[0], times[-1]) == (start, stop)
+    assert all(s < t for t, s in pairwise(times))
+
+    even = times
+    if name in TO_INFINITY and stop == 0:
+        even = times[:-1]
+        assert steps == 1 or even[-1] == pytest.approx(1e-3, rel=1e-9)
+    values = [VARIABLES[name](path, t) for t in even]
+    assert is_even(values)
+
+
+@pytest.mark.parametrize("name", TO_INFINITY)
+@pytest.mark.parametrize("path", ["vp", "chain", "sub-vp", "ve"])
+@given(steps=st.integers(2, 60), t_min=st.floats(1e-4, 0.5))
+def test_t_min(name, path, steps, t_min):
+    path = PATHS[path]
+    times = sf.grid(path, steps, name, t_min=t_min)
+    assert len(times) == steps + 1
+    assert times[0] == 1.0
+    assert times[-2] == pytest.approx(t_min, rel=1e-9)
+    assert times[-1] == 0.0
+    assert is_even([VARIABLES[name](path, t) for t in times[:-1]])
+
+
+@pytest.mark.parametrize("rho", [0.5, 1.0, 3.0, 7.0, 20.0])
+@pytest.mark.parametrize("path", ["vp", "ve"])
+def test_rho_of_karras(path, rho):
+    path = PATHS[path]
+    times = sf.grid(path, 12, "karras", rho=rho, stop=0.01)
+    assert is_even([path.kappa(t) ** (1 / rho) for t in times])
+
+
+def test_karras_at_rho_1_and_infinity():
+    """ρ = 1 is even in κ, and ρ → ∞ in log κ, which is logsnr."""
+    path = PATHS["vp"]
+    assert is_even([path.kappa(t) for t in sf.grid(path, 9, "karras", rho=1.0, stop=0.1)])
+    far, logsnr = (sf.grid(path, 9, name, stop=0.1, **o) for name, o in (("karras", {"rho": 1e6}), ("logsnr", {})))
+    np.testing.assert_allclose(far, logsnr, rtol=1e-5)
+
+
+def test_cosine_grid_on_its_own_path():
+    """On ᾱ = cos²(t π/2) the angle is t π/2, and equal angles are equal times."""
+    path = sf.VPSDE.cosine(s=0.0)
+    np.testing.assert_allclose(sf.grid(path, 10, "cosine"), sf.grid(path, 10, "uniform"), rtol=0, atol=1e-12)
+
+
+@on_every_path
+def test_options_do_not_leak(name, path):
+    """Two calls with the same arguments give the same times, whatever was asked in between."""
+    path = PATHS[path]
+    first = sf.grid(path, 8, name, start=0.9)
+    sf.grid(path, 9, name, start=0.7, stop=0.1, **({"t_min": 0.01} if name in TO_INFINITY else {}))
+    assert sf.grid(path, 8, name, start=0.9) == first
+
+
+# -- on a chain ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [1, 2, 7, 20, 1000])
+@pytest.mark.parametrize("name", [None, "trailing", "leading", "linspace"])
+def test_as_many_steps_as_the_chain_is_the_chain(T, name):
+    assert sf.grid(chain_of(T), T, name) == tuple(i / T for i in range(T, -1, -1))
+
+
+def test_default_name():
+    for path in PATHS.values():
+        assert sf.grid(path, 30) == sf.grid(path, 30, "uniform" if path.T is None else "trailing")
+
+
+@pytest.mark.parametrize("k", [k for k in range(1, 1001) if 1000 % k == 0])
+def test_a_divisor_gives_its_stride(k):
+    assert nodes(PATHS["chain"], sf.grid(PATHS["chain"], k)) == list(range(1000, -1, -1000 // k))
+
+
+@pytest.mark.parametrize("name", ON_CHAIN)
+def test_every_size_has_distinct_nodes(name):
+    """Published code repeats an index, or gives n + 1 steps, for some sizes."""
+    path = PATHS["chain"]
+    for k in range(1, 1001):
+        labels = [i - 1 for i in nodes(path, sf.grid(path, k, name))]
+        assert len(set(labels)) == k + 1
+        assert labels == sorted(labels, reverse=True)
+        assert labels[-1] == -1  # the data
+        if name == "trailing":
+            assert labels[0] == 999
+            assert all(abs(i - 1000 * (k - j) / k + 1) <= 0.5 for j, i in enumerate(labels))
+        elif name == "leading":
+            assert labels[:-1] == [j * (1000 // k) for j in range(k)][::-1]
+        elif k > 1:
+            assert (labels[0], labels[-2]) == (999, 0)
+            assert all(abs(i - 999 * (k - 1 - j) / (k - 1)) <= 0.5 for j, i in enumerate(labels[:-1]))
+
+
+def test_spacings_of_the_papers():
+    """Ten labels of a chain of 1000, as in published tables."""
+    labels = {name: [i - 1 for i in nodes(PATHS["chain"], sf.grid(PATHS["chain"], 10, name))] for name in ON_CHAIN}
+    assert labels["trailing"] == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99, -1]
+    assert labels["leading"] == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0, -1]
+    assert labels["linspace"] == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0, -1]
+
+
+@given(data=st.data())
+def test_trailing_from_and_to_nodes(data):
+    path = PATHS["chain"]
+    bottom = data.draw(st.integers(0, 998))
+    top = data.draw(st.integers(bottom + 1, 1000))
+    steps = data.draw(st.integers(1, min(60, top - bottom)))
+    times = sf.grid(path, steps, "trailing", start=top / 1000, stop=bottom / 1000)
+    found = nodes(path, times)
+    assert (times[0], times[-1], len(times)) == (top / 1000, bottom / 1000, steps + 1)
+    assert all(s < t for t, s in pairwise(found))
+    assert all(abs(i - (top + (bottom - top) * j / steps)) <= 0.5 for j, i in enumerate(found))
+
+
+@pytest.mark.parametrize("name", ["leading", "linspace"])
+@given(data=st.data())
+def test_leading_and_linspace_from_a_node(name, data):
+    top = data.draw(st.integers(1, 1000))
+    steps = data.draw(st.integers(1, min(60, top)))
+    labels = [i - 1 for i in nodes(PATHS["chain"], sf.grid(PATHS["chain"], steps, name, start=top / 1000))]
+    assert len(labels) == steps + 1
+    assert labels[-1] == -1
+    assert all(s < t for t, s in pairwise(labels))
+    if name == "leading":
+        assert labels[:-1] == [j * (top // steps) for j in range(steps)][::-1]
+    else:
+        assert labels[0] == top - 1
+        assert steps == 1 or labels[-2] == 0
+
+
+# -- explicit times -----------------------------------------------------------------------------------------------------
+
+GIVEN = (0.9, 0.35, 0.1)
+
+
+@pytest.mark.parametrize(
+    "times", [GIVEN, list(GIVEN), torch.tensor(GIVEN, dtype=torch.float64), np.array(GIVEN)], ids=lambda t: type(t).__name__
+)
+def test_explicit_times(times):
+    assert check_times(times) == GIVEN
+    ddim, path = sf.get_sampler("ddim"), PATHS["ve"]
+    assert schedule(ddim, path, grid=times) == GIVEN
+    assert schedule(ddim, path, grid=times, denoise=True) == (*GIVEN, 0.0)
+    assert sf.plan("ddim", path, grid=times).times == GIVEN
+
+    model, seeds = mixture().model(path), [1, 2]
+    solution = sf.solve(model, states(2, 3), "ddim", grid=times)
+    assert solution.times == GIVEN
+    expected = sf.sample(model, (2, 3), "ddim", grid=list(GIVEN), seed=seeds, dtype=torch.float64)
+    assert torch.equal(sf.sample(model, (2, 3), "ddim", grid=times, seed=seeds, dtype=torch.float64), expected)
+
+
+def test_the_prior_stands_at_the_first_time():
+    """On a VE path the standard deviation of the prior is √(1 + σ²) at the first of the times, however they are given."""
+    path, kept = PATHS["ve"], []
+    model = mixture().model(path)
+    for keywords in (dict(start=0.6, steps=2), dict(grid=[0.6, 0.2]), dict(grid=torch.tensor([0.6, 0.2], dtype=torch.float64))):
+        first = []
+        sf.sample(
+            model, (2000, 3), "ddim", seed=0, dtype=torch.float64, callback=lambda s, to=first: to.append(s.x), **keywords
+        )
+        kept.append(first[0])
+        assert first[0].std().item() == pytest.approx(math.sqrt(1 + path.sigma(0.6) ** 2), rel=0.05)
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+
+
+def test_denoise():
+    ddim, path = sf.get_sampler("ddim"), PATHS["vp"]
+    assert schedule(ddim, path, 3, stop=0.1, denoise=True) == (*sf.grid(path, 3, stop=0.1), 0.0)
+    assert schedule(ddim, path, 3, denoise=True) == sf.grid(path, 3)
+    assert schedule(ddim, path, grid=[1.0, 0.5, 0.0], denoise=True) == (1.0, 0.5, 0.0)
+    assert schedule(ddim, path, 3, grid="karras", stop=0.1, denoise=True) == (*sf.grid(path, 3, "karras", stop=0.1), 0.0)
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_names_and_ends_reach_the_run(name):
+    solution = sf.solve(mixture().model(PATHS["vp"]), states(2, 3), grid=name, steps=4, start=0.8, stop=0.05)
+    assert solution.times == sf.grid(PATHS["vp"], 4, name, start=0.8, stop=0.05)
+
+
+# -- budgets ------------------------------------------------------------------------------------------------------------
+
+BUDGETED = {
+    "ddim": sf.get_sampler("ddim"),
+    "ddpm": sf.get_sampler("ddpm"),
+    "learned variance": sf.get_sampler("ddpm", variance="learned"),
+    "pf-ode heun": sf.get_sampler("pf-ode", method="heun"),
+    "pf-ode rk4": sf.get_sampler("pf-ode", method="rk4"),
+    "torchdiffeq midpoint": sf.get_sampler("torchdiffeq", method="midpoint", substeps=2),
+    "predictor-corrector": sf.get_sampler("predictor-corrector"),
+    "predictor-corrector n=2": sf.get_sampler("predictor-corrector", predictor="ddpm", n=2),
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "keywords"),
+    [
+        ("vp", {}),
+        ("vp", {"grid": "karras"}),
+        ("vp", {"stop": 0.1}),
+        ("vp", {"stop": 0.1, "denoise": True}),
+        ("ve", {"start": 0.9, "grid": "quadratic"}),
+        ("chain", {}),
+        ("chain", {"grid": "leading"}),
+    ],
+)
+@pytest.mark.parametrize("name", BUDGETED)
+def test_a_budget_gives_the_most_steps_within_it(name, path, keywords):
+    """Against every number of steps."""
+    sampler, path = BUDGETED[name], PATHS[path]
+    asked = {steps: sampler.evaluations(path, schedule(sampler, path, steps, **keywords)) for steps in range(1, 45)}
+    for nfe in (*range(1, 13), 25, 40):
+        within = [steps for steps, cost in asked.items() if cost <= nfe]
+        if not within:
+            with pytest.raises(ValueError, match=f"nfe={nfe} is less than the {asked[1]}"):
+                schedule(sampler, path, nfe=nfe, **keywords)
+            continue
+        times = schedule(sampler, path, nfe=nfe, **keywords)
+        assert times == schedule(sampler, path, max(within), **keywords)
+
+
+@pytest.mark.parametrize(
+    ("name", "nfe", "steps", "used"),
+    [
+        ("ddim", 10, 10, 10),
+        ("ddpm", 10, 10, 10),
+        ("pf-ode heun", 10, 5, 9),
+        ("pf-ode heun", 11, 6, 11),
+        ("pf-ode rk4", 10, 3, 9),
+        ("pf-ode rk4", 4, 1, 1),
+        ("torchdiffeq midpoint", 10, 3, 9),
+        ("predictor-corrector", 10, 5, 9),
+        ("predictor-corrector n=2", 10, 4, 10),
+    ],
+)
+def test_a_budget_is_kept_by_the_run(name, nfe, steps, used):
+    """The last step, to σ = 0, costs one evaluation: heun has 2 (n − 1) + 1, rk4 4 (n − 1) + 1, one corrector 2n − 1."""
+    asked = []
+    exact = mixture().model(PATHS["vp"])
+    model = sf.ScoreModel(lambda x, t: asked.append(t) or exact.net(x, t), PATHS["vp"], "x0")
+    solution = sf.solve(model, states(2, 3), BUDGETED[name], nfe=nfe, seed=0)
+    assert len(solution.times) == steps + 1
+    assert len(asked) == solution.nfe == model.nfe == used
+
+
+@pytest.mark.parametrize(("nfe", "steps"), [(5, 5), (20, 20), (500, 20)])
+def test_a_budget_ends_with_the_chain(nfe, steps):
+    assert schedule(sf.get_sampler("ddim"), chain_of(20), nfe=nfe) == sf.grid(chain_of(20), steps)
+
+
+# -- defaults -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "T", "steps"),
+    [
+        ("ddim", None, 50),
+        ("ddim", 1000, 50),
+        ("ddim", 20, 20),
+        ("pf-ode", None, 50),
+        ("ddpm", None, 1000),
+        ("ddpm", 1000, 1000),
+        ("ddpm", 20, 20),
+        ("ddpm", 1500, 1500),
+        ("predictor-corrector", None, 200),
+        ("predictor-corrector", 1000, 200),
+        ("predictor-corrector", 20, 20),
+    ],
+)
+def test_default_steps(name, T, steps):
+    path = sf.VPSDE() if T is None else chain_of(T)
+    assert schedule(sf.get_sampler(name), path) == sf.grid(path, steps)
+
+
+@pytest.mark.parametrize("name", ["torchdiffeq", "scipy"])
+@pytest.mark.parametrize(("path", "t_min"), [("vp", 1e-3), ("chain", 1 / 1000), ("ve", 1e-3)])
+def test_default_of_a_tolerance(name, path, t_min):
+    """As few times as it needs, with one last step from t_min where the run ends at the data."""
+    sampler, path = sf.get_sampler(name), PATHS[path]
+    assert schedule(sampler, path) == (1.0, t_min, 0.0)
+    assert schedule(sampler, path, start=0.5) == (0.5, t_min, 0.0)
+    assert schedule(sampler, path, start=t_min / 2) == (t_min / 2, 0.0)
+    assert schedule(sampler, path, stop=0.1) == (1.0, 0.1)
+    assert schedule(sampler, path, stop=0.1, denoise=True) == (1.0, 0.1, 0.0)
+    assert schedule(sampler, path, grid="uniform") == sf.grid(path, 50, "uniform")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("start", [0.5, 0.02])
+def test_default_grid_fits_the_ends(path, start):
+    """The default steps are never more than the chain has between start and stop."""
+    path = PATHS[path]
+    for name in ("ddim", "ddpm", "predictor-corrector"):
+        times = schedule(sf.get_sampler(name), path, start=start)
+        assert (times[0], times[-1]) == (start, 0.0)
+        if path.T and name == "ddpm":
+            assert times == tuple(i / path.T for i in range(round(start * path.T), -1, -1))
+
+
+def test_rules_take_what_the_face_gives():
+    """Every rule is `(path, steps, start, stop, **options)`, options with defaults."""
+    for rule in GRIDS.values():
+        parameters = list(inspect.signature(rule).parameters.values())
+        assert [p.name for p in parameters[:4]] == ["path", "steps", "start", "stop"]
+        assert all(p.default is not p.empty for p in parameters[4:])
