@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY := PASSIVE
 .PHONY: demo test check clean
 
 demo: $(VENV)/.ready
-	$(BIN)/python examples/demo.py --out demo.png
+	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -396,9 +396,13 @@ def test_import_time():
             [sys.executable, "-X", "importtime", "-c", "import torch; import scoreflow"],
             capture_output=True, text=True, check=True, cwd=HOUSE.parent,
         )  # fmt: skip
-        (microseconds,) = re.findall(r"(?m)^import time:\s+\d+ \|\s+(\d+) \| scoreflow$", run.stderr)
-        taken.append(int(microseconds) / 1000)
-        if taken[-1] < 80:
+        ours, torchs = (
+            int(re.findall(rf"(?m)^import time:\s+\d+ \|\s+(\d+) \| {name}$", run.stderr)[0]) / 1000
+            for name in ("scoreflow", "torch")
+        )
+        taken.append(ours)
+        # A busy machine slows both imports: then 80 ms of the 1.2 s that torch takes on a quiet one.
+        if ours < max(80, torchs * 80 / 1200):
             return
     pytest.fail(f"import scoreflow took {taken} ms")
 

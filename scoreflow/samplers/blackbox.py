@@ -96,7 +96,7 @@ def torchsde(
     one_of("method", method, TORCHSDE)
     number("eta", eta, above=0)
     return TorchSDE(
-        cites=("song2021sde", "li2020torchsde"), default_steps=None if adaptive else 1000, stops_short=True, brownian=True,
+        cites=("song2021sde", "li2020torchsde"), default_steps=None if adaptive else 250, stops_short=True, brownian=True,
         eta=eta, adaptive=adaptive, **_checked(method, "t", rtol, atol, substeps, "batch"),
     )  # fmt: skip
 
@@ -304,15 +304,15 @@ def _own_path(noise: BrownianDraws, x: Tensor, t: float, s: float, area: str) ->
     from torchsde import BrownianInterval
 
     noise.count += 1
-    flat = flat(x)
+    y = flat(x)
     seeds = noise.source.seeds if isinstance(noise.source.seeds, tuple) else (noise.source.seeds,)
-    size = (1 if len(seeds) > 1 or len(flat) == 1 else len(flat), flat.shape[1])
+    size = (1 if len(seeds) > 1 or len(y) == 1 else len(y), y.shape[1])
     paths = [
         BrownianInterval(t0=-t, t1=-s, size=size, dtype=x.dtype, device=x.device, entropy=stream_key(seed, "torchsde", t, s),
                          levy_area_approximation=area)
         for seed in seeds
     ]  # fmt: skip
-    return paths[0] if len(paths) == 1 else Stacked(paths, flat)
+    return paths[0] if len(paths) == 1 else Stacked(paths, y)
 
 
 class Stacked:

@@ -45,7 +45,7 @@ def predictor_corrector(
     return PredictorCorrector(
         order=inner.order,
         cites=("song2021sde",),
-        default_steps=200,
+        default_steps=100,
         predictor=inner,
         corrector=corrector,
         n=n,
