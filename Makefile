@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY := PASSIVE
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
 
-test: $(VENV)/.ready
+test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.ready
