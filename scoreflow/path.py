@@ -12,11 +12,12 @@ from typing import Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor
 
-from scoreflow.check import number, one_of
+from scoreflow import check
 from scoreflow.row import Row
 
 S = TypeVar("S", float, Tensor)
 Self = TypeVar("Self")
+V = TypeVar("V")
 Prediction = Literal["eps", "x0", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
@@ -28,16 +29,23 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
     def method(self: Self, t: S) -> S:
         if isinstance(t, Tensor):
             return formula(self, t.double()).to(t.dtype)
-        known: dict[tuple[str, float], float] = self.__dict__.setdefault("_known", {})
-        value = known.get((name, t))
-        if value is None:
-            if len(known) > 100_000:
-                known.clear()
-            value = known[name, t] = formula(self, torch.tensor(float(t), dtype=torch.float64)).item()
-        return value
+        if name != "time":
+            check.time("t", t)
+        return _once(self, (name, t), lambda: formula(self, torch.tensor(float(t), dtype=torch.float64)).item())
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
     return method
+
+
+def _once(path: object, key: tuple[Any, ...], make: Callable[[], V]) -> V:
+    """What `make` gives, kept with the path: runs ask for the same numbers again and again."""
+    known: dict[tuple[Any, ...], V] = path.__dict__.setdefault("_known", {})
+    value = known.get(key)
+    if value is None:
+        if len(known) > 100_000:
+            known.clear()
+        value = known[key] = make()
+    return value
 
 
 class GaussianPath:
@@ -63,7 +71,8 @@ class GaussianPath:
     """The number of steps of the DDPM chain the path was made from; node i stands at t = i/T."""
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        shown = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     # -- the curves --------------------------------------------------------------------------------------------------
     @curve
@@ -136,20 +145,25 @@ class GaussianPath:
         return _lift(torch.hypot, self.alpha(t), self.sigma(t))
 
     def forward(self, t: S, u: S) -> Row:
-        """`q(x_u | x_t)` for u ≥ t: `x_u = (α_u/α_t) x_t + √(σ_u² − (α_u σ_t/α_t)²) ε`."""
+        """`q(x_u | x_t)` for u ≥ t: `x_u = (α_u/α_t) x_t + √(σ_u² − (α_u σ_t/α_t)²) ε`.
+
+        Raises:
+            ValueError: u < t.
+        """
         x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
-        z = _lift(lambda std, lo, hi: std * (-torch.expm1(2 * (lo - hi))).sqrt(), self.sigma(u), self.lam(u), self.lam(t))
-        return Row(x, (), z)
+        return Row(x, (), _lift(_spread, self.sigma(u), self.lam(u), self.lam(t)))
 
     def posterior_std(self, t: S, s: S, eta: float = 1.0) -> S:
         """`σ_s √(1 − e^{−2η²h})`, h = λ_s − λ_t: the noise of the reverse SDE of level η, solved exactly from t to s.
 
         η = 1 is the standard deviation of `q(x_s | x_t, x_0)`, on a chain √β̃ (Ho et al., 2020, Eq. 7).
+
+        Raises:
+            ValueError: s > t.
         """
         if eta == 0:
             return self.sigma(s) * 0.0
-        return _lift(lambda std, lo, hi: std * (-torch.expm1(2 * eta**2 * (lo - hi))).sqrt(),
-                     self.sigma(s), self.lam(t), self.lam(s))  # fmt: skip
+        return _lift(lambda std, lo, hi: _spread(std, lo, hi, eta**2), self.sigma(s), self.lam(t), self.lam(s))
 
     def bridge(self, t: S, s: S, eta: float = 0.0, *, std: S | None = None) -> Row:
         """`x_s ~ N(α_s x̂_0 + √(σ_s² − c²) (x_t − α_t x̂_0)/σ_t, c²)`, with c = `std` or η · `posterior_std(t, s)`.
@@ -163,8 +177,7 @@ class GaussianPath:
         Reference:
             Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 7, 12, 16.
         """
-
-        number("eta", eta, least=0)
+        check.number("eta", eta, least=0)
 
         def row(lam_t: Tensor, lam_s: Tensor, alpha_s: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> tuple[Tensor, ...]:
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
@@ -175,7 +188,7 @@ class GaussianPath:
                 c = torch.as_tensor(std, dtype=torch.float64)
                 gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
             log_r = torch.log1p(-gone) / 2
-            if bool(log_r.isnan().any()):
+            if bool((log_r + c).isnan().any()):
                 raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
             return log_r.exp() * sigma_s / sigma_t, -alpha_s * torch.expm1(lam_t - lam_s + log_r), c
 
@@ -191,8 +204,8 @@ class GaussianPath:
         Raises:
             ValueError: a prediction that is none of eps, x0, v, score, flow.
         """
-        one_of("prediction", source, PREDICTIONS)
-        one_of("target", target, PREDICTIONS)
+        check.one_of("prediction", source, PREDICTIONS)
+        check.one_of("target", target, PREDICTIONS)
         if source == target:
             one = self.alpha(t) * 0.0 + 1.0
             return one * 0.0, one
@@ -200,12 +213,14 @@ class GaussianPath:
         def det(u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]) -> Tensor:
             return u[0] * v[1] - u[1] * v[0]
 
-        u = torch.as_tensor(t, dtype=torch.float64)
-        x, on_source, on_target = (self.alpha(u), self.sigma(u)), self._basis(u, source), self._basis(u, target)
-        a, b = det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
+        def solve(u: Tensor) -> tuple[Tensor, Tensor]:
+            x, on_source, on_target = (self.alpha(u), self.sigma(u)), self._basis(u, source), self._basis(u, target)
+            return det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
+
         if isinstance(t, Tensor):
+            a, b = solve(t.double())
             return a.to(t.dtype), b.to(t.dtype)
-        return a.item(), b.item()
+        return _once(self, (source, target, t), lambda: _lift_many(solve, t))  # type: ignore[return-value]
 
     def _basis(self, t: Tensor, kind: Prediction) -> tuple[Tensor, Tensor]:
         """The prediction's weights on x_0 and on ε."""
@@ -219,6 +234,15 @@ class GaussianPath:
         if kind == "v":
             return -self.sigma(t), self.alpha(t)
         return self.alpha_slope(t), self.sigma_slope(t)
+
+
+def _spread(std: Tensor, lo: Tensor, hi: Tensor, rate: float = 1.0) -> Tensor:
+    """`std √(1 − e^{−2·rate·(hi − lo)})` of two λ; the noise between them."""
+    if bool((lo > hi).any()):
+        raise ValueError(
+            "a transition must go from more signal to less, or its posterior back: the times are in the wrong order"
+        )
+    return std * (-torch.expm1(2 * rate * (lo - hi))).sqrt()
 
 
 def _lift(formula: Callable[..., Tensor], *values: S) -> S:

@@ -137,7 +137,7 @@ class Plan:
             raise ValueError(f"this text is no plan: {error}") from error
 
     def __str__(self) -> str:
-        options = "".join(f", {name}={value}" for name, value in self.options)
+        options = "".join(f", {name}={value}" for name, value in self.options if value is not None)
         head = (
             f"{self.sampler}{options} on {self.path}: {len(self.steps)} steps, {self.nfe} evaluations, "
             f"{self.noise_count} draws; outputs are {self.wants}\n{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.wants} + z·ε"

@@ -48,7 +48,7 @@ class Options(Mapping[str, Any]):
         return hash(self._pairs)
 
     def __repr__(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._pairs)
+        return ", ".join(f"{name}={value!r}" for name, value in self._pairs if value is not None)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Sampler:
             rules or there is no such limit.
         cites: keys of references.bib.
         default_steps: the grid intervals when neither steps nor a budget is given; None for as few as it needs.
-        stops_short: whether the default grid ends with a step from t_min, as for solvers that cannot come near σ = 0.
         brownian: whether its noise must be a Brownian path.
     """
 
@@ -70,7 +69,6 @@ class Sampler:
     order: int | None = None
     cites: tuple[str, ...] = ()
     default_steps: int | None = 50
-    stops_short: bool = False
     brownian: bool = False
 
     def __repr__(self) -> str:

@@ -582,7 +582,7 @@ def test_count_of_draws_of_linear_samplers(run, sampler, right, off):
     """Told at the front door, in numbers of the draws that were given. For `sample` the first is the prior's."""
     right += run is run_sample
     if right + off < 0:
-        pytest.skip("no count is below 0")
+        return  # there is no such count
     model = zero_model()
     with pytest.raises(ValueError, match=f"noise holds {right + off} draws"):
         run(model, steps=5, noise=draws(right + off, 2, 3), **sampler)

@@ -337,8 +337,8 @@ def test_a_budget_ends_with_the_chain(nfe, steps):
         ("ddpm", 1000, 1000),
         ("ddpm", 20, 20),
         ("ddpm", 1500, 1500),
-        ("predictor-corrector", None, 200),
-        ("predictor-corrector", 1000, 200),
+        ("predictor-corrector", None, 100),
+        ("predictor-corrector", 1000, 100),
         ("predictor-corrector", 20, 20),
     ],
 )

@@ -24,7 +24,10 @@ from scoreflow.samplers.runge_kutta import Variable, check_clock, reverse_family
 from scoreflow.step import Sampler, Step, family, landing
 
 TORCHDIFFEQ_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-TORCHDIFFEQ_FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams")
+TORCHDIFFEQ_FIXED = {
+    "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4, "implicit_adams": 4, "fixed_adams": 4,
+}  # fmt: skip
+"""With their orders."""
 TORCHDIFFEQ = (*TORCHDIFFEQ_ADAPTIVE, *TORCHDIFFEQ_FIXED, "scipy_solver")
 SCIPY = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
 TORCHSDE_ITO = ("euler", "milstein", "srk")
@@ -52,9 +55,9 @@ def torchdiffeq(
         Song et al. (2021), Eq. 13; torchdiffeq (Chen, 2018).
     """
     one_of("method", method, TORCHDIFFEQ)
-    adaptive = method not in TORCHDIFFEQ_FIXED
+    order = TORCHDIFFEQ_FIXED.get(method)
     return TorchDiffEq(
-        cites=("song2021sde", "chen2018torchdiffeq"), default_steps=None if adaptive else 50, stops_short=True,
+        order=order, cites=("song2021sde", "chen2018torchdiffeq"), default_steps=50 if order else None,
         **_checked(method, variable, rtol, atol, substeps, control),
     )  # fmt: skip
 
@@ -75,7 +78,7 @@ def scipy(
     """
     one_of("method", method, SCIPY)
     return SciPy(
-        cites=("song2021sde", "virtanen2020scipy"), default_steps=None, stops_short=True,
+        cites=("song2021sde", "virtanen2020scipy"), default_steps=None,
         **_checked(method, variable, rtol, atol, 1, control),
     )  # fmt: skip
 
@@ -96,7 +99,8 @@ def torchsde(
     one_of("method", method, TORCHSDE)
     number("eta", eta, above=0)
     return TorchSDE(
-        cites=("song2021sde", "li2020torchsde"), default_steps=None if adaptive else 250, stops_short=True, brownian=True,
+        order=None if adaptive else 1, cites=("song2021sde", "li2020torchsde"), brownian=True,
+        default_steps=None if adaptive else 250,
         eta=eta, adaptive=adaptive, **_checked(method, "t", rtol, atol, substeps, "batch"),
     )  # fmt: skip
 
