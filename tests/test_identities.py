@@ -11,6 +11,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from problems import LINEAR, PATHS, linear, mixture, states
+from test_chain import betas
 
 import scoreflow as sf
 
@@ -222,6 +223,19 @@ def test_26_euler_maruyama_and_ddpm(times):
         assert bool((change[1:] <= 0.7 * change[:-1] + small).all())
         assert bool((np.abs(scaled) < 1e4).all())
     assert abs(misses[-2][0]) > 1e-3  # the constant is not zero
+
+
+@given(betas(longest=40))
+def test_27_reverse_diffusion_as_published(beta):
+    """27. On a VP chain the row is `(2 − √(1−β)) x + β ∇log p + √β z`, with the chain's β (Song et al., Algorithm 3)."""
+    chain, path = sf.DDPMChain(beta), sf.VPSDE.from_betas(beta)
+    plan = sf.plan("reverse-diffusion", path, steps=chain.T)
+    for i, step in zip(range(chain.T, 1, -1), plan.steps, strict=False):
+        b, row = chain.beta[i - 1].item(), step.stages[0].row
+        digits = 1e-11 + 1e-15 * (1 + abs(path.lam(step.t))) / b
+        assert row.x == pytest.approx(2 - math.sqrt(1 - b), rel=1e-11)
+        assert row.m[0] == pytest.approx(-b / path.sigma(step.t), rel=digits)
+        assert row.z == pytest.approx(math.sqrt(b), rel=digits)
 
 
 @given(st.floats(1e-4, 0.5), st.floats(0.05, 0.95), SEED)
