@@ -184,10 +184,12 @@ class GaussianPath:
             if std is None:
                 lost = -torch.expm1(2 * (lam_t - lam_s))
                 c, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
+                left = (1 - eta) * (1 + eta) + eta**2 * torch.exp(2 * (lam_t - lam_s))  # 1 − gone, to its last digit
             else:
                 c = torch.as_tensor(std, dtype=torch.float64)
                 gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
-            log_r = torch.log1p(-gone) / 2
+                left = 1 - gone
+            log_r = torch.where(gone < 0.5, torch.log1p(-gone), left.log()) / 2
             if bool((log_r + c).isnan().any()):
                 raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
             return log_r.exp() * sigma_s / sigma_t, -alpha_s * torch.expm1(lam_t - lam_s + log_r), c
