@@ -143,6 +143,29 @@ def karras(path: GaussianPath, steps: int, start: float, stop: float, t_min: flo
     )
 
 
+@grid_rule("polyexponential")
+def polyexponential(
+    path: GaussianPath, steps: int, start: float, stop: float, t_min: float | None = None, rho: float = 1.0
+) -> Tensor:
+    """λ rises by the share 1 − (1 − i/n)^ρ of its way; ρ = 1 is logsnr (k-diffusion's polyexponential)."""
+    check.number("rho", rho, above=0)
+    last = stop if path.sigma(stop) > 0 else default_t_min(path) if t_min is None else t_min
+    end, whole = path.lam(last), path.lam(last) - path.lam(start)
+
+    def share(t: float) -> float:
+        return math.pow(max(0.0, (end - path.lam(t)) / whole), 1 / rho)
+
+    return _through(path, steps, start, stop, t_min, share, lambda r: path.time(end - whole * r**rho), "polyexponential")
+
+
+@grid_rule("rectified")
+def rectified(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """Equal steps in κ/(1 + κ) = σ/(α + σ): the nodes that are even in rectified flow's time."""
+    first, last = (path.sigma(t) / (path.alpha(t) + path.sigma(t)) for t in (start, stop))
+    even = _even(first, last, steps)
+    return path.time(torch.log((1 - even) / even))
+
+
 @grid_rule("trailing")
 def trailing(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
     """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T."""

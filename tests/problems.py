@@ -30,6 +30,23 @@ LINEAR = {
         for v in ("t", "lambda")
     },
     "reverse-sde heun eta=0.5": {"method": "heun", "eta": 0.5},
+    "exponential-ab 2 data": {"order": 2, "form": "data"},
+    "exponential-ab 3": {},
+    "exponential-ab 4": {"order": 4},
+    "deis tAB3": {},
+    "deis rhoAB2": {"degree": 2, "variable": "rho"},
+    "dpm-solver 2": {},
+    "dpm-solver 3": {"order": 3},
+    "dpm-solver++ 2m": {},
+    "dpm-solver++ 3m": {"method": "3m"},
+    "dpm-solver++ 3m-published": {"method": "3m-published"},
+    "dpm-solver++ 2s": {"method": "2s"},
+    "dpm-solver++ 3s": {"method": "3s"},
+    "unip 2 bh1": {"order": 2, "B": "bh1"},
+    "unip 3 noise": {"form": "noise"},
+    "unipc 1": {"order": 1},
+    "unipc 2 noise bh1": {"order": 2, "form": "noise", "B": "bh1"},
+    "unipc 3": {},
 }
 """Every registered linear sampler with the options that change its rows; the name's first word is the sampler's."""
 

@@ -16,7 +16,7 @@ from scoreflow.grid import GRIDS, check_times
 from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
-TO_INFINITY = ("logsnr", "karras")
+TO_INFINITY = ("logsnr", "karras", "polyexponential")
 """Their variable is infinite where α = 0 and where σ = 0."""
 
 VARIABLES = {
@@ -25,6 +25,8 @@ VARIABLES = {
     "cosine": lambda path, t: math.atan(path.kappa(t)),
     "logsnr": lambda path, t: path.lam(t),
     "karras": lambda path, t: path.kappa(t) ** (1 / 7),
+    "polyexponential": lambda path, t: path.lam(t),
+    "rectified": lambda path, t: path.sigma(t) / (path.alpha(t) + path.sigma(t)),
 }
 """What each rule steps through evenly."""
 
@@ -102,6 +104,17 @@ def test_rho_of_karras(path, rho):
     path = PATHS[path]
     times = sf.grid(path, 12, "karras", rho=rho, stop=0.01)
     assert is_even([path.kappa(t) ** (1 / rho) for t in times])
+
+
+@pytest.mark.parametrize("rho", [0.5, 2.0])
+@pytest.mark.parametrize("path", ["vp", "ve"])
+def test_rho_of_polyexponential(path, rho):
+    """k-diffusion: log σ = ramp^ρ (log σ_max − log σ_min) + log σ_min, the ramp even from 1 to 0."""
+    path = PATHS[path]
+    times = sf.grid(path, 12, "polyexponential", rho=rho, stop=0.01)
+    low, high = math.log(path.kappa(0.01)), math.log(path.kappa(1.0))
+    want = [(1 - i / 12) ** rho * (high - low) + low for i in range(13)]
+    assert [math.log(path.kappa(t)) for t in times] == pytest.approx(want, rel=1e-9, abs=1e-9)
 
 
 def test_karras_at_rho_1_and_infinity():

@@ -34,8 +34,13 @@ def test_ode_order(case, reference):
     """The declared order is the observed one, by regression of the median error over 20 … 320 steps."""
     sampler = linear(case)
     steps = [20, 40, 80, 160, 320] if sampler.order < 4 else [20, 40, 80]
+    # The missing half of a second difference weighs little on uniform times: the published 3M shows its order in λ.
+    grid = "logsnr" if case == "dpm-solver++ 3m-published" else "uniform"
     errors = [
-        (sf.solve(MIXTURE.model(PATH), X_T, sampler, steps=n, start=0.9, stop=0.05).x - reference).norm(dim=1).median().item()
+        (sf.solve(MIXTURE.model(PATH), X_T, sampler, steps=n, start=0.9, stop=0.05, grid=grid).x - reference)
+        .norm(dim=1)
+        .median()
+        .item()
         for n in steps
     ]
     assert sampler.order - 0.25 < slope(steps, errors) < sampler.order + 0.5, errors

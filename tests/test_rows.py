@@ -60,6 +60,25 @@ def test_exact_rows_carry_the_marginal(case, path, t, ratio):
         assert (x * path.sigma(t)) ** 2 + var == pytest.approx(path.sigma(s) ** 2, rel=1e-10)
 
 
+@MEAN
+def test_every_row_of_a_run_keeps_the_invariants(case, path):
+    """With all they remember and all their stages: x0 rows have x α_t + Σm = α_u and x² σ_t² + z² = σ_u², deterministic ε
+    rows x α_t = α_u and x σ_t + Σm = σ_u; without a network."""
+    sampler = linear(case)
+    for step in sampler.plan(path, (0.95, 0.8, 0.6, 0.45, 0.3, 0.1, 0.02)).steps:
+        for u, row in step.stages:
+            x, m, (alpha, sigma) = row.x, sum(row.m), (path.alpha(step.t), path.sigma(step.t))
+            size = sum(map(abs, row.m))
+            if sampler.wants == "x0":
+                assert x * alpha + m == pytest.approx(path.alpha(u), rel=1e-11, abs=1e-13 * size)
+                if sampler.marginal:
+                    assert (x * sigma) ** 2 + row.z**2 == pytest.approx(path.sigma(u) ** 2, rel=1e-10)
+            else:
+                assert sampler.wants == "eps" and row.z == 0
+                assert x * alpha == pytest.approx(path.alpha(u), rel=1e-11)
+                assert x * sigma + m == pytest.approx(path.sigma(u), rel=1e-10, abs=1e-13 * size)
+
+
 @OTHER
 @pytest.mark.parametrize("t", [0.3, 0.8])
 def test_other_rows_miss_the_marginal_by_their_order(case, path, t):
