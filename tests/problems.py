@@ -47,6 +47,10 @@ LINEAR = {
     "unipc 1": {"order": 1},
     "unipc 2 noise bh1": {"order": 2, "form": "noise", "B": "bh1"},
     "unipc 3": {},
+    "sde-dpm-solver++ 2m": {},
+    "sde-dpm-solver++ 3m": {"method": "3m"},
+    "sa-solver": {},
+    "sa-solver tau=0.4": {"predictor": 3, "corrector": 3, "tau": 0.4},
 }
 """Every registered linear sampler with the options that change its rows; the name's first word is the sampler's."""
 

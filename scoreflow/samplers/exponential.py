@@ -25,15 +25,20 @@ Form = Literal["noise", "data"]
 WANTS: dict[Form, Prediction] = {"noise": "eps", "data": "x0"}
 
 
-def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], form: Form) -> Row:
-    """The step t → s with the interpolant through the knots, which are values of λ: a row of their weights."""
-    lo, hi = path.lam(t), path.lam(s)
+def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], form: Form, eta: float = 0.0) -> Row:
+    """The step t → s with the interpolant through the knots, which are values of λ: a row of their weights.
+
+    In data form also of the reverse SDE of level η, with r = 1 + η²:
+    `x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s Σ_j ∫ r e^{r(λ − λ_s)} ℓ_j dλ D_j + σ_s √(1 − e^{−2η²h}) ε`.
+    """
+    lo, hi, r = path.lam(t), path.lam(s), 1 + eta**2
     if form == "data":
         # From α_t = 0 the integral begins at −∞: a word spoken there is taken for constant, and later left out.
         known = [k for k in knots if k > -math.inf] or [hi]
-        m = weights(lambda u: np.exp(u - hi), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
+        m = weights(lambda u: r * np.exp(r * (u - hi)), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
         padded = (*(path.alpha(s) * w for w in m), *[0.0] * (len(knots) - len(known)))
-        return Row(path.sigma(s) / path.sigma(t), padded)
+        decay = math.exp(-(eta**2) * (hi - lo)) if eta else 1.0
+        return Row(path.sigma(s) / path.sigma(t) * decay, padded, path.posterior_std(t, s, eta))
     if lo == -math.inf:
         raise ValueError(f"noise form begins where alpha > 0, and alpha=0 at t={t}: use a start below it, or form='data'")
     if hi == math.inf:  # a polynomial in λ does not reach there; in κ, which ends at 0, it does
