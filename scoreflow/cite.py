@@ -21,16 +21,17 @@ def cite(*names: str) -> str:
     Raises:
         ValueError: a name that is neither.
     """
-    from scoreflow.step import SAMPLERS, get_sampler
+    from scoreflow.step import SAMPLERS, get_sampler, resolve
 
     keys: list[str] = []
     for name in names:
         if name in references():
             keys.append(name)
-        elif name in SAMPLERS:
-            keys.extend(get_sampler(name).cites)
-        else:
+            continue
+        try:
+            keys.extend(get_sampler(resolve(name)[0]).cites)
+        except ValueError as error:
             raise ValueError(
                 f"nothing to cite is called {name!r}; samplers: {', '.join(sorted(SAMPLERS))}; works: {', '.join(references())}"
-            )
+            ) from error
     return "\n\n".join(references()[key] for key in dict.fromkeys(keys))

@@ -18,7 +18,7 @@ from scoreflow.path import GaussianPath
 from scoreflow.plan import Plan
 from scoreflow.run import Run, State, walk
 from scoreflow.schedule import Grid, schedule
-from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler
+from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
 Noise = str | Tensor | White | Replay | None
 
@@ -237,7 +237,7 @@ def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, 
     """Keywords into options of the named sampler, and the rest."""
     if not isinstance(sampler, str):
         return {}, keywords
-    known = SAMPLERS[sampler].options if sampler in SAMPLERS else {}
+    known = SAMPLERS[resolve(sampler)[0]].options
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from scoreflow.aliases import PLAIN, plain
 from scoreflow.check import suggestion
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
@@ -202,8 +203,26 @@ def family(name: str) -> Callable[[F], F]:
     return register
 
 
+def resolve(name: str) -> tuple[str, dict[str, Any]]:
+    """The registered name and options that a name means: itself, or an alias of `scoreflow.aliases`.
+
+    Raises:
+        ValueError: nothing has the name; the near ones are named. TypeError: it is no text.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"sampler must be a name or a Sampler, got {type(name).__name__}")
+    if name in SAMPLERS:
+        return name, {}
+    same = {plain(known): known for known in SAMPLERS}
+    if plain(name) in same:
+        return same[plain(name)], {}
+    if plain(name) in PLAIN:
+        return PLAIN[plain(name)]
+    raise ValueError(f"no sampler is called {name!r}{suggestion(name, SAMPLERS)}")
+
+
 def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
-    """The sampler of this name with these options; the rest at their defaults.
+    """The sampler of this name, or of what the name means elsewhere, with these options; the rest at their defaults.
 
     Raises:
         ValueError: no sampler has the name (the near ones are named), or an option has a value it cannot have.
@@ -211,16 +230,13 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     """
     if isinstance(name, Sampler):
         return name(**options) if options else name
-    if not isinstance(name, str):
-        raise TypeError(f"sampler must be a name or a Sampler, got {type(name).__name__}")
-    if name not in SAMPLERS:
-        raise ValueError(f"no sampler is called {name!r}{suggestion(name, SAMPLERS)}")
+    name, meant = resolve(name)
     entry = SAMPLERS[name]
     for option in options:
         if option not in entry.options:
             raise TypeError(f"sampler {name!r} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
     defaults = {k: p.default for k, p in entry.options.items()}
-    return entry.build(**{**defaults, **options})
+    return entry.build(**{**defaults, **meant, **options})
 
 
 def _enter(name: str, build: Callable[..., Sampler], options: dict[str, inspect.Parameter], doc: Any) -> None:

@@ -43,9 +43,9 @@ both = pytest.mark.parametrize("run", [run_solve, run_sample], ids=["solve", "sa
 
 NAMES = [
     (dict(sampler="ddmi"), ValueError, "'ddmi'.*did you mean.*ddim"),
-    (dict(sampler="DDIM"), ValueError, "'DDIM'.*did you mean.*ddim"),
-    (dict(sampler="euler_maruyama"), ValueError, "'euler_maruyama'.*did you mean.*euler-maruyama"),
-    (dict(sampler="pfode"), ValueError, "'pfode'.*did you mean.*pf-ode"),
+    (dict(sampler="DDMI"), ValueError, "'DDMI'.*did you mean.*ddim"),
+    (dict(sampler="euler_maryama"), ValueError, "'euler_maryama'.*did you mean.*euler-maruyama"),
+    (dict(sampler="pf-odes"), ValueError, "'pf-odes'.*did you mean.*pf-ode"),
     (dict(sampler="zzz"), ValueError, "'zzz'.*Known: .*ddim.*ddpm"),
     (dict(sampler=3), TypeError, "sampler must be a name or a Sampler.*int"),
     (dict(sampler=None), TypeError, "sampler must be a name or a Sampler.*NoneType"),

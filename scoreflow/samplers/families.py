@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from scoreflow.check import number, one_of
@@ -94,11 +95,13 @@ def _rows(method: str, variable: Variable, eta: float, given: dict[str, Any], ci
     return Linear(rows=Tabled(method, variable, eta), order=order, cites=cites, wants=wants(variable, eta), marginal=False)
 
 
+@dataclass(frozen=True)
 class Tabled:
     """Rows of one tableau; the family's other options do not reach them."""
 
-    def __init__(self, method: str, variable: Variable, eta: float) -> None:
-        self.method, self.variable, self.eta = method, variable, eta
+    method: str
+    variable: Variable
+    eta: float
 
     def __call__(self, path: Any, times: tuple[float, ...], s: float, **_: Any) -> Any:
         return runge_kutta(path, times, s, method=self.method, variable=self.variable, eta=self.eta)

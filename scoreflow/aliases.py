@@ -1,0 +1,53 @@
+"""Names of samplers as typed elsewhere, and what they are here.
+
+Only where the update is the same to rounding; grids are chosen apart, with `grid=`. Upper and lower case, spaces, `_`, `-`
+and `.` do not matter, and `++` may be typed `pp`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    # diffusers
+    "DDPMScheduler": ("ddpm", {}),
+    "DDIMScheduler": ("ddim", {}),
+    "EulerDiscreteScheduler": ("ddim", {}),
+    "EulerAncestralDiscreteScheduler": ("ddim", {"eta": 1.0}),
+    "FlowMatchEulerDiscreteScheduler": ("pf-ode", {"method": "euler"}),
+    "HeunDiscreteScheduler": ("dpm-solver", {"r1": 1.0}),
+    "KDPM2DiscreteScheduler": ("dpm-solver", {"r1": 0.5}),
+    "LMSDiscreteScheduler": ("deis", {"variable": "rho"}),
+    "DPMSolverMultistepScheduler": ("dpm-solver++", {"method": "2m"}),
+    "UniPCMultistepScheduler": ("unipc", {"order": 2}),
+    # k-diffusion, A1111, ComfyUI
+    "euler": ("ddim", {}),
+    "sample_euler": ("ddim", {}),
+    "euler_ancestral": ("ddim", {"eta": 1.0}),
+    "sample_euler_ancestral": ("ddim", {"eta": 1.0}),
+    "Euler a": ("ddim", {"eta": 1.0}),
+    "heun": ("dpm-solver", {"r1": 1.0}),
+    "sample_heun": ("dpm-solver", {"r1": 1.0}),
+    "dpm_2": ("dpm-solver", {"r1": 0.5}),
+    "sample_dpm_2": ("dpm-solver", {"r1": 0.5}),
+    "lms": ("deis", {"variable": "rho"}),
+    "sample_lms": ("deis", {"variable": "rho"}),
+    "DPM++ 2M": ("dpm-solver++", {"method": "2m"}),
+    "sample_dpmpp_2m": ("dpm-solver++", {"method": "2m"}),
+    "DPM++ 2M SDE": ("sde-dpm-solver++", {"method": "2m"}),
+    "sample_dpmpp_2m_sde": ("sde-dpm-solver++", {"method": "2m"}),
+    "DPM++ 2M SDE Heun": ("sde-dpm-solver++", {"method": "2m-heun"}),
+    "uni_pc_bh2": ("unipc", {"B": "bh2"}),
+    # plain words
+    "dpm-solver++(2m)": ("dpm-solver++", {"method": "2m"}),
+    "probability-flow-ode": ("pf-ode", {}),
+}
+
+
+def plain(name: str) -> str:
+    """The name without what does not matter."""
+    return re.sub(r"[\s_.\-()]", "", name.lower().replace("++", "pp"))
+
+
+PLAIN = {plain(name): meant for name, meant in ALIASES.items()}
