@@ -107,8 +107,15 @@ class Plan:
             yield from (2 + remembered + i + int(row.z != 0) for i, (_, row) in enumerate(step.stages))
 
     def to_json(self) -> str:
-        """The plan as JSON; numbers keep every digit."""
-        return json.dumps({**self.__dict__, "options": dict(self.options)})
+        """The plan as JSON; numbers keep every digit.
+
+        Raises:
+            ValueError: an option is no text or number, such as a function.
+        """
+        try:
+            return json.dumps({**self.__dict__, "options": dict(self.options)})
+        except TypeError as error:
+            raise ValueError(f"the options of this plan do not fit into JSON: {dict(self.options)}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Plan:

@@ -112,8 +112,8 @@ def solve(
         steps: grid intervals. nfe: instead, a budget of network evaluations, of which the most is made. Neither: the
             sampler's default.
         grid: a name, or the times themselves. None: on a chain its own nodes or a stride of them, elsewhere uniform t.
-        start, stop: the first and last time. At σ = 0, which is t = 0, every run ends with a row that is exact: its own
-            for ddpm and ddim, x̂_0 for the others.
+        start, stop: the first and last time. A run to t = 0, where σ = 0, ends with x̂_0 of its last state; `deis` and
+            `exponential-ab` in noise form end with a row of their own, which keeps their order.
         denoise: with stop > 0, step from there to x̂_0.
         seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
         noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 from problems import PATHS, mixture, states
-from scipy import stats
 
 import scoreflow as sf
 
@@ -54,15 +53,12 @@ def test_the_bridge_redraws_a_share_of_the_noise(path):
 
 
 def test_correctors_bring_a_wrong_state_back():
-    """Many corrections at one level pull states of too small a variance to the marginal's; false alarms 1e-6.
+    """Many corrections at one level pull states of too small a variance to the marginal's, which is 1 for N(0, I) on VP.
 
-    On N(0, I) under VP every marginal is N(0, I); 60 Langevin moves from variance 0.25 come to 1 up to their own bias,
-    which is e/2 of the variance at step e.
+    60 Langevin moves from variance 0.25 end within 0.95 and 1.15: moves of finite size overshoot by some hundredths.
     """
     path, n, d = sf.VPSDE(), 400, 64
     model = sf.Gaussian(torch.zeros(d)).model(path)
     x = states(n, d) * 0.5
     corrected = sf.solve(model, x, "predictor-corrector", predictor="ddim", n=60, snr=0.16, grid=[0.6, 0.59], seed=0).x
-    step = 2 * 0.16**2
-    low, high = (stats.chi2(n * d).ppf(q) / (n * d) for q in (5e-7, 1 - 5e-7))
-    assert low * (1 - 0.05) < float(corrected.square().mean()) < high * (1 + 2 * step)
+    assert 0.95 < float(corrected.square().mean()) < 1.15

@@ -78,6 +78,8 @@ def test_tau_may_be_a_function():
     plan = sf.plan("sa-solver", path, 10, tau=lambda t: float(0.3 < t < 0.7))
     noisy = [step.noisy for step in plan.steps]
     assert noisy == [0.3 < step.t < 0.7 for step in plan.steps] and 0 < sum(noisy) < 10
+    with pytest.raises(ValueError, match=r"options of this plan do not fit into JSON.*tau"):
+        plan.to_json()
     with pytest.raises(ValueError, match=r"tau\(t\) must be a finite number ≥ 0"):
         sf.plan("sa-solver", path, 4, tau=lambda t: -1.0)
 
@@ -140,4 +142,4 @@ def test_sampling_a_mixture():
         share = torch.bincount(nearest, minlength=5) / n
         spread = (weights * (1 - weights) / n).sqrt()
         reference = torch.bincount(torch.cdist(data.sample(200_000), data.means).argmin(1), minlength=5) / 200_000
-        assert bool(((share - reference).abs() < 4.9 * spread + 0.02).all())
+        assert bool(((share - reference).abs() < 4.9 * spread).all())
