@@ -40,7 +40,6 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M SDE Heun": ("sde-dpm-solver++", {"method": "2m-heun"}),
     "uni_pc_bh2": ("unipc", {"B": "bh2"}),
     # plain words
-    "dpm-solver++(2m)": ("dpm-solver++", {"method": "2m"}),
     "probability-flow-ode": ("pf-ode", {}),
 }
 

@@ -46,7 +46,7 @@ def law(plan: Plan, path: GaussianPath, gaussian: Gaussian) -> Law:
     var, turn = torch.linalg.eigh(gaussian.cov)
     mean = turn.mT @ gaussian.mean
     size = plan.noise_count + 2
-    model = Symbolic(path, mean, var, size)
+    model = Symbolic(path, mean, var, size, plan.analytic)
     x = torch.zeros(len(var), size, dtype=torch.float64)
     x[:, 1] = path.prior_std(plan.times[0])
     draws, memory = UnitVectors(), ()
@@ -59,12 +59,15 @@ def law(plan: Plan, path: GaussianPath, gaussian: Gaussian) -> Law:
 class Symbolic:
     """E[x_0 | x_t] of N(μ, v) by direction, affine in x_t, acting on vectors of weights (d, size)."""
 
-    def __init__(self, path: GaussianPath, mean: Tensor, var: Tensor, size: int) -> None:
-        self.path, self.var = path, var[:, None]
+    def __init__(self, path: GaussianPath, mean: Tensor, var: Tensor, size: int, analytic: float | None = None) -> None:
+        self.path, self.var, self.analytic = path, var[:, None], analytic
         self.mean = torch.zeros(len(mean), size, dtype=torch.float64)
         self.mean[:, 0] = mean
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+        if self.analytic is not None:
+            v, self.analytic = self.analytic, None
+            return x * self.path.gaussian(t, want, v)
         a, s = self.path.alpha(t), self.path.sigma(t)
         x_0 = self.mean + a * self.var / (a**2 * self.var + s**2) * (x - a * self.mean)
         weight, m = self.path.convert("x0", want, t)
@@ -78,7 +81,7 @@ class UnitVectors(Draws):
     def __init__(self) -> None:
         super().__init__(White(0), "step")
 
-    def _next(self, like: Tensor, t: float, s: float) -> Tensor:
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         draw = torch.zeros_like(like)
         draw[:, self.count + 1] = 1.0
         return draw

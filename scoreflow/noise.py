@@ -81,12 +81,15 @@ class Draws:
     def __init__(self, source: White, purpose: Purpose) -> None:
         self.source, self.purpose, self.count = source, purpose, 0
 
-    def __call__(self, like: Tensor, t: float = 1.0, s: float = 0.0) -> Tensor:
-        """The next standard normal, in the shape, dtype and device of `like`, for a step from time t to s."""
-        self.count += 1
-        return self._next(like, t, s)
+    def __call__(self, like: Tensor, t: float = 1.0, s: float = 0.0, area: bool = False) -> Tensor:
+        """The next standard normal, in the shape, dtype and device of `like`, for a step from time t to s.
 
-    def _next(self, like: Tensor, t: float, s: float) -> Tensor:
+        With `area` it is the space-time area of that step's noise, else its increment.
+        """
+        self.count += 1
+        return self._next(like, t, s, area)
+
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         return self.source.normal(like, self.purpose, self.count)
 
 
@@ -123,8 +126,10 @@ class BrownianDraws(Draws):
         self._branch: list[tuple[float, float, Tensor, Tensor]] = []
         self._last: tuple[float, Tensor] | None = None
 
-    def _next(self, like: Tensor, t: float, s: float) -> Tensor:
-        if t == s:  # a draw that is no step, such as a corrector's
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
+        if area:
+            raise ValueError("this sampler asks for areas of the path: use noise='white'")
+        if t <= s:  # a draw that is no step down, such as a corrector's
             return self.source.normal(like, self.purpose, "at", t, self.count)
         return (self.increment(like, t, s) / math.sqrt(abs(t - s))).to(like.dtype)
 
@@ -198,7 +203,7 @@ class ReplayedDraws(Draws):
         self.source, self.purpose, self.count = source, purpose, 0
         self._before = int(source.prior and purpose != "prior")
 
-    def _next(self, like: Tensor, t: float, s: float) -> Tensor:
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         given = self.source.given
         if self._before + self.count > len(given):
             raise ValueError(f"noise holds {len(given)} draws and the run asks for another")

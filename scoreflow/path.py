@@ -197,6 +197,15 @@ class GaussianPath:
         x, m, z = _lift_many(row, self.lam(t), self.lam(s), self.alpha(s), self.sigma(s), self.sigma(t))
         return Row(x, (m,), z)
 
+    def gaussian(self, t: S, want: Prediction = "x0", v: float = 1.0) -> S:
+        """The exact prediction on N(0, v I) data, over the state: `x̂_0 = α v/(α² v + σ²) · x_t`, said as `want`."""
+
+        def gain(alpha: Tensor, sigma: Tensor) -> Tensor:
+            return alpha * v / (alpha**2 * v + sigma**2)
+
+        a, b = self.convert("x0", want, t)
+        return a + b * _lift(gain, self.alpha(t), self.sigma(t))
+
     # -- predictions -------------------------------------------------------------------------------------------------
     def convert(self, source: Prediction, target: Prediction, t: S) -> tuple[S, S]:
         """(a, b) with `target = a·x_t + b·source`, by Cramer's rule in the basis (x_0, ε).

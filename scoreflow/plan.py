@@ -34,19 +34,40 @@ class Stage(NamedTuple):
     row: Row
 
 
+class Draw(NamedTuple):
+    """A standard normal that a step takes: the noise's increment from t to s over its standard deviation.
+
+    With `area` the space-time area of the path between them, `∫ (W_u − its chord) du`, over its own; it is independent of
+    the increment. On white noise every draw is a new one.
+    """
+
+    t: float
+    s: float
+    area: bool = False
+
+
+class Stages(NamedTuple):
+    """The rows of one step with the draws that they share, where these are not one increment from t to s."""
+
+    rows: list[tuple[float, Row]]
+    draws: tuple[Draw, ...]
+
+
 class PlannedStep(NamedTuple):
-    """One step t → s.
+    """One step t → s. It may go up, s > t, where noise is added.
 
     Attributes:
-        asks: whether the network is asked at t first, or its last word already stands there.
-        stages: rows in order. The network is asked at the state of each but the last, which is x_s. A row weighs all
-            outputs in view, newest first: those of the earlier stages, then those remembered.
+        asks: whether the network is asked at t first, or its last word already stands there, or is not wanted.
+        stages: rows in order. The network is asked at the state of each but the last, which is x_s. A row weighs the
+            outputs in view, newest first: those of the earlier stages, then those remembered, as many as it has weights for.
+        draws: what the rows' z weigh, shared by the stages.
     """
 
     t: float
     s: float
     asks: bool
     stages: tuple[Stage, ...]
+    draws: tuple[Draw, ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -54,9 +75,9 @@ class PlannedStep(NamedTuple):
         return self.asks + len(self.stages) - 1
 
     @property
-    def noisy(self) -> bool:
-        """Whether a draw is needed; the stages of a step share it."""
-        return any(row.z != 0 for _, row in self.stages)
+    def noise_count(self) -> int:
+        """How many draws are taken; the stages of a step share them."""
+        return len({k for _, row in self.stages for k, _ in row.draws})
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,7 @@ class Plan:
         wants: the prediction its rows weigh.
         history: how many of the network's words a step may look back on.
         reuse: whether the word spoken at a state that stands at s opens the next step (predict, evaluate, correct).
+        analytic: if not None, the first evaluation is replaced by the exact one of N(0, v I) data, v this number.
         steps: the rows.
     """
 
@@ -78,21 +100,22 @@ class Plan:
     history: int = 1
     reuse: bool = False
     options: tuple[tuple[str, Any], ...] = field(default=())
+    analytic: float | None = None
 
     @property
     def times(self) -> tuple[float, ...]:
-        """The grid, decreasing."""
+        """The times it goes through: the grid, decreasing, unless a sampler adds steps of its own."""
         return (*(step.t for step in self.steps), self.steps[-1].s)
 
     @property
     def nfe(self) -> int:
         """Network evaluations of the whole run."""
-        return sum(step.nfe for step in self.steps)
+        return sum(step.nfe for step in self.steps) - (self.analytic is not None)
 
     @property
     def noise_count(self) -> int:
         """Draws of the size of the state that the run asks for, without the prior."""
-        return sum(step.noisy for step in self.steps)
+        return sum(step.noise_count for step in self.steps)
 
     @property
     def peak_tensors(self) -> int:
@@ -103,8 +126,13 @@ class Plan:
         remembered = 0
         for step in self.steps:
             remembered = min(remembered + step.asks, self.history)
-            # x_t, what is remembered, the outputs of earlier stages, the state being made, its draw.
-            yield from (2 + remembered + i + int(row.z != 0) for i, (_, row) in enumerate(step.stages))
+            taken: set[int] = set()
+            for i, (_, row) in enumerate(step.stages):
+                taken |= {k for k, _ in row.draws}
+                # x_t, what is remembered, the outputs of earlier stages, the state being made, the draws.
+                yield 2 + remembered + i + len(taken)
+            if self.reuse:
+                remembered += any(u == step.s for u, _ in step.stages[:-1])
 
     def to_json(self) -> str:
         """The plan as JSON; numbers keep every digit.
@@ -127,9 +155,13 @@ class Plan:
         try:
             data = json.loads(text)
             steps = tuple(
-                PlannedStep(t, s, asks, tuple(Stage(u, Row(x, tuple(m), z)) for u, (x, m, z) in stages))
-                for t, s, asks, stages in data.pop("steps")
-            )
+                PlannedStep(
+                    t, s, asks,
+                    tuple(Stage(u, Row(x, tuple(m), tuple(z) if isinstance(z, list) else z)) for u, (x, m, z) in stages),
+                    tuple(Draw(*draw) for draw in draws),
+                )
+                for t, s, asks, stages, draws in data.pop("steps")
+            )  # fmt: skip
             options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
             plan = cls(steps=steps, options=options, **data)
             one_of("wants", plan.wants, PREDICTIONS)
@@ -137,7 +169,7 @@ class Plan:
                 raise ValueError("it has no steps, or a step without rows")
             for step in steps:
                 for u, row in step.stages:
-                    for value in (step.t, step.s, u, row.x, *row.m, row.z):
+                    for value in (step.t, step.s, u, row.x, *row.m, *(row.z if isinstance(row.z, tuple) else (row.z,))):
                         number("a time or weight", value)
             return plan
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -152,7 +184,7 @@ class Plan:
         lines = [
             f"{step.t:10.6f} {stage.t:10.6f}  {stage.row.x:+.6e}·x "
             + " ".join(f"{m:+.6e}·{self.wants}" for m in stage.row.m)
-            + (f" {stage.row.z:+.6e}·ε" if stage.row.z else "")
+            + "".join(f" {z:+.6e}·ε{k + 1 if isinstance(stage.row.z, tuple) else ''}" for k, z in stage.row.draws)
             for step in self.steps
             for stage in step.stages
         ]
@@ -165,25 +197,26 @@ def advance(
     model: Model,
     x: Tensor,
     memory: Memory,
-    noise: Callable[[Tensor, float, float], Tensor],
+    noise: Callable[[Tensor, float, float, bool], Tensor],
 ) -> tuple[Tensor, Memory, Tensor | None]:
     """Take one planned step: the new state, what the next step may want, an embedded error estimate or None."""
     seen = ((step.t, model(x, step.t, plan.wants)), *memory) if step.asks else memory
     seen = seen[: plan.history]
     outputs, lower = [output for _, output in seen], None
-    draws: list[Tensor] = []
+    draws: dict[int, Tensor] = {}
 
-    def draw() -> Tensor:
-        if not draws:
-            draws.append(noise(x, step.t, step.s))
-        return draws[0]
+    def draw(k: int) -> Tensor:
+        if k not in draws:
+            draws[k] = noise(x, *step.draws[k])
+        return draws[k]
 
     for u, row in step.stages[:-1]:
-        y = row(x, outputs, draw)
+        y = row(x, outputs[: len(row.m)], draw)
         outputs.insert(0, model(y, u, plan.wants))
         if u == step.s:
             lower = y  # a stage that lands on s is an embedded solution
             if plan.reuse:
                 seen = ((u, outputs[0]), *seen)
-    x_s = step.stages[-1].row(x, outputs, draw)
+    last = step.stages[-1].row
+    x_s = last(x, outputs[: len(last.m)], draw)
     return x_s, seen, None if lower is None else x_s - lower

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -17,19 +17,25 @@ class Row(NamedTuple):
     Attributes:
         x: the weight of the state x_t.
         m: the weights of what the network said, M_j, newest first.
-        z: the standard deviation of the noise.
+        z: the standard deviation of the noise; or a tuple, a weight for each of the step's independent draws.
 
     The coefficients are floats, or tensors of shape (B,) with one value a sample.
     """
 
     x: Scalar
     m: tuple[Scalar, ...] = ()
-    z: Scalar = 0.0
+    z: Any = 0.0
 
-    def __call__(self, x_t: Tensor, outputs: Sequence[Tensor] = (), draw: Callable[[], Tensor] | None = None) -> Tensor:
-        """Apply the row to a state (B, ...), the outputs it weighs and a standard normal draw, all of that shape.
+    @property
+    def draws(self) -> tuple[tuple[int, Scalar], ...]:
+        """(k, weight) of each of the step's draws that the row takes."""
+        weights = self.z if isinstance(self.z, tuple) else (self.z,)
+        return tuple((k, z) for k, z in enumerate(weights) if isinstance(z, Tensor) or z != 0)
 
-        `draw` is called only where z is not zero.
+    def __call__(self, x_t: Tensor, outputs: Sequence[Tensor] = (), draw: Callable[[int], Tensor] | None = None) -> Tensor:
+        """Apply the row to a state (B, ...), the outputs it weighs and standard normal draws, all of that shape.
+
+        `draw(k)` is called only for a draw that is taken.
 
         Raises:
             ValueError: more or fewer outputs than weights, or noise without a `draw`.
@@ -42,10 +48,10 @@ class Row(NamedTuple):
                 x_s.add_(output * _like(weight, output))
             elif weight != 0:
                 x_s.add_(output, alpha=weight)
-        if isinstance(self.z, Tensor) or self.z != 0:
+        for k, z in self.draws:
             if draw is None:
                 raise ValueError("this row adds noise: give draw")
-            x_s.add_(draw() * _like(self.z, x_t))
+            x_s.add_(draw(k) * _like(z, x_t))
         return x_s
 
     def through(self, a: Scalar, b: Scalar) -> Row:

@@ -31,12 +31,19 @@ class Run:
         self.model, self.path, self.conditions = model, model.path, conditions
         self.counts = np.zeros(batch, dtype=int) if counts is None else counts
         self.watch = Watch()
+        self.analytic: float | None = None
+        """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+        if self.analytic is not None:
+            v, self.analytic = self.analytic, None
+            return x * self.path.gaussian(t, want, v)
         return self.express(self.evaluate(x, t)[0], x, t, want)
 
     def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
         """As of `ScoreModel`."""
+        if self.analytic is not None:
+            raise ValueError("analytic has no word on the variance: use it with a sampler that needs none")
         output = self.model.evaluate(x, t, **self.conditions)
         self.counts += self.model.cost
         self.watch(output[0], f"the network's output at t={t:.6g}")
@@ -54,7 +61,7 @@ class Run:
             for name, value in self.conditions.items()
         }
         part = Run(self.model, conditions, batch, self.counts[start:stop])
-        part.watch = self.watch
+        part.watch, part.analytic = self.watch, self.analytic
         return part
 
 
@@ -85,7 +92,8 @@ class Watch:
 def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
     """Yield the state at every time of the grid. The only loop of the library.
 
-    A plan's rows are used as they are, a linear sampler's are laid out ahead; anything else steps by itself.
+    A plan's rows are used as they are, a linear sampler's are laid out ahead; anything else steps by itself. A plan goes
+    through its own times: those of the grid and any that its sampler adds.
 
     Args:
         run: the model, bound to its conditions.
@@ -99,12 +107,14 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
     """
     plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
     memory: tuple[Any, ...] = ()
+    run.analytic = plan.analytic
     yield State(0, times[0], x)
-    for i, (t, s) in enumerate(pairwise(times)):
+    for i, (t, s) in enumerate(pairwise(plan.times if isinstance(plan, Plan) else times)):
         run.watch.step, run.watch.span = i + 1, (t, s)
         if isinstance(plan, Plan):
             x, memory, _ = advance(plan.steps[i], plan, run, x, memory, noise)
         else:
             x, memory, _ = plan.step(run, x, t, s, memory, noise)
+        run.analytic = None
         run.watch(x, "the state")
         yield State(i + 1, s, x)

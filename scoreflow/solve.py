@@ -149,11 +149,12 @@ def solve(
         chosen = get_sampler(sampler, **options)
         times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
+        times = times if rows is None else rows.times
     _check_conditions(model, chosen, conditions)
-    if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score"):
+    if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and chosen.analytic is None:
         raise ValueError(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
-            "Give a start below it, or use an x0-, v- or flow-network"
+            "Give a start below it, or analytic=1.0 for the first step, or use an x0-, v- or flow-network"
         )
     source, kept = _source(noise, seed, len(x_T), chosen)
     if isinstance(source, Replay):

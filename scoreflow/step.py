@@ -12,14 +12,14 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from scoreflow.aliases import PLAIN, plain
-from scoreflow.check import suggestion
+from scoreflow.check import number, suggestion
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Model, Plan, PlannedStep, Stage, advance
+from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance
 from scoreflow.row import Row
 from scoreflow.sde import VPSDE
 
-Rows = Callable[..., Row | list[tuple[float, Row]]]
+Rows = Callable[..., Row | list[tuple[float, Row]] | Stages]
 
 
 class Step(NamedTuple):
@@ -80,6 +80,11 @@ class Sampler:
         return get_sampler(self.name, **{**self.options, **options})
 
     @property
+    def analytic(self) -> float | None:
+        """The data variance v, if the first evaluation is to be the exact one of N(0, v I) data; else None."""
+        return self.options.get("analytic")
+
+    @property
     def stochastic(self) -> bool:
         """Whether it draws noise after the prior."""
         raise NotImplementedError
@@ -116,35 +121,46 @@ class Linear(Sampler):
 
     @property
     def stochastic(self) -> bool:
-        return self._lay(VPSDE(), (0.6,), 0.5).noisy
+        return any(step.noise_count for step in self.plan(VPSDE(), (0.6, 0.5)).steps)
 
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness."""
         steps: list[PlannedStep] = []
         spoken: tuple[float, ...] = ()
         for t, s in pairwise(times):
-            steps.append(self._lay(path, spoken, s, t))
-            spoken = self._spoken(steps[-1], spoken)
-        return Plan(self.name, repr(path), self.wants, tuple(steps), self.history, self.reuse, tuple(self.options.items()))
+            for step in self.lay(path, spoken, t, s):
+                steps.append(step)
+                spoken = self._spoken(step, spoken)
+        return self._planned(repr(path), tuple(steps))
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        planned = self._lay(model.path, tuple(u for u, _ in memory), s, t)
-        plan = Plan(self.name, "", self.wants, (planned,), self.history, self.reuse)
-        return Step(*advance(planned, plan, model, x, memory, noise))
+        plan, error = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
+        for planned in plan.steps:
+            x, memory, error = advance(planned, plan, model, x, memory, noise)
+        return Step(x, memory, error)
 
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:
         return self.plan(path, times).nfe
 
-    def _lay(self, path: GaussianPath, spoken: tuple[float, ...], s: float, t: float | None = None) -> PlannedStep:
-        t = spoken[0] if t is None else t
+    def rows_at(self, path: GaussianPath, times: tuple[float, ...], s: float) -> Row | list[tuple[float, Row]] | Stages:
+        """`rows` with the sampler's options."""
+        return self.rows(path, times, s, **{name: value for name, value in self.options.items() if name != "analytic"})
+
+    def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
+        """One step of the grid, given when the network has spoken, newest first: a planned step, or several."""
         asks = not spoken or spoken[0] != t
         seen = ((t, *spoken) if asks else spoken)[: self.history]
         if path.sigma(s) == 0 and not self.lands:
-            rows: list[tuple[float, Row]] = [(s, landing(path, t, s, self.wants, len(seen)))]
+            out: Row | list[tuple[float, Row]] | Stages = landing(path, t, s, self.wants)
         else:
-            out = self.rows(path, seen, s, **self.options)
-            rows = out if isinstance(out, list) else [(s, out)]
-        return PlannedStep(t, s, asks, tuple(Stage(u, row) for u, row in rows))
+            out = self.rows_at(path, seen, s)
+        rows, draws = out if isinstance(out, Stages) else ([(s, out)] if isinstance(out, Row) else out, (Draw(t, s),))
+        noisy = any(row.draws for _, row in rows)
+        return (PlannedStep(t, s, asks, tuple(Stage(u, row) for u, row in rows), draws if noisy else ()),)
+
+    def _planned(self, path: str, steps: tuple[PlannedStep, ...]) -> Plan:
+        options = tuple(self.options.items())
+        return Plan(self.name, path, self.wants, steps, self.history, self.reuse, options, self.analytic)
 
     def _spoken(self, step: PlannedStep, spoken: tuple[float, ...]) -> tuple[float, ...]:
         """When the network has spoken, after a step."""
@@ -153,10 +169,9 @@ class Linear(Sampler):
         return (*reversed(ahead), *spoken)
 
 
-def landing(path: GaussianPath, t: float, s: float, wants: Prediction, seen: int = 1) -> Row:
+def landing(path: GaussianPath, t: float, s: float, wants: Prediction) -> Row:
     """The exact last row, `x_s = α_s x̂_0` at σ_s = 0, said in the prediction `wants`: the end of every run to data."""
-    row = path.bridge(t, s).through(*path.convert(wants, "x0", t))
-    return row._replace(m=(*row.m, *[0.0] * (seen - 1)))
+    return path.bridge(t, s).through(*path.convert(wants, "x0", t))
 
 
 # -- names ---------------------------------------------------------------------------------------------------------------
@@ -171,11 +186,18 @@ class Entry(NamedTuple):
 
 
 SAMPLERS: dict[str, Entry] = {}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
+"""Names of their own for a sampler with some options set, such as `unipc-2`."""
+ANALYTIC = inspect.Parameter("analytic", inspect.Parameter.KEYWORD_ONLY, default=None)
+"""The option of every sampler."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def sampler(name: str, **traits: Any) -> Callable[[F], F]:
-    """Register rows `(path, times, s, *, **options)` as the linear sampler of this name; traits as of `Linear`."""
+def sampler(name: str, also: Mapping[str, dict[str, Any]] | None = None, **traits: Any) -> Callable[[F], F]:
+    """Register rows `(path, times, s, *, **options)` as the linear sampler of this name; traits as of `Linear`.
+
+    `also` gives further names to some of its options.
+    """
 
     def register(rows: F) -> F:
         options = {k: p for k, p in inspect.signature(rows).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -183,21 +205,21 @@ def sampler(name: str, **traits: Any) -> Callable[[F], F]:
         def build(**chosen: Any) -> Linear:
             return Linear(name=name, options=Options(**chosen), rows=rows, **traits)
 
-        _enter(name, build, options, rows)
+        _enter(name, build, options, rows, also)
         return rows
 
     return register
 
 
-def family(name: str) -> Callable[[F], F]:
-    """Register a function of options only that returns the sampler they choose."""
+def family(name: str, also: Mapping[str, dict[str, Any]] | None = None) -> Callable[[F], F]:
+    """Register a function of options only that returns the sampler they choose; `also` names some of these."""
 
     def register(choose: F) -> F:
-        def build(**chosen: Any) -> Sampler:
+        def build(analytic: float | None = None, **chosen: Any) -> Sampler:
             made: Sampler = choose(**chosen)
-            return dataclasses.replace(made, name=name, options=Options(**chosen))
+            return dataclasses.replace(made, name=name, options=Options(**chosen, analytic=analytic))
 
-        _enter(name, build, dict(inspect.signature(choose).parameters), choose)
+        _enter(name, build, dict(inspect.signature(choose).parameters), choose, also)
         return choose
 
     return register
@@ -211,14 +233,13 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     """
     if not isinstance(name, str):
         raise TypeError(f"sampler must be a name or a Sampler, got {type(name).__name__}")
-    if name in SAMPLERS:
-        return name, {}
-    same = {plain(known): known for known in SAMPLERS}
-    if plain(name) in same:
-        return same[plain(name)], {}
-    if plain(name) in PLAIN:
-        return PLAIN[plain(name)]
-    raise ValueError(f"no sampler is called {name!r}{suggestion(name, SAMPLERS)}")
+    known = {**{own: (own, {}) for own in SAMPLERS}, **VARIANTS}
+    if name in known:
+        return known[name]
+    same = {plain(own): meant for own, meant in known.items()}
+    if (meant := same.get(plain(name), PLAIN.get(plain(name)))) is None:
+        raise ValueError(f"no sampler is called {name!r}{suggestion(name, known)}")
+    return meant
 
 
 def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
@@ -235,11 +256,22 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     for option in options:
         if option not in entry.options:
             raise TypeError(f"sampler {name!r} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
-    defaults = {k: p.default for k, p in entry.options.items()}
-    return entry.build(**{**defaults, **meant, **options})
+    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **options}
+    if chosen["analytic"] is not None:
+        # True stands for the variance 1 that data are scaled to.
+        chosen["analytic"] = number("analytic", 1.0 if chosen["analytic"] is True else chosen["analytic"], least=0)
+    return entry.build(**chosen)
 
 
-def _enter(name: str, build: Callable[..., Sampler], options: dict[str, inspect.Parameter], doc: Any) -> None:
-    if name in SAMPLERS:
-        raise ValueError(f"the sampler name {name!r} is taken")
-    SAMPLERS[name] = Entry(build, options, inspect.getdoc(doc) or "")
+def _enter(
+    name: str,
+    build: Callable[..., Sampler],
+    options: dict[str, inspect.Parameter],
+    doc: Any,
+    also: Mapping[str, dict[str, Any]] | None,
+) -> None:
+    for new in (name, *(also or ())):
+        if new in SAMPLERS or new in VARIANTS:
+            raise ValueError(f"the sampler name {new!r} is taken")
+    SAMPLERS[name] = Entry(build, {**options, "analytic": ANALYTIC}, inspect.getdoc(doc) or "")
+    VARIANTS.update({new: (name, chosen) for new, chosen in (also or {}).items()})

@@ -7,18 +7,20 @@ from typing import NamedTuple
 
 from scoreflow.cite import references
 from scoreflow.sde import VPSDE
-from scoreflow.step import SAMPLERS, get_sampler
+from scoreflow.step import SAMPLERS, VARIANTS, Linear, get_sampler, resolve
 
 
 class Line(NamedTuple):
-    """A sampler at its default options.
+    """A sampler at the options that its name stands for.
 
     Attributes:
         name: what to pass as `sampler=`.
         order: of convergence; None where a tolerance rules.
         evaluations: of the network, for each further step; None where only the run can tell.
         stochastic: whether it draws noise after the prior.
-        options: its options.
+        memory: the most tensors of the size of the state that are alive at once, outside the network; None where it is
+            not made of rows.
+        options: its options, but for `analytic`, which all have.
         reference: the first work it cites.
     """
 
@@ -26,19 +28,26 @@ class Line(NamedTuple):
     order: int | None
     evaluations: int | None
     stochastic: bool
+    memory: int | None
     options: tuple[str, ...]
     reference: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """What the table prints."""
+        order, asked = (("tolerance" if v is None else str(v)) for v in (self.order, self.evaluations))
+        memory = "-" if self.memory is None else str(self.memory)
+        return self.name, order, asked, "yes" if self.stochastic else "no", memory, ", ".join(self.options), self.reference
+
+
+HEAD = ("sampler", "order", "NFE a step", "noise", "memory", "options", "reference")
 
 
 class Table(tuple[Line, ...]):
     """Lines that print as a table."""
 
     def __str__(self) -> str:
-        cells = [("sampler", "order", "evaluations a step", "noise", "options", "reference")]
-        for line in self:
-            order, asked = (("tolerance" if v is None else str(v)) for v in (line.order, line.evaluations))
-            noise = "yes" if line.stochastic else "no"
-            cells.append((line.name, order, asked, noise, ", ".join(line.options), line.reference))
+        cells = [HEAD, *(line.cells for line in self)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
@@ -46,15 +55,23 @@ class Table(tuple[Line, ...]):
 
 
 def samplers() -> Table:
-    """Every registered name with its order, its evaluations a step, whether it draws noise, and where it is from."""
-    return Table(_line(name) for name in SAMPLERS)
+    """Every name with its order, its evaluations a step, whether it draws noise, its memory, and where it is from.
+
+    A family comes first, then the names of its variants.
+    """
+    named = {name: [other for other, (base, _) in VARIANTS.items() if base == name] for name in SAMPLERS}
+    return Table(_line(name) for family, variants in named.items() for name in (family, *variants))
 
 
 def _line(name: str) -> Line:
     chosen, path = get_sampler(name), VPSDE()
-    a, b = (chosen.evaluations(path, times) for times in ((1.0, 0.8, 0.6), (1.0, 0.8, 0.6, 0.4)))
+    short_run, long_run = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    a, b = (chosen.evaluations(path, times) for times in (short_run, long_run))
     asked = None if a is None or b is None else b - a
-    return Line(name, chosen.order, asked, chosen.stochastic, tuple(SAMPLERS[name].options), short(chosen.cites[0]))
+    memory = chosen.plan(path, long_run).peak_tensors if isinstance(chosen, Linear) else None
+    base, fixed = resolve(name)
+    options = tuple(option for option in SAMPLERS[base].options if option != "analytic" and option not in fixed)
+    return Line(name, chosen.order, asked, chosen.stochastic, memory, options, short(chosen.cites[0]))
 
 
 def short(key: str) -> str:

@@ -3,6 +3,7 @@
 import torch
 
 import scoreflow as sf
+from scoreflow.step import SAMPLERS, VARIANTS
 
 PATHS = {
     "vp": sf.VPSDE(),
@@ -14,7 +15,7 @@ PATHS = {
 }
 """Every kind of path; cosine and flow have alpha = 0 at t = 1."""
 
-LINEAR = {
+LINEAR: dict[str, dict[str, object]] = {
     "ddpm": {},
     "ddpm beta": {"variance": "beta"},
     "ddpm interpolated": {"variance": "interpolated", "v": 0.3},
@@ -52,7 +53,13 @@ LINEAR = {
     "sa-solver": {},
     "sa-solver tau=0.4": {"predictor": 3, "corrector": 3, "tau": 0.4},
 }
-"""Every registered linear sampler with the options that change its rows; the name's first word is the sampler's."""
+_KNOWN = {sf.get_sampler(case.split()[0], **options) for case, options in LINEAR.items()}
+LINEAR |= {
+    name: {}
+    for name, sampler in ((name, sf.get_sampler(name)) for name in (*SAMPLERS, *VARIANTS))
+    if isinstance(sampler, sf.Linear) and sampler not in _KNOWN
+}
+"""Every registered linear sampler, with the options that change its rows; a case's first word is a name."""
 
 
 def linear(case: str) -> sf.Linear:

@@ -31,7 +31,7 @@ KEYWORDS = [
     (dict(sampler="ddim", variance="beta"), "'variance'.*ddim.*eta"),
     (dict(sampler="pf-ode", method="dopri5", rtoll=1e-3), "'rtoll'.*pf-ode.*rtol"),
     (dict(sampler="ddpm", y=torch.zeros(2)), "'y'.*ddpm.*variance.*condition"),
-    (dict(sampler="euler-maruyama", eta=0.5), "'eta'.*euler-maruyama.*none"),
+    (dict(sampler="euler-maruyama", eta=0.5), "'eta'.*euler-maruyama.*analytic"),
 ]
 
 OPTIONS = [

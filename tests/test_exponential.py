@@ -31,7 +31,7 @@ def four_times(draw):
 def row(name, path, times, s, **options):
     """The row a sampler gives when these times are known; the last one if there are several."""
     sampler = sf.get_sampler(name, **options)
-    out = sampler.rows(path, times[: sampler.history], s, **sampler.options)
+    out = sampler.rows_at(path, times[: sampler.history], s)
     return out[-1][1] if isinstance(out, list) else out
 
 
@@ -145,7 +145,7 @@ def test_singlestep_three_as_published(path, at):
         ("dpm-solver++", {"method": "3s"}, path.alpha, path.sigma, -1),
     ):
         sampler = sf.get_sampler(name, **options)
-        (a, one), (b, two), (c, three) = sampler.rows(path, (t,), s, **sampler.options)
+        (a, one), (b, two), (c, three) = sampler.rows_at(path, (t,), s)
         assert (a, b, c) == pytest.approx((s1, s2, s))
         e1, e2, e = (math.expm1(sign * r * h) for r in (1 / 3, 2 / 3, 1))
         same(one, (base(s1) / base(t), [-scale(s1) * e1]))
@@ -235,7 +235,7 @@ def test_unipc_as_published(path, B, order, at):
     """Predictor and corrector as the authors solve for them, orders 1 to 3."""
     times, s = at[0][:order], at[1]
     sampler = sf.get_sampler("unipc", order=order, B=B)
-    (_, predict), (_, correct) = sampler.rows(path, times, s, **sampler.options)
+    (_, predict), (_, correct) = sampler.rows_at(path, times, s)
     same(correct, unified(path, times, s, B, order, corrector=True), 1e-5)
     if order > 1:
         same(predict, unified(path, times, s, B, order, corrector=False), 1e-5)
@@ -285,7 +285,7 @@ def test_data_form_starts_where_alpha_is_zero(name, sampler, options):
     sol = sf.solve(data.model(PATHS[name]), states(32, 3), sampler, steps=40, **options)
     assert bool(sol.x.isfinite().all()) and float(data.log_prob(sol.x).median()) > -4
     first = sol.plan.steps[0].stages[-1].row
-    assert first.m[-1] == pytest.approx(sf.get_sampler("ddim").rows(PATHS[name], (1.0,), sol.times[1], eta=0.0).m[0])
+    assert first.m[-1] == pytest.approx(sf.get_sampler("ddim").rows_at(PATHS[name], (1.0,), sol.times[1]).m[0])
 
 
 def test_where_noise_form_cannot_start():

@@ -19,7 +19,7 @@ from problems import LINEAR, linear, mixture, states
 import scoreflow as sf
 from scoreflow.cite import references
 from scoreflow.grid import GRIDS, grid_rule
-from scoreflow.step import SAMPLERS
+from scoreflow.step import SAMPLERS, VARIANTS
 
 HOUSE = Path(sf.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
@@ -281,9 +281,9 @@ def test_a_reference_is_cited_once():
 
 def test_table_of_samplers():
     table = sf.samplers()
-    assert [line.name for line in table] == list(SAMPLERS)
+    assert sorted(line.name for line in table) == sorted([*SAMPLERS, *VARIANTS])
     printed = str(table).splitlines()
-    assert len(printed) == len(SAMPLERS) + 1
+    assert len(printed) == len(SAMPLERS) + len(VARIANTS) + 1
     for line, text in zip(table, printed[1:], strict=True):
         assert text.split()[0] == line.name
         assert re.search(r", \d{4}$", text)
@@ -292,6 +292,13 @@ def test_table_of_samplers():
     assert (lines["pf-ode"].order, lines["pf-ode"].evaluations, lines["pf-ode"].stochastic) == (2, 2, False)
     assert (lines["ddpm"].stochastic, lines["predictor-corrector"].evaluations) == (True, 2)
     assert (lines["scipy"].order, lines["scipy"].evaluations) == (None, None)
+    assert (lines["ddim"].memory, lines["ddpm"].memory, lines["dpm-solver++-2m"].memory, lines["scipy"].memory) == (
+        3,
+        4,
+        4,
+        None,
+    )
+    assert (lines["unipc"].options, lines["unipc-2"].options) == (("order", "B", "form"), ("B", "form"))
     assert lines["ddim"].reference == "Song et al., 2021"
 
 

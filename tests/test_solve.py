@@ -47,7 +47,8 @@ def test_plans_where_alpha_is_zero(case, on):
     """At t = 1 the rows are finite, and run as the sampler does; or the clock is infinite there and says so."""
     model, chosen = ORACLE.model(PATHS[on]), linear(case)
     noise_form = chosen.wants == "eps" and case != "reverse-diffusion"  # x/α is infinite there
-    if noise_form or case in ("dpm-solver++ 2s", "dpm-solver++ 3s"):
+    inside = any(u != step.s for step in sf.plan(chosen, VP.path, steps=2, stop=0.1).steps for u, _ in step.stages)
+    if noise_form or (chosen.wants == "x0" and inside):
         with pytest.raises(ValueError, match="alpha=0"):
             sf.plan(chosen, model.path, steps=5)
         return
@@ -62,10 +63,10 @@ def test_plans_where_alpha_is_zero(case, on):
 def test_a_plan_can_be_read(case):
     plan = sf.plan(linear(case), PATHS["vp"], steps=3)
     text = str(plan)
-    assert case.split()[0] in text
+    assert linear(case).name in text
     assert f"{plan.nfe} evaluations" in text
     assert len(text.splitlines()) == 2 + sum(len(step.stages) for step in plan.steps)
-    assert json.loads(plan.to_json())["sampler"] == case.split()[0]
+    assert json.loads(plan.to_json())["sampler"] == linear(case).name
     assert plan != sf.plan(linear(case), PATHS["vp"], steps=4)
     assert plan == sf.plan(case.split()[0], PATHS["vp"], steps=3, **LINEAR[case])
     assert len({plan, sf.Plan.from_json(plan.to_json())}) == 1
@@ -120,7 +121,7 @@ def test_a_solution_tells_the_run(case):
     assert torch.equal(sf.solve(VP, X, sol.sampler, grid=sol.times, seed=sol.seed).x, sol.x)
     assert sol.nfe == max(sol.nfe_per_sample)
     assert sol.citations.count("@") == len(sol.sampler.cites) >= 1
-    assert case.split()[0] in repr(sol)
+    assert sampler(case).name in repr(sol)
     assert sf.solve(VP, X, sampler(case), steps=4, seed=5).states is None
     if not sol.sampler.stochastic:
         assert sol.noise_count == 0

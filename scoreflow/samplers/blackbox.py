@@ -165,7 +165,8 @@ class TorchDiffEq(BlackBox):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         per_step = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}.get(self.method)
         landed = path.sigma(times[-1]) == 0
-        return None if per_step is None else per_step * self.substeps * (len(times) - 1 - landed) + landed
+        asked = (per_step or 0) * self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
+        return None if per_step is None else asked
 
     def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchdiffeq import odeint
@@ -232,7 +233,8 @@ class TorchSDE(BlackBox):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         landed = path.sigma(times[-1]) == 0
         plain = self.method == "euler" and not self.adaptive
-        return self.substeps * (len(times) - 1 - landed) + landed if plain else None
+        asked = self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
+        return asked if plain else None
 
     def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchsde import sdeint

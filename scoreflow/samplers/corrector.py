@@ -42,6 +42,8 @@ def predictor_corrector(
     inner = get_sampler(predictor)
     if isinstance(inner, PredictorCorrector):
         raise ValueError("predictor must not be a predictor-corrector itself: raise n instead")
+    if inner.analytic is not None:
+        raise ValueError(f"analytic={inner.analytic} belongs to the predictor-corrector itself, not to its predictor")
     return PredictorCorrector(
         order=inner.order,
         cites=("song2021sde",),
@@ -74,7 +76,7 @@ class PredictorCorrector(Sampler):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         predictor = self.predictor.evaluations(path, times)
         corrected = sum(path.sigma(s) > 0 for s in times[1:])
-        return None if predictor is None else predictor + self.n * corrected
+        return None if predictor is None else predictor + self.n * corrected - (self.analytic is not None)
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         out = self.predictor.step(model, x, t, s, memory, noise)
@@ -96,4 +98,4 @@ class PredictorCorrector(Sampler):
 
     def _bridge(self, model: Model, x: Tensor, s: float, noise: Draws) -> Tensor:
         row = model.path.bridge(s, s, std=math.sqrt(self.delta) * model.path.sigma(s))
-        return row(x, [model(x, s, "x0")], lambda: noise(x, s, s))
+        return row(x, [model(x, s, "x0")], lambda k: noise(x, s, s))

@@ -36,9 +36,8 @@ def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], for
         # From α_t = 0 the integral begins at −∞: a word spoken there is taken for constant, and later left out.
         known = [k for k in knots if k > -math.inf] or [hi]
         m = weights(lambda u: r * np.exp(r * (u - hi)), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
-        padded = (*(path.alpha(s) * w for w in m), *[0.0] * (len(knots) - len(known)))
         decay = math.exp(-(eta**2) * (hi - lo)) if eta else 1.0
-        return Row(path.sigma(s) / path.sigma(t) * decay, padded, path.posterior_std(t, s, eta))
+        return Row(path.sigma(s) / path.sigma(t) * decay, tuple(path.alpha(s) * w for w in m), path.posterior_std(t, s, eta))
     if lo == -math.inf:
         raise ValueError(f"noise form begins where alpha > 0, and alpha=0 at t={t}: use a start below it, or form='data'")
     if hi == math.inf:  # a polynomial in λ does not reach there; in κ, which ends at 0, it does
@@ -69,7 +68,7 @@ def inside(path: GaussianPath, t: float, s: float, r: float) -> float:
 # -- multistep ---------------------------------------------------------------------------------------------------------
 
 
-@family("exponential-ab")
+@family("exponential-ab", also={f"exponential-ab-{p}": {"order": p} for p in (1, 2, 3, 4)})
 def exponential_ab(order: int = 3, form: Form = "noise") -> Sampler:
     """Exponential Adams–Bashforth: `x_s = (α_s/α_t) x_t − σ_s Σ_j ∫ e^{λ_s−λ} ℓ_j dλ ε̂_j`, or the same in data form.
 
@@ -93,7 +92,14 @@ def exponential_ab_row(path: GaussianPath, times: tuple[float, ...], s: float, *
     return integral(path, times[0], s, [path.lam(u) for u in times], form)
 
 
-@family("deis")
+DEGREES: dict[str, dict[str, object]] = {
+    f"deis-{kind}-{degree}": {"degree": degree, "variable": variable}
+    for kind, variable in (("tab", "t"), ("rhoab", "rho"))
+    for degree in (0, 1, 2, 3)
+}
+
+
+@family("deis", also=DEGREES)
 def deis(degree: int = 3, variable: Literal["t", "rho"] = "t") -> Sampler:
     """`x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last degree + 1 words.
 
@@ -125,7 +131,7 @@ def deis_row(path: GaussianPath, times: tuple[float, ...], s: float, *, degree: 
 Unified = Literal["bh1", "bh2"]
 
 
-@family("unip")
+@family("unip", also={f"unip-{p}": {"order": p} for p in (1, 2, 3, 4)})
 def unip(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
     """UniP: `x_s = (σ_s/σ_t) x_t + α_s [(1−e^{−h}) D_0 + B(h) Σ_k ρ_k (D_k − D_0)/r_k]`, the predictor of UniPC.
 
@@ -141,7 +147,7 @@ def unip(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
     )  # fmt: skip
 
 
-@family("unipc")
+@family("unipc", also={f"unipc-{p}": {"order": p} for p in (1, 2, 3, 4)})
 def unipc(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
     """UniPC: predict with `unip`, ask there, correct with that word too: UniC-p interpolates through p + 1 words.
 
@@ -207,7 +213,7 @@ def _order(order: int, most: int) -> None:
 # -- DPM-Solver --------------------------------------------------------------------------------------------------------
 
 
-@family("dpm-solver")
+@family("dpm-solver", also={f"dpm-solver-{p}": {"order": p} for p in (1, 2, 3)})
 def dpm_solver(order: int = 2, r1: float | None = None, r2: float | None = None) -> Sampler:
     """DPM-Solver-1, -2, -3, singlestep, in noise form: `order` evaluations a step.
 
@@ -236,7 +242,7 @@ def dpm_solver_rows(
 DPMPP = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3, "3m-published": 2, "2s": 2, "3s": 3}
 
 
-@family("dpm-solver++")
+@family("dpm-solver++", also={f"dpm-solver++-{method}": {"method": method} for method in DPMPP})
 def dpm_solver_pp(method: str = "2m", r1: float | None = None, r2: float | None = None) -> Sampler:
     """DPM-Solver++, in data form: multistep 2m, 2m-heun, 3m, 3m-published; singlestep 1, 2s, 3s with free r_1, r_2.
 

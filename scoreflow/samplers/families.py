@@ -13,7 +13,7 @@ from scoreflow.step import Linear, Sampler, family
 SOLVERS = {"torchdiffeq": TORCHDIFFEQ, "scipy": SCIPY}
 
 
-@family("pf-ode")
+@family("pf-ode", also={f"pf-ode-{method}": {"method": method} for method in TABLEAUS})
 def pf_ode(
     method: str = "heun",
     variable: Variable = "t",
@@ -49,7 +49,7 @@ def pf_ode(
     raise ValueError(f"no method {method!r}{f' of {solver}' if solver else ''}; there are {listed}")
 
 
-@family("reverse-sde")
+@family("reverse-sde", also={f"reverse-sde-{method}": {"method": method} for method in TABLEAUS})
 def reverse_sde(
     method: str = "heun",
     variable: Variable = "t",

@@ -21,7 +21,7 @@ METHODS = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3}
 Tau = float | Callable[[float], float]
 
 
-@family("sde-dpm-solver++")
+@family("sde-dpm-solver++", also={f"sde-dpm-solver++-{method}": {"method": method} for method in METHODS})
 def sde_dpm_solver_pp(method: str = "2m", eta: float = 1.0) -> Sampler:
     """SDE-DPM-Solver++: with `w = α_s (1 − e^{−r h})`, r = 1 + η², and the first-order step's decay and noise,
 
@@ -79,13 +79,8 @@ def sa_solver_rows(
 ) -> list[tuple[float, Row]]:
     """The rows of `sa-solver`; the corrector's newest word is that at s."""
     level = number("tau(t)", tau(times[0]), least=0) if callable(tau) else tau
-    lam, spare = [path.lam(u) for u in times], [0.0] * len(times)
-
-    def row(knots: list[float], new: int) -> Row:
-        made = integral(path, times[0], s, knots, "data", level)
-        return made._replace(m=(*made.m, *spare)[: len(times) + new])
-
-    predict = (s, row(lam[:predictor], 0))
+    lam = [path.lam(u) for u in times]
+    predict = (s, integral(path, times[0], s, lam[:predictor], "data", level))
     if not corrector or path.alpha(times[0]) == 0:
         return [predict]
-    return [predict, (s, row([path.lam(s), *lam[:corrector]], 1))]
+    return [predict, (s, integral(path, times[0], s, [path.lam(s), *lam[:corrector]], "data", level))]
