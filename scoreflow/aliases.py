@@ -1,4 +1,4 @@
-"""Names of samplers as typed elsewhere, and what they are here.
+"""Names of samplers and grids as typed elsewhere, and what they are here.
 
 Only where the update is the same to rounding; grids are chosen apart, with `grid=`. Upper and lower case, spaces, `_`, `-`
 and `.` do not matter, and `++` may be typed `pp`.
@@ -42,6 +42,16 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # plain words
     "probability-flow-ode": ("pf-ode", {}),
 }
+
+GRID_ALIASES = {
+    "exponential": "logsnr",
+    "lu-lambda": "logsnr",
+    "kl-optimal": "cosine",
+    "time_uniform": "uniform",
+    "time_quadratic": "quadratic",
+    "edm": "karras",
+}
+"""Names of grids, in the same way."""
 
 
 def plain(name: str) -> str:

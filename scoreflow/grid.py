@@ -10,16 +10,19 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoreflow import check
+from scoreflow.aliases import GRID_ALIASES, plain
 from scoreflow.path import GaussianPath
 
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
+NAMES = {plain(name): meant for name, meant in GRID_ALIASES.items()}
 CHAIN_GRIDS = ("trailing", "leading", "linspace")
 """Those whose times are nodes of a DDPM chain."""
 
@@ -43,17 +46,17 @@ def grid(
     *,
     start: float = 1.0,
     stop: float = 0.0,
-    **options: float,
+    **options: Any,
 ) -> tuple[float, ...]:
     """The times of a run, decreasing, as floats.
 
     Args:
         path: the path they are for.
         steps: the number of intervals.
-        name: a grid's name, or None: on a path made from betas "trailing", the chain itself or a stride of it,
-            elsewhere "uniform".
+        name: a grid's name, here or elsewhere (`scoreflow.aliases`), or None: on a path made from betas "trailing", the
+            chain itself or a stride of it, elsewhere "uniform".
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
-        options: of the grid, such as `rho=` of karras and `t_min=` of karras and logsnr.
+        options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
 
     Raises:
         ValueError: an unknown name or option, steps < 1, ends outside [0, 1] or in the wrong order, more steps than the
@@ -64,6 +67,7 @@ def grid(
     check.whole("steps", steps)
     check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
+    name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
     known = list(inspect.signature(GRIDS[name]).parameters)[4:]
@@ -164,6 +168,44 @@ def rectified(path: GaussianPath, steps: int, start: float, stop: float) -> Tens
     first, last = (path.sigma(t) / (path.alpha(t) + path.sigma(t)) for t in (start, stop))
     even = _even(first, last, steps)
     return path.time(torch.log((1 - even) / even))
+
+
+@grid_rule("beta")
+def beta(path: GaussianPath, steps: int, start: float, stop: float, a: float = 0.6, b: float = 0.6) -> Tensor:
+    """Quantiles of a Beta(a, b) law of t, at equal steps: dense at both ends for a, b < 1 (Lee et al., 2024)."""
+    from scipy.special import betainc, betaincinv
+
+    for name, value in (("a", a), ("b", b)):
+        check.number(name, value, above=0)
+    return torch.from_numpy(betaincinv(a, b, _even(betainc(a, b, start), betainc(a, b, stop), steps).numpy()))
+
+
+AYS = {
+    "sd1": (14.6146, 6.4746, 3.8637, 2.6946, 1.8842, 1.3944, 0.9643, 0.6524, 0.3977, 0.1515, 0.0292),
+    "sdxl": (14.6146, 6.3184, 3.7682, 2.1811, 1.3405, 0.8621, 0.5551, 0.3799, 0.2332, 0.1114, 0.0292),
+    "svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Nodes in κ that were optimised for three networks, to four digits (Sabour et al., 2024)."""
+
+
+@grid_rule("ays")
+def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | Sequence[float] = "sd1") -> Tensor:
+    """log κ interpolated through given nodes of κ, a name of `AYS` or decreasing numbers; the ends are start and stop.
+
+    Align Your Steps: Optimizing Sampling Schedules in Diffusion Models (Sabour et al., 2024).
+    """
+    if isinstance(nodes, str):
+        check.one_of("nodes", nodes, AYS)
+    given = [check.number("nodes", k, above=0) for k in (AYS[nodes] if isinstance(nodes, str) else nodes)]
+    if len(given) < 2 or any(not b < a for a, b in pairwise(given)):
+        raise ValueError(f"nodes must be at least two decreasing values of kappa, got {nodes!r}")
+    inner = np.interp(_even(0.0, len(given) - 1.0, steps).numpy()[1:-1], np.arange(len(given)), np.log(given))
+    if steps > 1 and not path.lam(start) < -inner[0] <= -inner[-1] < path.lam(stop):
+        raise ValueError(
+            f"the nodes between start={start} and stop={stop} must lie below kappa={path.kappa(start):.4g} and above "
+            f"{path.kappa(stop):.4g}, got {math.exp(inner[0]):.4g} … {math.exp(inner[-1]):.4g}"
+        )
+    return torch.cat([torch.tensor([start]), path.time(-torch.from_numpy(inner)), torch.tensor([stop])])
 
 
 @grid_rule("trailing")

@@ -7,7 +7,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.aliases import ALIASES
+from scoreflow.aliases import ALIASES, GRID_ALIASES
 from scoreflow.step import SAMPLERS
 
 
@@ -42,3 +42,6 @@ def test_the_table_in_the_docs():
     text = (Path(__file__).parent.parent / "docs/conventions.md").read_text(encoding="utf-8")
     for name, (meant, options) in ALIASES.items():
         assert f"| `{name}` | `{meant}`{''.join(f', {k}={v!r}' for k, v in options.items())} |" in text
+    for name, meant in GRID_ALIASES.items():
+        assert f"| `{name}` | `{meant}` |" in text
+        assert sf.grid(PATHS["vp"], 7, name) == sf.grid(PATHS["vp"], 7, meant)

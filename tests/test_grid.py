@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from problems import PATHS, mixture, states
+from scipy.stats import beta
 
 import scoreflow as sf
-from scoreflow.grid import GRIDS, check_times
+from scoreflow.grid import AYS, GRIDS, check_times
 from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
@@ -27,6 +28,7 @@ VARIABLES = {
     "karras": lambda path, t: path.kappa(t) ** (1 / 7),
     "polyexponential": lambda path, t: path.lam(t),
     "rectified": lambda path, t: path.sigma(t) / (path.alpha(t) + path.sigma(t)),
+    "beta": lambda path, t: beta(0.6, 0.6).cdf(t),
 }
 """What each rule steps through evenly."""
 
@@ -35,7 +37,7 @@ on_every_path = pytest.mark.parametrize(("name", "path"), CASES)
 
 
 def test_every_grid_is_tested():
-    assert {*VARIABLES, *ON_CHAIN} == set(GRIDS)
+    assert {*VARIABLES, *ON_CHAIN, "ays"} == set(GRIDS)
 
 
 def chain_of(T):
@@ -123,6 +125,34 @@ def test_karras_at_rho_1_and_infinity():
     assert is_even([path.kappa(t) for t in sf.grid(path, 9, "karras", rho=1.0, stop=0.1)])
     far, logsnr = (sf.grid(path, 9, name, stop=0.1, **o) for name, o in (("karras", {"rho": 1e6}), ("logsnr", {})))
     np.testing.assert_allclose(far, logsnr, rtol=1e-5)
+
+
+@pytest.mark.parametrize("nodes", AYS)
+def test_ays_nodes(nodes):
+    """As many steps as nodes give them back, but for the ends; half and twice as many are log-linear between."""
+    path, kappas = PATHS["vp"], AYS[nodes]
+    kappas = [k for k in kappas if k < path.kappa(1.0)]
+    n = len(kappas) - 1
+    times = sf.grid(path, n, "ays", nodes=nodes if n == len(AYS[nodes]) - 1 else kappas)
+    assert [path.kappa(t) for t in times[1:-1]] == pytest.approx(kappas[1:-1], rel=1e-9)
+    twice = sf.grid(path, 2 * n, "ays", nodes=kappas)
+    assert [path.kappa(t) for t in twice[1:-1:2]] == pytest.approx([math.sqrt(a * b) for a, b in pairwise(kappas)], rel=1e-9)
+    assert sf.grid(path, 1, "ays", nodes=kappas) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ("sd3", "nodes must be one of sd1, sdxl, svd, got 'sd3'"),
+        ([1.0], "nodes must be at least two decreasing values"),
+        ([1.0, 2.0], "nodes must be at least two decreasing values"),
+        ([1.0, 0.0], "nodes must be .*> 0"),
+        ([9e9, 8e9, 1.0], "must lie below kappa=.*got 8e"),
+    ],
+)
+def test_ays_refuses(nodes, message):
+    with pytest.raises(ValueError, match=message):
+        sf.grid(PATHS["vp"], 2, "ays", nodes=nodes)
 
 
 def test_cosine_grid_on_its_own_path():
