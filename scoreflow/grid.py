@@ -135,7 +135,7 @@ def cosine(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
 @grid_rule("logsnr")
 def logsnr(path: GaussianPath, steps: int, start: float, stop: float, t_min: float | None = None) -> Tensor:
     """Equal steps in λ (Lu et al., 2022, DPM-Solver, Section 3.4)."""
-    return _through(path, steps, start, stop, t_min, path.lam, path.time, "logsnr")
+    return _through(path, steps, _begins("logsnr", path, start), stop, t_min, path.lam, path.time)
 
 
 @grid_rule("karras")
@@ -143,7 +143,13 @@ def karras(path: GaussianPath, steps: int, start: float, stop: float, t_min: flo
     """Equal steps in κ^{1/ρ} (Karras et al., 2022, Eq. 5)."""
     check.number("rho", rho, above=0)
     return _through(
-        path, steps, start, stop, t_min, lambda t: path.kappa(t) ** (1 / rho), lambda k: path.time(-rho * k.log()), "karras"
+        path,
+        steps,
+        _begins("karras", path, start),
+        stop,
+        t_min,
+        lambda t: path.kappa(t) ** (1 / rho),
+        lambda k: path.time(-rho * k.log()),
     )
 
 
@@ -153,21 +159,48 @@ def polyexponential(
 ) -> Tensor:
     """λ rises by the share 1 − (1 − i/n)^ρ of its way; ρ = 1 is logsnr (k-diffusion's polyexponential)."""
     check.number("rho", rho, above=0)
+    _begins("polyexponential", path, start)
     last = stop if path.sigma(stop) > 0 else default_t_min(path) if t_min is None else t_min
     end, whole = path.lam(last), path.lam(last) - path.lam(start)
 
     def share(t: float) -> float:
         return math.pow(max(0.0, (end - path.lam(t)) / whole), 1 / rho)
 
-    return _through(path, steps, start, stop, t_min, share, lambda r: path.time(end - whole * r**rho), "polyexponential")
+    return _through(path, steps, start, stop, t_min, share, lambda r: path.time(end - whole * r**rho))
 
 
 @grid_rule("rectified")
-def rectified(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Equal steps in κ/(1 + κ) = σ/(α + σ): the nodes that are even in rectified flow's time."""
-    first, last = (path.sigma(t) / (path.alpha(t) + path.sigma(t)) for t in (start, stop))
-    even = _even(first, last, steps)
-    return path.time(torch.log((1 - even) / even))
+def rectified(
+    path: GaussianPath,
+    steps: int,
+    start: float,
+    stop: float,
+    power: float = 1.0,
+    shift: float = 1.0,
+    t_min: float | None = None,
+) -> Tensor:
+    """Equal steps in κ^p/(c^p + κ^p), p the power and c the shift: finite at both ends, so that `t_min` may be left out.
+
+    With p = c = 1 it is σ/(α + σ): the nodes that are even in rectified flow's time; c is then the shift of its nodes. As
+    p falls they near those of logsnr.
+    """
+    power, shift = check.number("power", power, above=0), check.number("shift", shift, above=0)
+    centre = -math.log(shift)
+
+    def share(t: float) -> float:
+        return _logistic(power * (centre - path.lam(t)))
+
+    def inverse(u: Tensor) -> Tensor:
+        return path.time(centre + torch.log((1 - u) / u) / power)
+
+    if t_min is None:
+        return inverse(_even(share(start), share(stop), steps))
+    return _through(path, steps, start, stop, t_min, share, inverse)
+
+
+def _logistic(z: float) -> float:
+    """1/(1 + e^{−z}), at infinity too."""
+    return 1 / (1 + math.exp(-z)) if z > 0 else math.exp(z) / (1 + math.exp(z))
 
 
 @grid_rule("beta")
@@ -253,11 +286,8 @@ def _through(
     t_min: float | None,
     variable: Callable[[float], float],
     inverse: Callable[[Tensor], Tensor],
-    name: str,
 ) -> Tensor:
     """Equal steps in a variable that is infinite at t = 0: down to `t_min`, then 0."""
-    if path.alpha(start) == 0:
-        raise ValueError(f"grid {name!r} needs alpha > 0 at its start; {path} has alpha=0 at t={start}: give a start below it")
     if path.sigma(stop) > 0:
         return inverse(_even(variable(start), variable(stop), steps))
     low = default_t_min(path) if t_min is None else t_min
@@ -266,6 +296,13 @@ def _through(
     if steps == 1:
         return torch.tensor([start, stop], dtype=torch.float64)
     return torch.cat([inverse(_even(variable(start), variable(low), steps - 1)), torch.zeros(1, dtype=torch.float64)])
+
+
+def _begins(name: str, path: GaussianPath, start: float) -> float:
+    """The start, where λ must be finite."""
+    if path.alpha(start) == 0:
+        raise ValueError(f"grid {name!r} needs alpha > 0 at its start; {path} has alpha=0 at t={start}: give a start below it")
+    return start
 
 
 def _nodes(path: GaussianPath, nodes: Sequence[int]) -> Tensor:
