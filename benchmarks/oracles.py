@@ -11,12 +11,13 @@ import scoreflow as sf
 class Bank(torch.nn.Module):
     """Mixtures of diagonal Gaussians of several dimensions, padded to one: states (G·n, D), n for each of G mixtures.
 
-    Padding has mean 0 and variance 1 in every component, so it says nothing of the others; errors leave it out.
+    Padding has mean 0 and variance 1 in every component, so it says nothing of the others; errors leave it out. With a
+    `scale`, ε̂ is guided to the first component: ε̂ + scale (ε̂_first − ε̂).
     """
 
-    def __init__(self, mixtures, path, n=48):
+    def __init__(self, mixtures, path, n=48, scale=None):
         super().__init__()
-        self.names, self.n, self.path = list(mixtures), n, path
+        self.names, self.n, self.path, self.scale = list(mixtures), n, path, scale
         k = max(len(w) for w, _, _ in mixtures.values())
         d = max(m.shape[1] for _, m, _ in mixtures.values())
         self.log_w = torch.full((len(mixtures), 1, k), -math.inf, dtype=torch.float64)
@@ -38,7 +39,10 @@ class Bank(torch.nn.Module):
         scaled = off * precision
         logits = self.log_w - 0.5 * ((off * scaled).sum(-1) - precision.log().sum(-1))
         # ε̂ = σ Σ_k r_k (x − α m_k)/(α² v_k + σ²): no digits are lost where σ is small.
-        return (logits.softmax(-1)[..., None] * scaled).sum(2).reshape(x.shape) * s
+        whole = (logits.softmax(-1)[..., None] * scaled).sum(2)
+        if self.scale is not None:
+            whole = whole + self.scale * (scaled[:, :, 0] - whole)
+        return whole.reshape(x.shape) * s
 
     def model(self):
         return sf.ScoreModel(self, self.path, prediction="eps", time="unit")

@@ -16,6 +16,7 @@ from scoreflow.cite import cite
 from scoreflow.grid import grid
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, White
+from scoreflow.optimal import dmn_grid, gits_grid
 from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Plan
@@ -34,7 +35,8 @@ __version__ = "0.1.0"
 __all__ = [
     "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Linear",
     "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "SubVPSDE", "Table", "White", "analysis",
-    "cite", "family", "get_sampler", "grid", "nets", "plan", "sample", "sampler", "samplers", "solve", "walk", "zoo",
+    "cite", "dmn_grid", "family", "get_sampler", "gits_grid", "grid", "nets", "plan", "sample", "sampler", "samplers",
+    "solve", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

@@ -42,7 +42,7 @@ def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
 def grid(
     path: GaussianPath,
     steps: int,
-    name: str | None = None,
+    name: str | GridRule | None = None,
     *,
     start: float = 1.0,
     stop: float = 0.0,
@@ -54,7 +54,8 @@ def grid(
         path: the path they are for.
         steps: the number of intervals.
         name: a grid's name, here or elsewhere (`scoreflow.aliases`), or None: on a path made from betas "trailing", the
-            chain itself or a stride of it, elsewhere "uniform".
+            chain itself or a stride of it, elsewhere "uniform". Or a rule `(path, steps, start, stop) → times`, such as
+            `functools.partial(GRIDS["karras"], rho=3.0)`.
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
         options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
 
@@ -67,6 +68,8 @@ def grid(
     check.whole("steps", steps)
     check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
+    if callable(name):
+        return check_times(name(path, steps, start, stop, **options))
     name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")

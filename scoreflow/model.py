@@ -43,6 +43,8 @@ class ScoreModel:
 
     cost = 1
     """Network evaluations a call."""
+    guided = False
+    """Whether its answers are guided or thresholded, so that noise form and high orders are unstable."""
 
     def __init__(
         self,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from scoreflow.check import whole
-from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times, default_t_min
+from scoreflow.grid import CHAIN_GRIDS, GridRule, check_ends, check_path, check_times, default_t_min
 from scoreflow.grid import grid as make_grid
 from scoreflow.path import GaussianPath
 from scoreflow.step import Sampler
 
-Grid = str | Sequence[float] | Tensor | None
+Grid = str | GridRule | Sequence[float] | Tensor | None
 
 
 def schedule(
@@ -30,7 +30,7 @@ def schedule(
     Raises:
         ValueError, TypeError: as `solve` says.
     """
-    if grid is not None and not isinstance(grid, str):
+    if grid is not None and not isinstance(grid, str) and not callable(grid):
         for name, value, default in (("steps", steps, None), ("nfe", nfe, None), ("start", start, 1.0), ("stop", stop, 0.0)):
             if value != default:
                 raise ValueError(f"{name}={value} and explicit times in grid exclude each other: the times say it all")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow.auto import AUTO, choose
 from scoreflow.check import one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import check_ends, check_times
@@ -75,9 +76,14 @@ def plan(
 ) -> Plan:
     """All rows of a linear sampler on a grid, before anything runs; arguments as of `solve`.
 
+    "auto" is chosen for an unguided network; of its options there is `analytic`.
+
     Raises:
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
+    if sampler == AUTO:
+        linear, times = choose(path, steps, nfe, grid, start, stop, denoise, **options)
+        return linear.plan(path, times)
     chosen = get_sampler(sampler, **options)
     if not isinstance(chosen, Linear):
         raise ValueError(f"{chosen!r} is not made of rows and has no plan")
@@ -87,7 +93,7 @@ def plan(
 def solve(
     model: ScoreModel,
     x_T: Tensor,
-    sampler: str | Sampler | Plan = "ddim",
+    sampler: str | Sampler | Plan = AUTO,
     *,
     steps: int | None = None,
     nfe: int | None = None,
@@ -108,10 +114,13 @@ def solve(
     Args:
         model: the score model, or an oracle's.
         x_T: states (B, ...), of any floating dtype and device; the run keeps both.
-        sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`.
+        sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`. "auto"
+            takes sampler and grid by the budget, and the first answer from N(0, v I) data, v its option `analytic`; the
+            solution's `plan` says what it took.
         steps: grid intervals. nfe: instead, a budget of network evaluations, of which the most is made. Neither: the
             sampler's default.
-        grid: a name, or the times themselves. None: on a chain its own nodes or a stride of them, elsewhere uniform t.
+        grid: a name, a rule, or the times themselves. None: what "auto" takes; for a named sampler on a chain its own
+            nodes or a stride of them, elsewhere uniform t.
         start, stop: the first and last time. A run to t = 0, where σ = 0, ends with x̂_0 of its last state; `deis` and
             `exponential-ab` in noise form end with a row of their own, which keeps their order.
         denoise: with stop > 0, step from there to x̂_0.
@@ -146,8 +155,12 @@ def solve(
         rows: Plan | None = sampler
     else:
         options, conditions = _split(sampler, keywords)
-        chosen = get_sampler(sampler, **options)
-        times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
+        if sampler == AUTO:
+            known = {"steady": model.guided, "labels": model.time == "label", **options}
+            chosen, times = choose(path, steps, nfe, grid, start, stop, denoise, **known)
+        else:
+            chosen = get_sampler(sampler, **options)
+            times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
     _check_conditions(model, chosen, conditions)
@@ -188,7 +201,7 @@ def solve(
 def sample(
     model: ScoreModel,
     shape: Sequence[int],
-    sampler: str | Sampler | Plan = "ddim",
+    sampler: str | Sampler | Plan = AUTO,
     *,
     seed: int | Sequence[int] | None = None,
     noise: Noise = None,
@@ -219,10 +232,10 @@ def sample(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     grid = keywords.get("grid")
-    if grid is not None and not isinstance(grid, str):
+    if not (grid is None or isinstance(grid, str) or callable(grid)):
         keywords["grid"] = grid = check_times(grid)
     check_ends(start, 0.0)
-    first = sampler.times[0] if isinstance(sampler, Plan) else start if grid is None or isinstance(grid, str) else grid[0]
+    first = sampler.times[0] if isinstance(sampler, Plan) else grid[0] if isinstance(grid, tuple) else start
     like = torch.empty(size, dtype=dtype, device=device or model.device)
     if noise is None or isinstance(noise, str):
         seed = check_seed(seed, size[0])
@@ -238,7 +251,7 @@ def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, 
     """Keywords into options of the named sampler, and the rest."""
     if not isinstance(sampler, str):
         return {}, keywords
-    known = SAMPLERS[resolve(sampler)[0]].options
+    known = {"analytic"} if sampler == AUTO else set(SAMPLERS[resolve(sampler)[0]].options)
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 

@@ -236,6 +236,8 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
     known = {**{own: (own, {}) for own in SAMPLERS}, **VARIANTS}
     if name in known:
         return known[name]
+    if name == "auto":
+        raise ValueError("auto is chosen by the budget: give it to solve, sample or plan")
     same = {plain(own): meant for own, meant in known.items()}
     if (meant := same.get(plain(name), PLAIN.get(plain(name)))) is None:
         raise ValueError(f"no sampler is called {name!r}{suggestion(name, known)}")

@@ -36,9 +36,11 @@ FLOORS = [
     {"step"},
     {"run", "schedule"},
     {"samplers"},
+    {"auto"},
     {"solve"},
-    {"analysis", "table", "nets", "zoo"},
-    {"scoreflow"},
+    {"analysis", "optimal", "table", "nets", "zoo"},
+    {"cli"},
+    {"scoreflow", "__main__"},
 ]
 """From low to high. A module imports from lower floors only; within a package its files may import each other."""
 

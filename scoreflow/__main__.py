@@ -1,0 +1,6 @@
+"""`python -m scoreflow`."""
+
+from scoreflow.cli import main
+
+if __name__ == "__main__":
+    main()

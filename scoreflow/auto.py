@@ -1,0 +1,99 @@
+"""`sampler="auto"`: family, order, form, grid and first step by the budget, from a table of measured choices.
+
+The grid matters more than the sampler, and the best order grows with the budget; so both are chosen together. The tables
+are printed by `python benchmarks/auto.py table`; docs/auto.md says how good they are.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreflow.check import whole
+from scoreflow.grid import check_times, default_t_min, rectified
+from scoreflow.path import GaussianPath
+from scoreflow.schedule import Grid, schedule
+from scoreflow.step import Linear, get_sampler
+
+AUTO = "auto"
+DEFAULT_NFE = 30
+
+
+class Choice(NamedTuple):
+    """What is taken from a budget of `nfe` evaluations on: a sampler, and the power and shift of the grid `rectified`."""
+
+    nfe: int
+    sampler: str
+    form: str
+    power: float
+    shift: float
+
+
+TABLE = (
+    Choice(1, "unipc-2", "data", 0.75, 0.6),
+    Choice(9, "exponential-ab-3", "noise", 0.5, 2.0),
+    Choice(15, "exponential-ab-4", "noise", 0.5, 2.0),
+)
+"""For a network as it is."""
+STEADY = (Choice(1, "dpm-solver++-2m", "data", 0.75, 0.6),)
+"""Where the network is guided or thresholded, or α = 0 at the start: data form, of low order."""
+
+
+def choose(
+    path: GaussianPath,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+    *,
+    steady: bool = False,
+    labels: bool = False,
+    analytic: float | None = 1.0,
+) -> tuple[Linear, tuple[float, ...]]:
+    """The sampler and the times for a budget; arguments as of `solve`.
+
+    Args:
+        steady: whether the model is guided or thresholded.
+        labels: whether the network knows the nodes of its chain only, so that times are moved to the nearest.
+        analytic: the variance of the data, for the first answer; used where the run starts in noise.
+
+    Raises:
+        ValueError, TypeError: as of `solve`.
+    """
+    if grid is None or isinstance(grid, str) or callable(grid):
+        if steps is None and nfe is None:
+            nfe = DEFAULT_NFE
+        budget = whole("nfe", nfe) if steps is None else whole("steps", steps)
+    else:
+        budget = len(check_times(grid)) - 1
+    table = STEADY if steady or path.alpha(start) == 0 else TABLE
+    choice = [choice for choice in table if choice.nfe <= budget][-1]
+    first = analytic if path.kappa(start) > 40 else None
+    options = {} if choice.sampler.startswith("dpm") else {"form": choice.form}
+    chosen = get_sampler(choice.sampler, analytic=first, **options)
+    assert isinstance(chosen, Linear)
+    rule = partial(nodes, power=choice.power, shift=choice.shift, labels=labels) if grid is None else grid
+    return chosen, schedule(chosen, path, steps, nfe, rule, start, stop, denoise)
+
+
+def nodes(path: GaussianPath, steps: int, start: float, stop: float, power: float, shift: float, labels: bool) -> Tensor:
+    """The times of `auto`: `rectified`, no lower than the times that networks are trained on."""
+    low = min(default_t_min(path), start / 2) if path.sigma(stop) == 0 else None
+    times = rectified(path, steps, start, stop, power, shift, low)
+    times[0], times[-1] = start, stop
+    return _on_chain(times, path.T) if labels and path.T else times
+
+
+def _on_chain(times: Tensor, T: int) -> Tensor:
+    """The nearest nodes of the chain, moved apart where two fall together."""
+    if len(times) > (times[0] - times[-1]) * T + 1:
+        raise ValueError(f"steps={len(times) - 1} is more than the chain of {T} steps has between its ends")
+    place = torch.arange(len(times))
+    ahead = torch.cummin((times * T).round() + place, 0).values  # each at least one below the one before
+    low = torch.round(times[-1] * T) + (len(times) - 1)
+    return (torch.maximum(ahead, low) - place) / T

@@ -1,0 +1,120 @@
+"""Times fitted to a sampler (DMN) or to a network (GITS), against closed forms and brute force."""
+
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from problems import PATHS, mixture, states
+
+import scoreflow as sf
+from scoreflow.optimal import word_weights
+
+
+class Spoken(torch.nn.Module):
+    """A network that says given words in turn."""
+
+    def __init__(self, words):
+        super().__init__()
+        self.words, self.said = words, 0
+
+    def forward(self, x, t):
+        self.said += 1
+        return self.words[self.said - 1].expand_as(x)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm-solver++-3m", "exponential-ab-3", "unipc-3", "dpm-solver-3"])
+def test_word_weights_are_those_of_a_run(name):
+    """A run from x_T = 0 on fixed words gives the sum of the words by their weights."""
+    path = PATHS["vp"]
+    plan = sf.plan(name, path, grid=sf.grid(path, 7, "logsnr", stop=0.01))
+    words = states(plan.nfe, 1, 2)
+    model = sf.ScoreModel(Spoken(words), path, prediction=plan.wants)
+    x = sf.solve(model, torch.zeros(1, 2, dtype=torch.float64), plan).x
+    weights = word_weights(plan, path)
+    spoken = sum(w / path.convert("x0", plan.wants, t)[1] * word for (t, w), word in zip(weights, words, strict=True))
+    torch.testing.assert_close(x, spoken, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", ["vp", "ve"])
+def test_dmn_of_ddim_is_even_in_lambda(path):
+    """DDIM's bound with p = 1 is Σ (κ_i/κ_{i+1} − 1), least where all ratios are one."""
+    path = PATHS[path]
+    times = sf.dmn_grid("ddim", path, 7)
+    np.testing.assert_allclose(
+        [path.lam(t) for t in times[:-1]], [path.lam(t) for t in sf.grid(path, 7, "logsnr")[:-1]], atol=2e-2
+    )
+
+
+def test_dmn_makes_the_bound_small():
+    """Below uniform λ and uniform t, from which it starts, for a multistep method; and the ends are kept."""
+    path = PATHS["vp"]
+    sampler = sf.get_sampler("dpm-solver++-2m")
+
+    def bound(times):
+        return sum(abs(w) * path.kappa(t) for t, w in word_weights(sampler.plan(path, times), path))
+
+    times = sf.dmn_grid(sampler, path, 5, stop=0.001)
+    assert len(times) == 6
+    assert (times[0], times[-1]) == (1.0, 0.001)
+    assert bound(times) < 0.97 * min(bound(sf.grid(path, 5, name, stop=0.001)) for name in ("logsnr", "uniform"))
+    full = sf.dmn_grid(sampler, path, 6)
+    assert full == (*times[:-1], pytest.approx(0.001), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (dict(sampler="scipy"), ValueError, "not made of rows"),
+        (dict(power=-1), ValueError, "power must be .*≥ 0, got -1"),
+        (dict(steps=0), ValueError, "steps must be a whole number"),
+        (dict(t_min=2.0), ValueError, "t_min must lie between 0 and start=1.0, got 2.0"),
+        (dict(nonsense=1), TypeError, "no option 'nonsense'"),
+    ],
+)
+def test_dmn_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        sf.dmn_grid(**{"sampler": "ddim", "path": PATHS["vp"], "steps": 4, **call})
+
+
+def test_gits_finds_the_least_total_cost():
+    """Against every choice of three intervals among a teacher's eight."""
+    path, x_T = PATHS["vp"], states(8, 3)
+    model = mixture().model(path)
+    run = sf.solve(model, x_T, "ddim", steps=8, grid="logsnr", trajectory=True)
+
+    def cost(i, j):
+        leap = sf.solve(model, run.states[i], "ddim", grid=[run.times[i], run.times[j]]).x
+        return math.sqrt(float((leap - run.states[j]).square().mean()))
+
+    best = min(combinations(range(1, 8), 2), key=lambda c: cost(0, c[0]) + cost(c[0], c[1]) + cost(c[1], 8))
+    times = sf.gits_grid(model, x_T, 3, teacher=8)
+    assert times == tuple(run.times[i] for i in (0, *best, 8))
+    assert sf.gits_grid(model, x_T, 8, teacher=8) == run.times
+
+
+def test_gits_serves_other_seeds():
+    """On new noise DDIM strays less on its times than on any even ones."""
+    path, x_T = PATHS["vp"], states(64, 3, seed=5)
+    model = mixture().model(path)
+    exact = sf.solve(model, x_T, "exponential-ab-4", steps=400, grid="logsnr").x
+
+    def error(grid):
+        return float((sf.solve(model, x_T, "ddim", grid=grid).x - exact).norm(dim=1).median())
+
+    times = sf.gits_grid(model, states(32, 3, seed=6), 6)
+    assert error(times) < min(error(sf.grid(path, 6, name)) for name in ("uniform", "logsnr", "karras", "quadratic"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(steps=9), "steps=9 is more than the teacher's 8"),
+        (dict(discount=0), "discount must be .*> 0"),
+        (dict(steps=0), "steps"),
+    ],
+)
+def test_gits_refuses(call, message):
+    with pytest.raises(ValueError, match=message):
+        sf.gits_grid(mixture().model(PATHS["vp"]), states(2, 3), **{"steps": 3, "teacher": 8, **call})
