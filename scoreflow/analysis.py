@@ -59,6 +59,8 @@ def law(plan: Plan, path: GaussianPath, gaussian: Gaussian) -> Law:
 class Symbolic:
     """E[x_0 | x_t] of N(μ, v) by direction, affine in x_t, acting on vectors of weights (d, size)."""
 
+    prediction: Prediction = "x0"
+
     def __init__(self, path: GaussianPath, mean: Tensor, var: Tensor, size: int, analytic: float | None = None) -> None:
         self.path, self.var, self.analytic = path, var[:, None], analytic
         self.mean = torch.zeros(len(mean), size, dtype=torch.float64)

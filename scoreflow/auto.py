@@ -33,13 +33,38 @@ class Choice(NamedTuple):
 
 
 TABLE = (
-    Choice(1, "unipc-2", "data", 0.75, 0.6),
-    Choice(9, "exponential-ab-3", "noise", 0.5, 2.0),
-    Choice(15, "exponential-ab-4", "noise", 0.5, 2.0),
+    Choice(1, "exponential-ab-3", "noise", 0.408, 1.02),
+    Choice(6, "exponential-ab-3", "noise", 0.401, 1.85),
+    Choice(7, "exponential-ab-3", "noise", 0.417, 2.29),
+    Choice(8, "exponential-ab-3", "noise", 0.424, 3.3),
+    Choice(10, "exponential-ab-3", "noise", 0.378, 4),
+    Choice(12, "exponential-ab-3", "noise", 0.326, 5.16),
+    Choice(15, "unipc-3", "data", 0.552, 0.233),
+    Choice(20, "exponential-ab-4", "noise", 0.456, 2.17),
+    Choice(25, "exponential-ab-4", "noise", 0.433, 3.49),
+    Choice(30, "exponential-ab-4", "noise", 0.439, 3.13),
+    Choice(40, "exponential-ab-4", "noise", 0.432, 3.13),
+    Choice(50, "exponential-ab-4", "noise", 0.416, 3.27),
+    Choice(75, "exponential-ab-4", "noise", 0.386, 2.97),
+    Choice(100, "exponential-ab-4", "noise", 0.364, 2.61),
 )
 """For a network as it is."""
-STEADY = (Choice(1, "dpm-solver++-2m", "data", 0.75, 0.6),)
-"""Where the network is guided or thresholded, or α = 0 at the start: data form, of low order."""
+STEADY = (
+    Choice(1, "unipc-1", "data", 0.479, 1.06),
+    Choice(6, "unipc-1", "data", 0.463, 0.506),
+    Choice(7, "unipc-2", "data", 0.621, 0.384),
+    Choice(8, "unipc-2", "data", 0.71, 0.442),
+    Choice(10, "exponential-ab-3", "data", 0.385, 0.103),
+    Choice(12, "exponential-ab-3", "data", 0.387, 0.176),
+    Choice(15, "exponential-ab-3", "data", 0.409, 0.245),
+    Choice(20, "exponential-ab-3", "data", 0.408, 0.251),
+    Choice(25, "exponential-ab-3", "data", 0.413, 0.273),
+    Choice(30, "exponential-ab-3", "data", 0.401, 0.228),
+    Choice(40, "unipc-2", "data", 0.422, 0.481),
+    Choice(50, "unipc-2", "data", 0.417, 0.784),
+    Choice(75, "unipc-2", "data", 0.425, 1.69),
+)
+"""Where the network is guided or thresholded, or α = 0 at the start: data form, which stays bounded."""
 
 
 def choose(
@@ -74,8 +99,7 @@ def choose(
     table = STEADY if steady or path.alpha(start) == 0 else TABLE
     choice = [choice for choice in table if choice.nfe <= budget][-1]
     first = analytic if path.kappa(start) > 40 else None
-    options = {} if choice.sampler.startswith("dpm") else {"form": choice.form}
-    chosen = get_sampler(choice.sampler, analytic=first, **options)
+    chosen = get_sampler(choice.sampler, form=choice.form, analytic=first)
     assert isinstance(chosen, Linear)
     rule = partial(nodes, power=choice.power, shift=choice.shift, labels=labels) if grid is None else grid
     return chosen, schedule(chosen, path, steps, nfe, rule, start, stop, denoise)

@@ -67,6 +67,7 @@ class ScoreModel:
             )
         self.net, self.path, self.prediction, self.time = net, path, prediction, time
         self.nfe = 0
+        self._labels: dict[Any, Tensor] = {}
 
     def __repr__(self) -> str:
         return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={self.time!r})"
@@ -118,9 +119,14 @@ class ScoreModel:
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
-        times = self._times(x, t)
-        slack = 1e-6 if not isinstance(t, Tensor) else max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps)
-        label = self._label(times, x, slack)
+        if isinstance(t, Tensor):
+            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
+            label = self._label(self._times(x, t), x, slack)
+        else:
+            key = (t, x.device, x.dtype, self.time)
+            if (known := self._labels.get(key)) is None:
+                known = self._labels[key] = self._label(self._times(x[:1], t), x, 1e-6)
+            label = known.expand(len(x))
         self.nfe += self.cost
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
         if not isinstance(output, Tensor):

@@ -101,6 +101,8 @@ def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
 class Words:
     """A network whose k-th word is the k-th unit vector."""
 
+    prediction: Prediction = "x0"
+
     def __init__(self, path: GaussianPath, count: int) -> None:
         self.path, self.count = path, count
         self.times: list[float] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -22,6 +24,11 @@ class Model(Protocol):
     @property
     def path(self) -> GaussianPath:
         """The path the model stands on."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What its network gives."""
         ...
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
@@ -189,6 +196,25 @@ class Plan:
             for stage in step.stages
         ]
         return "\n".join([head, *lines])
+
+
+def said_in(plan: Plan, prediction: Prediction, path: GaussianPath) -> Plan:
+    """The same run on the network's own prediction, where no step weighs more than one word: nothing is converted then.
+
+    Where a weight would be infinite, as x̂_0 from ε at α = 0, the plan stays as it is.
+    """
+    if prediction == plan.wants or plan.history > 1 or plan.reuse or any(len(step.stages) > 1 for step in plan.steps):
+        return plan
+    steps = []
+    for step in plan.steps:
+        (stage,) = step.stages
+        if stage.row.m:
+            a, b = path.convert(prediction, plan.wants, step.t)
+            if not (math.isfinite(a) and math.isfinite(b)):
+                return plan
+            step = step._replace(stages=(Stage(stage.t, stage.row.through(a, b)),))
+        steps.append(step)
+    return dataclasses.replace(plan, wants=prediction, steps=tuple(steps))
 
 
 def advance(

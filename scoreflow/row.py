@@ -51,7 +51,10 @@ class Row(NamedTuple):
         for k, z in self.draws:
             if draw is None:
                 raise ValueError("this row adds noise: give draw")
-            x_s.add_(draw(k) * _like(z, x_t))
+            if isinstance(z, Tensor):
+                x_s.add_(draw(k) * _like(z, x_t))
+            else:
+                x_s.add_(draw(k), alpha=z)
         return x_s
 
     def through(self, a: Scalar, b: Scalar) -> Row:

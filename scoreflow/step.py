@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from scoreflow.aliases import PLAIN, plain
 from scoreflow.check import number, suggestion
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance
+from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance, said_in
 from scoreflow.row import Row
 from scoreflow.sde import VPSDE
 
@@ -124,7 +125,13 @@ class Linear(Sampler):
         return any(step.noise_count for step in self.plan(VPSDE(), (0.6, 0.5)).steps)
 
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
-        """The rows of a whole run on this grid; no network, no state, no randomness."""
+        """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""
+        try:
+            return _laid(self, path, times)
+        except TypeError:  # an option that has no hash
+            return self._lay_all(path, times)
+
+    def _lay_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         steps: list[PlannedStep] = []
         spoken: tuple[float, ...] = ()
         for t, s in pairwise(times):
@@ -134,7 +141,8 @@ class Linear(Sampler):
         return self._planned(repr(path), tuple(steps))
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        plan, error = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
+        plan = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s))
+        plan, error = said_in(plan, model.prediction, model.path), None
         for planned in plan.steps:
             x, memory, error = advance(planned, plan, model, x, memory, noise)
         return Step(x, memory, error)
@@ -167,6 +175,11 @@ class Linear(Sampler):
         spoken = ((step.t, *spoken) if step.asks else spoken)[: self.history]
         ahead = [u for u, _ in step.stages[:-1] if u == step.s] if self.reuse else []
         return (*reversed(ahead), *spoken)
+
+
+@functools.lru_cache(maxsize=32)
+def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...]) -> Plan:
+    return sampler._lay_all(path, times)
 
 
 def landing(path: GaussianPath, t: float, s: float, wants: Prediction) -> Row:
