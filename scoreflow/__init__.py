@@ -14,6 +14,7 @@ from scoreflow import samplers as _chapters
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
 from scoreflow.grid import grid
+from scoreflow.invert import Inversion, invert
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, White
 from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Linear",
-    "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "SubVPSDE", "Table", "White", "analysis",
-    "cite", "family", "get_sampler", "grid", "nets", "plan", "sample", "sampler", "samplers", "solve", "walk", "zoo",
+    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
+    "Inversion", "Linear", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "SubVPSDE", "Table",
+    "White", "analysis", "cite", "family", "get_sampler", "grid", "invert", "nets", "plan", "sample", "sampler", "samplers",
+    "solve", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

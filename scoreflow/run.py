@@ -33,6 +33,8 @@ class Run:
         self.watch = Watch()
         self.analytic: float | None = None
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
+        self.memory: tuple[Any, ...] = ()
+        """What the next step may want: a walk begins with it, and leaves it."""
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
@@ -98,7 +100,7 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
     Args:
         run: the model, bound to its conditions.
         sampler: what steps.
-        times: decreasing; for a plan, its own.
+        times: decreasing, or rising to invert; for a plan, its own.
         x: the state (B, ...) at `times[0]`.
         noise: a cursor of a noise source.
 
@@ -106,15 +108,14 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
         FloatingPointError: a network output or state that is not finite; names the step and its times.
     """
     plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
-    memory: tuple[Any, ...] = ()
     run.analytic = plan.analytic
     yield State(0, times[0], x)
     for i, (t, s) in enumerate(pairwise(plan.times if isinstance(plan, Plan) else times)):
         run.watch.step, run.watch.span = i + 1, (t, s)
         if isinstance(plan, Plan):
-            x, memory, _ = advance(plan.steps[i], plan, run, x, memory, noise)
+            x, run.memory, _ = advance(plan.steps[i], plan, run, x, run.memory, noise)
         else:
-            x, memory, _ = plan.step(run, x, t, s, memory, noise)
+            x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         run.analytic = None
         run.watch(x, "the state")
         yield State(i + 1, s, x)
