@@ -35,6 +35,8 @@ class Run:
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
         self.memory: tuple[Any, ...] = ()
         """What the next step may want: a walk begins with it, and leaves it."""
+        self.rounds = 0
+        """Calls of `ask`."""
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
@@ -55,16 +57,26 @@ class Run:
         """As of `ScoreModel`."""
         return self.model.express(output, x, t, want)
 
+    def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+        """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
+        output = self.model.evaluate(x, t, **self._conditions_of(samples))[0]
+        np.add.at(self.counts, samples.tolist(), self.model.cost)
+        self.rounds += 1
+        self.watch(output, "the network's output")
+        return output
+
     def rows(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
-        batch = len(self.counts)
-        conditions = {
-            name: value[start:stop] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
-            for name, value in self.conditions.items()
-        }
-        part = Run(self.model, conditions, batch, self.counts[start:stop])
+        part = Run(self.model, self._conditions_of(slice(start, stop)), len(self.counts), self.counts[start:stop])
         part.watch, part.analytic = self.watch, self.analytic
         return part
+
+    def _conditions_of(self, samples: slice | Tensor) -> dict[str, Any]:
+        batch = len(self.counts)
+        return {
+            name: value[samples] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+            for name, value in self.conditions.items()
+        }
 
 
 class Watch:

@@ -15,6 +15,7 @@ from scoreflow.grid import check_ends, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
+from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
 from scoreflow.run import Run, State, walk
 from scoreflow.schedule import Grid, schedule
@@ -38,6 +39,7 @@ class Solution:
         plan: the rows of a linear sampler; None for others.
         seed: of the run, so that it can be had again; None when the noise was given.
         memory: what a further step would want of the run.
+        rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
     """
 
     x: Tensor
@@ -50,6 +52,7 @@ class Solution:
     plan: Plan | None = field(repr=False)
     seed: int | tuple[int, ...] | None
     memory: tuple[Any, ...] = field(default=(), repr=False)
+    rounds: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -97,6 +100,7 @@ def solve(
     start: float = 1.0,
     stop: float = 0.0,
     denoise: bool = False,
+    parallel: int | Picard | None = None,
     seed: int | Sequence[int] | None = None,
     noise: Noise = None,
     trajectory: bool = False,
@@ -117,6 +121,8 @@ def solve(
         start, stop: the first and last time. A run to t = 0, where σ = 0, ends with x̂_0 of its last state; `deis` and
             `exponential-ab` in noise form end with a row of their own, which keeps their order.
         denoise: with stop > 0, step from there to x̂_0.
+        parallel: take so many steps at once, by Picard iteration, with the sequential result; or `Picard(window, tol)`. For
+            samplers made of rows.
         seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
         noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
             themselves, (count, B, ...), replayed in order.
@@ -151,6 +157,9 @@ def solve(
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
     check_conditions(model, chosen, conditions)
+    how = None if parallel is None else Picard.of(parallel)
+    if how is not None and rows is None:
+        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {chosen!r} is not made of rows")
     if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and chosen.analytic is None:
         raise ValueError(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
@@ -161,7 +170,7 @@ def solve(
         source.fit(x_T, None if rows is None else rows.noise_count)
     return carry(
         model, x_T, rows or chosen, chosen, times, conditions, source,
-        seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+        parallel=how, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
     )  # fmt: skip
 
 
@@ -175,6 +184,7 @@ def carry(
     source: Source,
     *,
     memory: tuple[Any, ...] = (),
+    parallel: Picard | None = None,
     seed: int | tuple[int, ...] | None = None,
     trajectory: bool = False,
     callback: Callable[[State], object] | None = None,
@@ -187,7 +197,11 @@ def carry(
     states: list[Tensor] = []
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
-        for state in _shown(walk(run, steps, times, x, draws), len(times) - 1, sampler.name, progress):
+        if parallel is not None and isinstance(steps, Plan):
+            walked = picard(run, steps, x, draws, parallel)
+        else:
+            walked = walk(run, steps, times, x, draws)
+        for state in _shown(walked, len(times) - 1, sampler.name, progress):
             if trajectory:
                 states.append(state.x)
             if callback is not None:
@@ -207,6 +221,7 @@ def carry(
         plan=steps if isinstance(steps, Plan) else None,
         seed=seed,
         memory=run.memory,
+        rounds=int(run.counts.max(initial=0)) if parallel is None else run.rounds,
     )
 
 
