@@ -14,11 +14,14 @@ from scoreflow import samplers as _chapters
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
 from scoreflow.grid import grid
+from scoreflow.invert import Inversion, invert
+from scoreflow.log_prob import Transitions, step_log_prob
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, White
 from scoreflow.optimal import dmn_grid, gits_grid
 from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath
+from scoreflow.picard import Picard
 from scoreflow.plan import Plan
 from scoreflow.row import Row
 from scoreflow.run import State, walk
@@ -33,10 +36,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Linear",
-    "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "SubVPSDE", "Table", "White", "analysis",
-    "cite", "dmn_grid", "family", "get_sampler", "gits_grid", "grid", "nets", "plan", "sample", "sampler", "samplers",
-    "solve", "walk", "zoo",
+    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
+    "Inversion", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
+    "SubVPSDE", "Table", "Transitions", "White", "analysis", "cite", "dmn_grid", "family", "get_sampler", "gits_grid",
+    "grid", "invert", "nets", "plan", "sample", "sampler", "samplers", "solve", "step_log_prob", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

@@ -91,7 +91,7 @@ def dmn_grid(
 
 def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
     """(time, weight in x̂_0) of every word of the network in the last state of a plan, the words taken for given."""
-    model = Words(path, plan.nfe + (plan.analytic is not None))
+    model = Words(path, plan.nfe + (plan.analytic is not None), plan.wants)
     x, memory = torch.zeros(1, model.count, dtype=torch.float64), ()
     for step in plan.steps:
         x, memory, _ = advance(step, plan, model, x, memory, lambda like, *_: torch.zeros_like(like))  # type: ignore[assignment]
@@ -101,10 +101,8 @@ def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
 class Words:
     """A network whose k-th word is the k-th unit vector."""
 
-    prediction: Prediction = "x0"
-
-    def __init__(self, path: GaussianPath, count: int) -> None:
-        self.path, self.count = path, count
+    def __init__(self, path: GaussianPath, count: int, prediction: Prediction) -> None:
+        self.path, self.count, self.prediction = path, count, prediction
         self.times: list[float] = []
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:

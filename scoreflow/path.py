@@ -169,17 +169,19 @@ class GaussianPath:
         """`x_s ~ N(α_s x̂_0 + √(σ_s² − c²) (x_t − α_t x̂_0)/σ_t, c²)`, with c = `std` or η · `posterior_std(t, s)`.
 
         The row's output is x̂_0. Every c gives the right marginal at s. η = 1 is the posterior `q(x_s | x_t, x̂_0)`,
-        η = 0 has no noise; t = s with c > 0 redraws a part of the noise.
+        η = 0 has no noise and may go up, s > t; t = s with c > 0 redraws a part of the noise.
 
         Raises:
-            ValueError: η < 0, or c > σ_s. TypeError: η is no number.
+            ValueError: η < 0, c > σ_s, or a way up with η > 0. TypeError: η is no number.
 
         Reference:
             Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 7, 12, 16.
         """
         check.number("eta", eta, least=0)
+        if eta == 0 and std is None:
+            return self.bridge(t, s, std=self.sigma(t) * 0.0)
 
-        def row(lam_t: Tensor, lam_s: Tensor, alpha_s: Tensor, sigma_s: Tensor, sigma_t: Tensor) -> tuple[Tensor, ...]:
+        def row(lam_t: Tensor, lam_s: Tensor, alpha_t: Tensor, alpha_s: Tensor, sigma_t: Tensor, sigma_s: Tensor) -> Any:
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
             if std is None:
                 lost = -torch.expm1(2 * (lam_t - lam_s))
@@ -192,9 +194,11 @@ class GaussianPath:
             log_r = torch.where(gone < 0.5, torch.log1p(-gone), left.log()) / 2
             if bool((log_r + c).isnan().any()):
                 raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
-            return log_r.exp() * sigma_s / sigma_t, -alpha_s * torch.expm1(lam_t - lam_s + log_r), c
+            x = log_r.exp() * sigma_s / sigma_t
+            # Up to α_s = 0 the product below is 0 · ∞.
+            return x, torch.where(alpha_s > 0, -alpha_s * torch.expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), c
 
-        x, m, z = _lift_many(row, self.lam(t), self.lam(s), self.alpha(s), self.sigma(s), self.sigma(t))
+        x, m, z = _lift_many(row, *(of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s)))
         return Row(x, (m,), z)
 
     def gaussian(self, t: S, want: Prediction = "x0", v: float = 1.0) -> S:

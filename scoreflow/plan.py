@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -198,25 +197,6 @@ class Plan:
         return "\n".join([head, *lines])
 
 
-def said_in(plan: Plan, prediction: Prediction, path: GaussianPath) -> Plan:
-    """The same run on the network's own prediction, where no step weighs more than one word: nothing is converted then.
-
-    Where a weight would be infinite, as x̂_0 from ε at α = 0, the plan stays as it is.
-    """
-    if prediction == plan.wants or plan.history > 1 or plan.reuse or any(len(step.stages) > 1 for step in plan.steps):
-        return plan
-    steps = []
-    for step in plan.steps:
-        (stage,) = step.stages
-        if stage.row.m:
-            a, b = path.convert(prediction, plan.wants, step.t)
-            if not (math.isfinite(a) and math.isfinite(b)):
-                return plan
-            step = step._replace(stages=(Stage(stage.t, stage.row.through(a, b)),))
-        steps.append(step)
-    return dataclasses.replace(plan, wants=prediction, steps=tuple(steps))
-
-
 def advance(
     step: PlannedStep,
     plan: Plan,
@@ -226,6 +206,14 @@ def advance(
     noise: Callable[[Tensor, float, float, bool], Tensor],
 ) -> tuple[Tensor, Memory, Tensor | None]:
     """Take one planned step: the new state, what the next step may want, an embedded error estimate or None."""
+    row = step.stages[0].row
+    if step.asks and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
+        # Nobody else looks at this word: weigh what the network gives, and convert nothing.
+        a, b = model.path.convert(model.prediction, plan.wants, step.t)
+        if math.isfinite(a) and math.isfinite(b):
+            row = row.through(a, b)
+            word = model(x, step.t, model.prediction)
+            return row(x, [word], lambda k: noise(x, *step.draws[k])), (), None
     seen = ((step.t, model(x, step.t, plan.wants)), *memory) if step.asks else memory
     seen = seen[: plan.history]
     outputs, lower = [output for _, output in seen], None

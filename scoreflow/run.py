@@ -13,7 +13,7 @@ from torch import Tensor
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
-from scoreflow.plan import Plan, advance, said_in
+from scoreflow.plan import Plan, advance
 from scoreflow.step import Linear, Sampler
 
 
@@ -34,6 +34,10 @@ class Run:
         self.watch = Watch()
         self.analytic: float | None = None
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
+        self.memory: tuple[Any, ...] = ()
+        """What the next step may want: a walk begins with it, and leaves it."""
+        self.rounds = 0
+        """Calls of `ask`."""
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
@@ -54,16 +58,26 @@ class Run:
         """As of `ScoreModel`."""
         return self.model.express(output, x, t, want)
 
+    def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+        """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
+        output = self.model.evaluate(x, t, **self._conditions_of(samples))[0]
+        np.add.at(self.counts, samples.tolist(), self.model.cost)
+        self.rounds += 1
+        self.watch.look(output, "the network's output")
+        return output
+
     def rows(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
-        batch = len(self.counts)
-        conditions = {
-            name: value[start:stop] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
-            for name, value in self.conditions.items()
-        }
-        part = Run(self.model, conditions, batch, self.counts[start:stop])
+        part = Run(self.model, self._conditions_of(slice(start, stop)), len(self.counts), self.counts[start:stop])
         part.watch, part.analytic = self.watch, self.analytic
         return part
+
+    def _conditions_of(self, samples: slice | Tensor) -> dict[str, Any]:
+        batch = len(self.counts)
+        return {
+            name: value[samples] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
+            for name, value in self.conditions.items()
+        }
 
 
 class Watch:
@@ -83,7 +97,7 @@ class Watch:
         if self.planned and value.device.type == "cpu":
             self.words.append((value, t))
         else:
-            self._look(value, f"the network's output at t={t:.6g}")
+            self.look(value, f"the network's output at t={t:.6g}")
 
     def state(self, value: Tensor) -> None:
         """Look at a new state."""
@@ -91,10 +105,11 @@ class Watch:
         if value.device.type == "cpu" and _finite(value):
             return
         for word, t in words:
-            self._look(word, f"the network's output at t={t:.6g}")
-        self._look(value, "the state")
+            self.look(word, f"the network's output at t={t:.6g}")
+        self.look(value, "the state")
 
-    def _look(self, value: Tensor, what: str) -> None:
+    def look(self, value: Tensor, what: str) -> None:
+        """Raise if it is not finite."""
         if value.device.type == "meta":
             return
         message = f"{what} is not finite, in step {self.step} (t={self.span[0]:.6g} → {self.span[1]:.6g})"
@@ -125,7 +140,7 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
     Args:
         run: the model, bound to its conditions.
         sampler: what steps.
-        times: decreasing; for a plan, its own.
+        times: decreasing, or rising to invert; for a plan, its own.
         x: the state (B, ...) at `times[0]`.
         noise: a cursor of a noise source.
 
@@ -134,16 +149,15 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
     """
     plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
     if isinstance(plan, Plan):
-        plan, run.watch.planned = said_in(plan, run.prediction, run.path), True
-    memory: tuple[Any, ...] = ()
+        run.watch.planned = True
     run.analytic = plan.analytic
     yield State(0, times[0], x)
     for i, (t, s) in enumerate(pairwise(plan.times if isinstance(plan, Plan) else times)):
         run.watch.step, run.watch.span = i + 1, (t, s)
         if isinstance(plan, Plan):
-            x, memory, _ = advance(plan.steps[i], plan, run, x, memory, noise)
+            x, run.memory, _ = advance(plan.steps[i], plan, run, x, run.memory, noise)
         else:
-            x, memory, _ = plan.step(run, x, t, s, memory, noise)
+            x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         run.analytic = None
         run.watch.state(x)
         yield State(i + 1, s, x)

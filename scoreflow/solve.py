@@ -16,6 +16,7 @@ from scoreflow.grid import check_ends, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
+from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
 from scoreflow.run import Run, State, walk
 from scoreflow.schedule import Grid, schedule
@@ -38,6 +39,8 @@ class Solution:
         sampler: what stepped, with its options.
         plan: the rows of a linear sampler; None for others.
         seed: of the run, so that it can be had again; None when the noise was given.
+        memory: what a further step would want of the run.
+        rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
     """
 
     x: Tensor
@@ -49,11 +52,13 @@ class Solution:
     sampler: Sampler
     plan: Plan | None = field(repr=False)
     seed: int | tuple[int, ...] | None
+    memory: tuple[Any, ...] = field(default=(), repr=False)
+    rounds: int = field(default=0, repr=False)
 
     def __repr__(self) -> str:
         return (
-            f"Solution({self.sampler!r}, {len(self.times) - 1} steps from t={self.times[0]:g} to {self.times[-1]:g}, "
-            f"nfe={self.nfe}, x={tuple(self.x.shape)} {self.x.dtype})"
+            f"{type(self).__name__}({self.sampler!r}, {len(self.times) - 1} steps from t={self.times[0]:g} "
+            f"to {self.times[-1]:g}, nfe={self.nfe}, x={tuple(self.x.shape)} {self.x.dtype})"
         )
 
     @property
@@ -101,6 +106,7 @@ def solve(
     start: float = 1.0,
     stop: float = 0.0,
     denoise: bool = False,
+    parallel: int | Picard | None = None,
     seed: int | Sequence[int] | None = None,
     noise: Noise = None,
     trajectory: bool = False,
@@ -124,6 +130,8 @@ def solve(
         start, stop: the first and last time. A run to t = 0, where σ = 0, ends with x̂_0 of its last state; `deis` and
             `exponential-ab` in noise form end with a row of their own, which keeps their order.
         denoise: with stop > 0, step from there to x̂_0.
+        parallel: take so many steps at once, by Picard iteration, with the sequential result; or `Picard(window, tol)`. For
+            samplers made of rows.
         seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
         noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
             themselves, (count, B, ...), replayed in order.
@@ -138,10 +146,8 @@ def solve(
             do not fit. TypeError: an option or condition that neither the sampler nor the network takes.
         FloatingPointError: a state or an output that is not finite; names the step and its times.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
-    if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-        raise TypeError("x_T must be a floating-point tensor of shape (B, ...)")
+    check_model(model)
+    check_state("x_T", x_T)
     path = model.path
     if isinstance(sampler, Plan):
         given = {"steps": (steps, None), "nfe": (nfe, None), "grid": (grid, None)}
@@ -154,7 +160,7 @@ def solve(
         chosen, times, conditions = get_sampler(sampler.sampler, **dict(sampler.options)), sampler.times, keywords
         rows: Plan | None = sampler
     else:
-        options, conditions = _split(sampler, keywords)
+        options, conditions = split(sampler, keywords)
         if sampler == AUTO:
             known = {"steady": model.guided, "labels": model.time == "label", **options}
             chosen, times = choose(path, steps, nfe, grid, start, stop, denoise, **known)
@@ -163,7 +169,10 @@ def solve(
             times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
-    _check_conditions(model, chosen, conditions)
+    check_conditions(model, chosen, conditions)
+    how = None if parallel is None else Picard.of(parallel)
+    if how is not None and rows is None:
+        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {chosen!r} is not made of rows")
     if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and chosen.analytic is None:
         raise ValueError(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
@@ -172,11 +181,40 @@ def solve(
     source, kept = _source(noise, seed, len(x_T), chosen)
     if isinstance(source, Replay):
         source.fit(x_T, None if rows is None else rows.noise_count)
-    run, draws = Run(model, conditions, len(x_T)), source.draws("step")
+    return carry(
+        model, x_T, rows or chosen, chosen, times, conditions, source,
+        parallel=how, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+    )  # fmt: skip
+
+
+def carry(
+    model: ScoreModel,
+    x: Tensor,
+    steps: Sampler | Plan,
+    sampler: Sampler,
+    times: tuple[float, ...],
+    conditions: dict[str, Any],
+    source: Source,
+    *,
+    memory: tuple[Any, ...] = (),
+    parallel: Picard | None = None,
+    seed: int | tuple[int, ...] | None = None,
+    trajectory: bool = False,
+    callback: Callable[[State], object] | None = None,
+    progress: bool = False,
+    grad: bool = False,
+) -> Solution:
+    """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
+    run, draws = Run(model, conditions, len(x)), source.draws("step")
+    run.memory = memory
     states: list[Tensor] = []
     with torch.set_grad_enabled(grad):
-        x = x_T if grad else x_T.detach()
-        for state in _shown(walk(run, rows or chosen, times, x, draws), len(times) - 1, chosen.name, progress):
+        x = x if grad else x.detach()
+        if parallel is not None and isinstance(steps, Plan):
+            walked = picard(run, steps, x, draws, parallel)
+        else:
+            walked = walk(run, steps, times, x, draws)
+        for state in _shown(walked, len(times) - 1, sampler.name, progress):
             if trajectory:
                 states.append(state.x)
             if callback is not None:
@@ -184,7 +222,7 @@ def solve(
         kept_states = torch.stack(states) if trajectory else None
     run.watch.close()
     if isinstance(source, Replay):
-        source.fit(x_T, draws.count)
+        source.fit(x, draws.count)
     return Solution(
         x=state.x,
         times=times,
@@ -192,9 +230,11 @@ def solve(
         nfe=int(run.counts.max(initial=0)),
         nfe_per_sample=tuple(run.counts.tolist()),
         noise_count=draws.count,
-        sampler=chosen,
-        plan=rows,
-        seed=kept,
+        sampler=sampler,
+        plan=steps if isinstance(steps, Plan) else None,
+        seed=seed,
+        memory=run.memory,
+        rounds=int(run.counts.max(initial=0)) if parallel is None else run.rounds,
     )
 
 
@@ -223,8 +263,7 @@ def sample(
     Raises:
         As `solve`.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    check_model(model)
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
     size = tuple(whole("shape", n) for n in shape)
@@ -247,7 +286,19 @@ def sample(
     return solve(model, x_T, sampler, seed=seed, noise=noise, start=start, **keywords).x
 
 
-def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_model(model: Any) -> None:
+    """Raise TypeError unless it is a ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+
+
+def check_state(name: str, x: Any) -> None:
+    """Raise TypeError unless it can be the state of a run."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...)")
+
+
+def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords into options of the named sampler, and the rest."""
     if not isinstance(sampler, str):
         return {}, keywords
@@ -255,7 +306,8 @@ def _split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, 
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 
-def _check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, Any]) -> None:
+def check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, Any]) -> None:
+    """Raise TypeError for a keyword that the network does not take."""
     for name in conditions:
         if name in sampler.options:
             raise TypeError(f"{name!r} is an option of {sampler!r}, which was made before: set it there, in get_sampler")

@@ -16,7 +16,7 @@ from scoreflow.aliases import PLAIN, plain
 from scoreflow.check import number, suggestion
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance, said_in
+from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance
 from scoreflow.row import Row
 from scoreflow.sde import VPSDE
 
@@ -141,8 +141,7 @@ class Linear(Sampler):
         return self._planned(repr(path), tuple(steps))
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        plan = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s))
-        plan, error = said_in(plan, model.prediction, model.path), None
+        plan, error = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
             x, memory, error = advance(planned, plan, model, x, memory, noise)
         return Step(x, memory, error)

@@ -16,8 +16,10 @@ CHAIN = ORACLE.model(PATHS["chain"])
 ON = {"vp": VP, "chain": CHAIN, "sub-vp": ORACLE.model(PATHS["sub-vp"]), "ve": ORACLE.model(PATHS["ve"])}
 X = states(4, 3)
 
-# Made with learned variances, Langevin, torchdiffeq, SciPy and torchsde: steps that are not rows.
+# Made with learned variances, Langevin, states remembered, torchdiffeq, SciPy and torchsde: steps that are not rows.
 OTHERS = {
+    "bdia-ddim": {},
+    "edict": {},
     "predictor-corrector": {},
     "predictor-corrector bridge": {"corrector": "bridge"},
     "torchdiffeq": {},

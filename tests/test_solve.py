@@ -195,9 +195,9 @@ def test_dtype_and_shape_are_kept(name, shape, dtype):
     assert (x.shape, x.dtype) == (shape, dtype)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "edict"])
 def test_one_step(name):
-    """From t = 1 to 0 in one step every sampler gives x̂_0."""
+    """From t = 1 to 0 in one step every sampler gives x̂_0; all but EDICT, whose last step mixes two states like any other."""
     sol = sf.solve(VP, X, name, steps=1, seed=0)
     assert sol.times == (1.0, 0.0)
     torch.testing.assert_close(sol.x, VP.x0(X, 1.0), rtol=1e-9, atol=1e-9)
@@ -296,6 +296,10 @@ def test_a_budget_is_respected_and_used(case, budget):
     chosen = sampler(case)
     if chosen.evaluations(PATHS["vp"], (1.0, 0.5, 0.0)) is None:
         with pytest.raises(ValueError, match="cannot be held to nfe"):
+            sf.solve(VP, X, chosen, nfe=budget)
+        return
+    if chosen.name == "edict" and budget == 1:
+        with pytest.raises(ValueError, match="nfe=1 is less than the 2 evaluations of one step"):
             sf.solve(VP, X, chosen, nfe=budget)
         return
     sol = sf.solve(VP, X, chosen, nfe=budget, seed=0)
