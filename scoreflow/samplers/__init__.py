@@ -1,5 +1,27 @@
 """The samplers, one chapter a file. Importing this package registers every name."""
 
-from scoreflow.samplers import ancestral, blackbox, corrector, exponential, families, reverse, runge_kutta, stochastic
+from scoreflow.samplers import (
+    ancestral,
+    blackbox,
+    corrector,
+    edm,
+    exponential,
+    families,
+    multistep,
+    reverse,
+    runge_kutta,
+    stochastic,
+)
 
-__all__ = ["ancestral", "blackbox", "corrector", "exponential", "families", "reverse", "runge_kutta", "stochastic"]
+__all__ = [
+    "ancestral",
+    "blackbox",
+    "corrector",
+    "edm",
+    "exponential",
+    "families",
+    "multistep",
+    "reverse",
+    "runge_kutta",
+    "stochastic",
+]
