@@ -50,6 +50,10 @@ LINEAR: dict[str, dict[str, object]] = {
     "unipc 3": {},
     "sde-dpm-solver++ 2m": {},
     "sde-dpm-solver++ 3m": {"method": "3m"},
+    "res 2s c2=1": {"method": "2s", "c2": 1.0},
+    "gradient-estimation gamma=1.5": {"gamma": 1.5},
+    "richardson dpm-solver-2": {"base": "dpm-solver-2"},
+    "richardson pf-ode-heun": {"base": "pf-ode-heun"},
     "sa-solver": {},
     "sa-solver tau=0.4": {"predictor": 3, "corrector": 3, "tau": 0.4},
 }

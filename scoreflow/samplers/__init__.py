@@ -4,14 +4,26 @@ from scoreflow.samplers import (
     ancestral,
     blackbox,
     corrector,
+    edm,
     exponential,
     families,
     invertible,
+    multistep,
     reverse,
     runge_kutta,
     stochastic,
 )
 
 __all__ = [
-    "ancestral", "blackbox", "corrector", "exponential", "families", "invertible", "reverse", "runge_kutta", "stochastic",
-]  # fmt: skip
+    "ancestral",
+    "blackbox",
+    "corrector",
+    "edm",
+    "exponential",
+    "families",
+    "invertible",
+    "multistep",
+    "reverse",
+    "runge_kutta",
+    "stochastic",
+]
