@@ -138,8 +138,8 @@ def regret(console, budgets):
         keys = [k for k in plans[0] if k in plans[1] and (alive is None or k in alive)]
         errors[nfe] = {k: np.concatenate([p.error(q[k]) for p, q in zip(problems, plans, strict=True)]) for k in keys}
         best = min(map(mean, errors[nfe].values()))
-        if nfe >= 10:  # what is thirty times behind by now is not followed further
-            alive = {k for k, e in errors[nfe].items() if mean(e) < 30 * best}
+        if nfe >= 10:  # what is ten times behind by now is not followed further
+            alive = {k for k, e in errors[nfe].items() if mean(e) < 10 * best}
         console.print(f"nfe={nfe}: {len(keys)} choices, {time.perf_counter() - begun:.0f} s", style="dim")
 
     def behind(key):

@@ -29,6 +29,7 @@ from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
 from scoreflow.solve import Solution, plan, sample, solve
 from scoreflow.step import Linear, Sampler, Step, family, get_sampler, sampler
 from scoreflow.table import Table, samplers
+from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
     from scoreflow import analysis, nets, zoo
@@ -37,9 +38,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
-    "Inversion", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
-    "SubVPSDE", "Table", "Transitions", "White", "analysis", "cite", "dmn_grid", "family", "get_sampler", "gits_grid",
-    "grid", "invert", "nets", "plan", "sample", "sampler", "samplers", "solve", "step_log_prob", "walk", "zoo",
+    "Inversion", "Levels", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State",
+    "Step", "SubVPSDE", "Table", "Transitions", "White", "analysis", "cite", "dmn_grid", "estimate_variance", "family",
+    "get_sampler", "gits_grid", "grid", "invert", "nets", "plan", "sample", "sampler", "samplers", "solve", "step_log_prob",
+    "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

@@ -6,6 +6,7 @@ A path is the two curves log α and log σ. All that a sampler needs is derived 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
@@ -201,6 +202,24 @@ class GaussianPath:
         x, m, z = _lift_many(row, *(of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s)))
         return Row(x, (m,), z)
 
+    def below(self, t: float, s: float, eta: float = 1.0) -> float:
+        """The time u ≤ s with `κ_u² = κ_s² − c²/α_s²`, c = η · `posterior_std(t, s)`: from there noise c leads up to s.
+
+        An ancestral step goes to u, k-diffusion's sigma_down, and then up. At η = 1, `λ_u = 2λ_s − λ_t`.
+
+        Raises:
+            ValueError: η < 0, or more noise than there is at s.
+        """
+        number = check.number("eta", eta, least=0)
+        gone = number**2 * -math.expm1(2 * (self.lam(t) - self.lam(s)))
+        if gone >= 1:
+            raise ValueError(f"eta={eta} must leave a variance > 0 from t={t} to s={s}")
+        return s if eta == 0 else self.time(self.lam(s) - math.log1p(-gone) / 2)
+
+    def above(self, t: float, factor: float) -> float:
+        """The time where κ is `factor` times that at t, held to [0, 1]."""
+        return self.time(self.lam(t) - math.log(factor))
+
     def gaussian(self, t: S, want: Prediction = "x0", v: float = 1.0) -> S:
         """The exact prediction on N(0, v I) data, over the state: `x̂_0 = α v/(α² v + σ²) · x_t`, said as `want`."""
 
@@ -209,6 +228,10 @@ class GaussianPath:
 
         a, b = self.convert("x0", want, t)
         return a + b * _lift(gain, self.alpha(t), self.sigma(t))
+
+    def posterior_variance(self, t: float, v: float = 1.0) -> float:
+        """The variance of x_0 given x_t, an entry, when the data are N(0, v I): `v σ²/(α² v + σ²)`."""
+        return v * self.sigma(t) ** 2 / (self.alpha(t) ** 2 * v + self.sigma(t) ** 2)
 
     # -- predictions -------------------------------------------------------------------------------------------------
     def convert(self, source: Prediction, target: Prediction, t: S) -> tuple[S, S]:

@@ -35,7 +35,7 @@ FLOORS = [
     {"oracle", "grid"},
     {"plan"},
     {"step"},
-    {"run", "schedule"},
+    {"run", "schedule", "variance"},
     {"samplers", "picard"},
     {"auto"},
     {"solve"},

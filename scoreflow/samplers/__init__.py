@@ -5,12 +5,14 @@ from scoreflow.samplers import (
     blackbox,
     corrector,
     edm,
+    er_sde,
     exponential,
     families,
     invertible,
     multistep,
     reverse,
     runge_kutta,
+    sde_singlestep,
     stochastic,
 )
 
@@ -19,11 +21,13 @@ __all__ = [
     "blackbox",
     "corrector",
     "edm",
+    "er_sde",
     "exponential",
     "families",
     "invertible",
     "multistep",
     "reverse",
     "runge_kutta",
+    "sde_singlestep",
     "stochastic",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -14,6 +15,7 @@ from scoreflow.path import GaussianPath, Prediction
 from scoreflow.plan import Model
 from scoreflow.row import Row
 from scoreflow.step import Linear, Sampler, Step, family, sampler
+from scoreflow.variance import Levels
 
 
 @family("ddpm")
@@ -98,7 +100,7 @@ class LearnedVariance(Sampler):
         return Step(x_s.add_(std * noise(x, t, s)))
 
 
-@sampler("ddim", order=1, cites=("song2021ddim",), lands=True)
+@sampler("ddim", also={"euler-ancestral": {"eta": 1.0}}, order=1, cites=("song2021ddim",), lands=True)
 def ddim(path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float = 0.0) -> Row:
     """`x_s = α_s x̂_0 + √(σ_s² − c²) ε̂ + c ε`, `c = η σ_s √(1 − e^{−2h})`, `ε̂ = (x_t − α_t x̂_0)/σ_t`.
 
@@ -109,3 +111,33 @@ def ddim(path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float =
         Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 12 and 16.
     """
     return path.bridge(times[0], s, eta)
+
+
+@family("analytic-dpm")
+def analytic_dpm(eta: float = 1.0, levels: Levels | None = None, v: float = 1.0) -> Sampler:
+    """Analytic-DPM: the mean of `ddim` with η, and the best variance, `c² + m² E tr Cov[x_0 | x_t]/d`.
+
+    m is the row's weight of x̂_0, `c = η σ_s √(1 − e^{−2h})`. The variance of x_0 comes from `levels`, made by
+    `estimate_variance(model, data)`; without them from N(0, v I) data, where it is `v σ_t²/(α_t² v + σ_t²)`. On isotropic
+    Gaussian data every step is exact. The last step, to σ = 0, adds no noise.
+
+    Reference:
+        Analytic-DPM: an Analytic Estimate of the Optimal Reverse Variance (Bao et al., 2022), Theorem 1.
+    """
+    number("eta", eta, least=0)
+    number("v", v, least=0)
+    if levels is not None and not isinstance(levels, Levels):
+        raise TypeError(f"levels must be what estimate_variance gives, got {type(levels).__name__}")
+    return Linear(rows=analytic_dpm_row, order=1, cites=("bao2022analytic",), lands=True, marginal=False)
+
+
+def analytic_dpm_row(
+    path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float, levels: Levels | None, v: float
+) -> Row:
+    """The row of `analytic-dpm`."""
+    t = times[0]
+    row = path.bridge(t, s, eta)
+    if path.sigma(s) == 0:
+        return row._replace(z=0.0)
+    left = path.posterior_variance(t, v) if levels is None else levels(path, t)
+    return row._replace(z=math.hypot(row.z, float(row.m[0]) * math.sqrt(left)))

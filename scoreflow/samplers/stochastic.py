@@ -13,22 +13,26 @@ from collections.abc import Callable
 
 from scoreflow.check import number, one_of, whole
 from scoreflow.path import GaussianPath
+from scoreflow.plan import Draw, Stages
 from scoreflow.row import Row
-from scoreflow.samplers.exponential import integral
+from scoreflow.samplers.exponential import inside, integral
 from scoreflow.step import Linear, Sampler, family
 
-METHODS = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3}
+METHODS = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3, "2s": 1}
+"""And how many words they look back on."""
 Tau = float | Callable[[float], float]
 
 
 @family("sde-dpm-solver++", also={f"sde-dpm-solver++-{method}": {"method": method} for method in METHODS})
-def sde_dpm_solver_pp(method: str = "2m", eta: float = 1.0) -> Sampler:
+def sde_dpm_solver_pp(method: str = "2m", eta: float = 1.0, r1: float | None = None) -> Sampler:
     """SDE-DPM-Solver++: with `w = α_s (1 − e^{−r h})`, r = 1 + η², and the first-order step's decay and noise,
 
     - 1: `… + w D_0`: DDPM at η = 1;
     - 2m: `… + w [D_0 + (D_0 − D_1)/(2r_0)]`, r_0 the last step over this one;
     - 2m-heun: the line through D_0, D_1 integrated;
-    - 3m: the parabola through D_0, D_1, D_2 integrated. Published code has other weights on the second difference.
+    - 3m: the parabola through D_0, D_1, D_2 integrated. Published code has other weights on the second difference;
+    - 2s: `… + w [(1 − 1/(2r)) D_t + 1/(2r) D_u]`, u at the share r = `r1` of the step, ½ if None. The stage's noise is that of
+      the step's first part.
 
     k-diffusion's `eta` of its 2M-SDE is η². The step to σ = 0 is x̂_0. The weak order is 1 for the first, 2 for the others.
 
@@ -37,13 +41,27 @@ def sde_dpm_solver_pp(method: str = "2m", eta: float = 1.0) -> Sampler:
     """
     one_of("method", method, METHODS)
     number("eta", eta, least=0)
-    order, history = min(METHODS[method], 2), METHODS[method]
-    return Linear(rows=sde_dpm_solver_pp_row, order=order, cites=("lu2022dpmsolverpp",), history=history)
+    if r1 is not None:
+        number("r1", r1, above=0, most=1)
+        if method != "2s":
+            raise ValueError(f"r1 belongs to the method 2s, got r1={r1} with method={method!r}")
+    order, history = 1 if method == "1" else 2, METHODS[method]
+    return Linear(rows=sde_dpm_solver_pp_rows, order=order, cites=("lu2022dpmsolverpp",), history=history)
 
 
-def sde_dpm_solver_pp_row(path: GaussianPath, times: tuple[float, ...], s: float, *, method: str, eta: float) -> Row:
-    """The row of `sde-dpm-solver++`."""
+def sde_dpm_solver_pp_rows(
+    path: GaussianPath, times: tuple[float, ...], s: float, *, method: str, eta: float, r1: float | None
+) -> Row | Stages:
+    """The rows of `sde-dpm-solver++`."""
     t, lam = times[0], [path.lam(u) for u in times]
+    if method == "2s":
+        share = 0.5 if r1 is None else r1
+        u = inside(path, t, s, share)
+        first, whole_step = (integral(path, t, to, lam, "data", eta) for to in (u, s))
+        carry = integral(path, u, s, [path.lam(u)], "data", eta) if u > s else Row(1.0)
+        (w,), new = whole_step.m, float(whole_step.m[0]) / (2 * share)
+        last = Row(whole_step.x, (new, float(w) - new), (carry.x * first.z, carry.z))
+        return Stages([(u, first._replace(z=(first.z, 0.0))), (s, last)], (Draw(t, u), Draw(u, s)))
     if method != "2m" or len(times) == 1 or path.alpha(times[-1]) == 0:
         return integral(path, t, s, lam, "data", eta)
     x, (w,), z = integral(path, t, s, lam[:1], "data", eta)
