@@ -258,15 +258,15 @@ def test_estimate_variance(by):
         sf.plan("analytic-dpm", PATHS["ve"], 3, levels=levels)
 
 
-def test_estimated_variance_beats_both_of_ddpm():
-    """On correlated Gaussian data at 10 steps the exact law is nearer to the data's than with β̃ or β."""
+def test_estimated_variance_beats_the_posterior():
+    """On correlated Gaussian data at 10 steps the exact law is nearer to the data's than with β̃. (β is nearer still here.)"""
     model, data = GAUSSIAN.model(PATH), GAUSSIAN.sample(4000, seed=1)
     levels = sf.estimate_variance(model, data)
 
     def off(name, **options):
         return analysis.law(sf.plan(name, PATH, 10, **options), PATH, GAUSSIAN).w2
 
-    assert off("analytic-dpm", levels=levels) < 0.7 * min(off("ddpm"), off("ddpm", variance="beta"))
+    assert off("analytic-dpm", levels=levels) < 0.4 * off("ddpm")
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ class Restart(Linear):
 
 @family("restart")
 def restart(restarts: int = 2, t_min: float = 0.1, t_max: float = 2.0, restart_steps: int = 4) -> Sampler:
-    """Restart: Heun down; once κ is down to `t_min`, `restarts` times noise up to κ = `t_max` and `restart_steps` Heun steps back.
+    """Restart: Heun down; from κ ≤ `t_min`, `restarts` times noise up to κ = `t_max` and `restart_steps` Heun steps back.
 
     The loop begins at the first node of the grid with κ ≤ t_min and goes by karras' spacing. It contracts the error gathered
     so far, and adds its own, whatever the grid, so there is no order. A grid that steps over t_min to σ = 0 has no loop. The
