@@ -123,7 +123,6 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
     words: dict[int, Word] = {}
     kept = [Kept(noise) for _ in steps]
     settled = [0 for _ in samples]  # how many words are settled
-    head = [-1 for _ in samples]  # the word that was asked for when all before it were settled, so that it is for good
     base, before = 0, None
     run.analytic = plan.analytic
     yield State(0, steps[0].t, x)
@@ -138,9 +137,9 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
                 after.append((y, memory, sweep.before))
         still = {n: _still(run.path, words[n], state, how.tol) for n, state in sweep.states.items()}
         for b in samples:
-            while (n := settled[b]) in still and (still[n][b] or n == head[b]):
+            while (n := settled[b]) in still and still[n][b]:
                 settled[b] += 1
-        done = min(map(step_of, settled), default=len(steps))
+        done = min(map(step_of, settled), default=base + len(after) - 1)
         for i in range(base, done):
             x, run.memory, before = after[i + 1 - base]
             run.watch.state(x)
@@ -148,7 +147,7 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
             kept[i].draws.clear()
         for n in range(first[base], first[done]):
             del words[n]
-        base, head = done, list(settled)
+        base = done
         ends = [first[min(len(steps), step_of(n) + how.window)] for n in settled]
         asked = {n: [b for b in samples if settled[b] <= n < ends[b] and not still[n][b]] for n in sweep.states}
         _ask(run, words, sweep.states, {n: chosen for n, chosen in asked.items() if chosen})
@@ -159,8 +158,9 @@ def _still(path: GaussianPath, word: Word, x: Tensor, tol: float) -> list[bool]:
     if not word.asked.any():
         return [False] * len(x)
     moved = (x - word.at).detach().reshape(len(x), -1).float().square().mean(1).sqrt()
-    stands: list[bool] = (moved <= tol * path.sigma(word.t)).tolist()
-    return [bool(asked and holds) for asked, holds in zip(word.asked, stands, strict=True)]
+    # What is not finite does not move: where it is not seen at once, the run must still end.
+    moves: list[bool] = (moved > tol * path.sigma(word.t)).tolist()
+    return [bool(asked) and not m for asked, m in zip(word.asked, moves, strict=True)]
 
 
 def _ask(run: Run, words: dict[int, Word], states: dict[int, Tensor], asked: dict[int, list[int]]) -> None:

@@ -130,9 +130,15 @@ def test_conditions_and_dtypes():
     a, b = (sf.step_log_prob(model, sol, y=y) for y in (0.5, 0.9))
     assert a.log_prob.dtype == torch.float32 and a.mean.dtype == torch.bfloat16
     assert not torch.equal(a.total, b.total)
-    noisy = sf.solve(DATA.model(PATH), states(4, 3), "ddpm", analytic=1.0, steps=4, seed=0, trajectory=True)
-    mean = sf.step_log_prob(DATA.model(PATH), noisy).mean
-    torch.testing.assert_close(mean[-1], noisy.x, rtol=1e-12, atol=1e-12)
+
+
+def test_the_analytic_first_answer():
+    """A plan with it begins with the exact word of N(0, v I) data."""
+    sol = sf.solve(DATA.model(PATH), states(4, 3), "ddpm", analytic=0.3, grid=[0.9, 0.5, 0.2], seed=0, trajectory=True)
+    out = sf.step_log_prob(DATA.model(PATH), sol)
+    x, (m,), _ = PATH.bridge(0.9, 0.5, 1.0)
+    gain = PATH.alpha(0.9) * 0.3 / (PATH.alpha(0.9) ** 2 * 0.3 + PATH.sigma(0.9) ** 2)
+    torch.testing.assert_close(out.mean[0], (x + m * gain) * sol.states[0], rtol=1e-12, atol=1e-12)
 
 
 def test_errors():

@@ -130,6 +130,10 @@ def test_dtypes_and_shapes(dtype):
         assert torch.equal(one.x, many.x) and many.x.dtype == dtype
 
 
+def test_an_empty_batch():
+    assert sf.solve(noted(), X[:0], "ddpm", steps=7, seed=0, parallel=2).x.shape == (0, 3)
+
+
 def test_states_come_in_order():
     """The callback sees every time once, in order, with the run's own states."""
     seen = []
