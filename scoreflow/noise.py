@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -97,68 +97,117 @@ class Draws:
 class Brownian(White):
     """A Brownian path on [0, 1], so that runs of different step counts and solvers share their noise.
 
-    W is a dyadic tree of normals, each keyed by its place, and a bridge below its finest cells. Asked in falling order of
-    time, as a run does, it is an exact Brownian path however small the steps; runs with several times in one cell of
-    2^−depth share it to that resolution. A draw costs about `depth − log2(steps) + 2` normals for each number.
+    Increment and area are halved down a dyadic tree of normals, each keyed by its place, and split at the time itself in
+    its finest cells. Asked in falling order of time, as a run does, it is an exact Brownian path however small the steps;
+    runs with several times in one cell of 2^−depth share it to that resolution. A draw costs about
+    `2 (depth − log2(steps) + 2)` normals for each number.
 
     Args:
         seeds: as for `White`; the path depends on nothing else.
         depth: the tree has 2^depth cells.
 
     Reference:
-        Lévy's construction; virtual Brownian trees: Scalable Gradients for SDEs (Li et al., 2020), Section 4.
+        Virtual Brownian trees: Scalable Gradients for SDEs (Li et al., 2020), Section 4; with areas: Single-seed Generation
+        of Brownian Paths and Integrals (Jelinčič et al., 2024), Section 3.
     """
 
     depth: int = 18
 
     def draws(self, purpose: Purpose = "step") -> Draws:
-        """A cursor; its draw for t → s is `(W_t − W_s)/√(t − s)`."""
+        """A cursor; its draw for t → s is `(W_t − W_s)/√(t − s)`, or the area over its standard deviation √((t − s)³/12)."""
         return BrownianDraws(self, purpose) if purpose == "step" else Draws(self, purpose)
 
 
+class Cell(NamedTuple):
+    """The path over [lo, hi]: W at both ends, and the area between it and its chord, `∫ (W_u − chord) du`."""
+
+    lo: float
+    hi: float
+    w_lo: Tensor
+    w_hi: Tensor
+    area: Tensor
+
+    def split(self, at: float, on_left: Tensor, on_right: Tensor) -> tuple[Cell, Cell]:
+        """The two parts, given two standard normals: the law of W at `at` and of the parts' areas, given the whole.
+
+        Over the chord, W at `at` and the two areas are independent, of variances v below, but for what they add up to:
+        `½ h W + A₁ + A₂ = A`. In units of their standard deviations that fixes their share along c; the normals fill
+        the plane across it.
+        """
+        a, b, h = at - self.lo, self.hi - at, self.hi - self.lo
+        std = (math.sqrt(a * b / h), math.sqrt(a**3 / 12), math.sqrt(b**3 / 12))
+        total = math.sqrt(h**3 / 12)
+        c = (std[0] * h / 2 / total, std[1] / total, std[2] / total)
+        across = math.hypot(c[1], c[2])
+        whole = self.area / total
+        w = torch.lerp(self.w_lo, self.w_hi, a / h) + std[0] * (c[0] * whole + across * on_right)
+        left = std[1] * (c[1] * whole + c[2] / across * on_left - c[0] * c[1] / across * on_right)
+        right = std[2] * (c[2] * whole - c[1] / across * on_left - c[0] * c[2] / across * on_right)
+        return Cell(self.lo, at, self.w_lo, w, left), Cell(at, self.hi, w, self.w_hi, right)
+
+
 class BrownianDraws(Draws):
-    """One run along a Brownian path; keeps the branch of the tree that it last walked down."""
+    """One run along a Brownian path; keeps the cells below the upper of the last two times it was asked for."""
 
     source: Brownian
 
     def __init__(self, source: Brownian, purpose: Purpose) -> None:
         super().__init__(source, purpose)
-        self._branch: list[tuple[float, float, Tensor, Tensor]] = []
-        self._last: tuple[float, Tensor] | None = None
+        self._cells: list[Cell] = []
+
+    def of(self, sample: int) -> BrownianDraws:
+        """The path of one sample of the batch, for runs that step each by itself: asked with states (1, ...).
+
+        With one seed a sample it is the path that a run of the batch has; with one for all a path of its own.
+        """
+        seeds = self.source.seeds
+        own = seeds[sample] if isinstance(seeds, tuple) else stream_key(seeds, "sample", sample)
+        return BrownianDraws(Brownian((own,), self.source.depth), self.purpose)
 
     def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
-        if area:
-            raise ValueError("this sampler asks for areas of the path: use noise='white'")
         if t <= s:  # a draw that is no step down, such as a corrector's
             return self.source.normal(like, self.purpose, "at", t, self.count)
-        return (self.increment(like, t, s) / math.sqrt(abs(t - s))).to(like.dtype)
+        if area:
+            return (self.area(like, t, s) / math.sqrt((t - s) ** 3 / 12)).to(like.dtype)
+        return (self.increment(like, t, s) / math.sqrt(t - s)).to(like.dtype)
 
     def increment(self, like: Tensor, t: float, s: float) -> Tensor:
         """`W_t − W_s`, of variance |t − s|, in at least float32."""
+        if t < s:
+            return -self.increment(like, s, t)
+        between = self._between(like, t, s)
+        return between[-1].w_hi - between[0].w_lo
+
+    def area(self, like: Tensor, t: float, s: float) -> Tensor:
+        """The area of the noise `W_t − W_{t−τ}`, τ from 0 to t − s, over its chord: of variance (t − s)³/12."""
+        between = self._between(like, t, s)
+        w_s, w_t = between[0].w_lo, between[-1].w_hi
+        area = torch.zeros_like(w_s)
+        for cell in between:
+            ends = [w - torch.lerp(w_s, w_t, (u - s) / (t - s)) for u, w in ((cell.lo, cell.w_lo), (cell.hi, cell.w_hi))]
+            area -= cell.area + (cell.hi - cell.lo) / 2 * (ends[0] + ends[1])
+        return area
+
+    def _between(self, like: Tensor, t: float, s: float) -> list[Cell]:
+        """The cells from s up to t; those above are let go, and a later time up there finds its way from the whole."""
         wide = like.float() if like.dtype.itemsize < 4 else like
-        w_t = self._last[1] if self._last and self._last[0] == t else self._path(wide, t)
-        w_s = self._path(wide, s)
-        self._last = (s, w_s)
-        return w_t - w_s
+        if not self._cells or self._cells[-1].hi < t:
+            w, area = (self._node(wide, 1.0, which) for which in ("w", "area"))
+            self._cells = [Cell(0.0, 1.0, torch.zeros_like(wide), w, area / math.sqrt(12))]
+        self._cut(wide, t)
+        self._cut(wide, s)
+        self._cells = [cell for cell in self._cells if cell.hi <= t]
+        return [cell for cell in self._cells if cell.lo >= s]
 
-    def _path(self, like: Tensor, t: float) -> Tensor:
-        """W_t, with W_0 = 0."""
-        while self._branch and not self._branch[-1][0] <= t <= self._branch[-1][1]:
-            self._branch.pop()
-        if not self._branch:
-            self._branch.append((0.0, 1.0, torch.zeros_like(like), self._node(like, 1.0)))
-        while True:
-            lo, hi, w_lo, w_hi = self._branch[-1]
-            if t in (lo, hi):
-                return w_lo if t == lo else w_hi
-            # Halve down to a cell; inside it split at t itself, so that later, lower times condition on it.
-            mid = t if (hi - lo) * 2**self.source.depth <= 1 else (lo + hi) / 2
-            share = (mid - lo) / (hi - lo)
-            w_mid = torch.lerp(w_lo, w_hi, share) + math.sqrt((mid - lo) * (1 - share)) * self._node(like, mid)
-            self._branch.append((lo, mid, w_lo, w_mid) if t <= mid else (mid, hi, w_mid, w_hi))
+    def _cut(self, like: Tensor, t: float) -> None:
+        """Make t an end of cells: halve them down to the finest, and split that at t, so that lower times condition on it."""
+        while (i := next((i for i, cell in enumerate(self._cells) if cell.lo < t < cell.hi), None)) is not None:
+            lo, hi, *_ = cell = self._cells[i]
+            at = t if (hi - lo) * 2**self.source.depth <= 1 else (lo + hi) / 2
+            self._cells[i : i + 1] = cell.split(at, *(self._node(like, at, which) for which in ("left", "right")))
 
-    def _node(self, like: Tensor, t: float) -> Tensor:
-        return self.source.normal(like, "brownian", t)
+    def _node(self, like: Tensor, t: float, which: str) -> Tensor:
+        return self.source.normal(like, "brownian", t, which)
 
 
 class Replay:

@@ -213,7 +213,7 @@ class GaussianPath:
         number = check.number("eta", eta, least=0)
         gone = number**2 * -math.expm1(2 * (self.lam(t) - self.lam(s)))
         if gone >= 1:
-            raise ValueError(f"eta={eta} must leave a variance > 0 from t={t} to s={s}")
+            raise ValueError(f"eta={eta} must leave a variance > 0 from t={t}, where alpha={self.alpha(t):g}, to s={s}")
         return s if eta == 0 else self.time(self.lam(s) - math.log1p(-gone) / 2)
 
     def above(self, t: float, factor: float) -> float:

@@ -17,7 +17,7 @@ from scoreflow.check import number, whole
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
 from scoreflow.plan import Memory, Plan, advance
-from scoreflow.run import Run, State
+from scoreflow.run import Run, State, walk
 
 CITES = ("shih2023parallel",)
 
@@ -114,6 +114,9 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         noise: a cursor of a noise source; it is drawn from in the order of the steps.
         how: the window and the tolerance. Each sample has its own window, so that it does not depend on its batch-mates.
     """
+    if not len(x):
+        yield from walk(run, plan, plan.times, x, noise)
+        return
     steps, samples = plan.steps, range(len(x))
     first = [0, *accumulate(step.nfe for step in steps)]  # the number of each step's first word
 
@@ -132,14 +135,14 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         after: list[tuple[Tensor, Memory, Tensor | None]] = [(x, run.memory, before)]
         with suppress(NothingSaid):
             # As far as a window beyond the words that may now prove settled.
-            for i in range(base, min(len(steps), max(map(step_of, settled), default=0) + 2 * how.window)):
+            for i in range(base, min(len(steps), max(map(step_of, settled)) + 2 * how.window)):
                 y, memory, _ = advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again())
                 after.append((y, memory, sweep.before))
         still = {n: _still(run.path, words[n], state, how.tol) for n, state in sweep.states.items()}
         for b in samples:
             while (n := settled[b]) in still and still[n][b]:
                 settled[b] += 1
-        done = min(map(step_of, settled), default=base + len(after) - 1)
+        done = min(map(step_of, settled))
         for i in range(base, done):
             x, run.memory, before = after[i + 1 - base]
             run.watch.state(x)

@@ -75,6 +75,11 @@ LINEAR |= {
 """Every registered linear sampler, with the options that change its rows; a case's first word is a name."""
 
 
+CLIMBING = [case for case in LINEAR if case.split()[0] in ("edm-churn", "restart")]
+"""Those that also go up by noise: their steps are made of others' rows (test_sde_family.py)."""
+ROWS = [case for case in LINEAR if case not in CLIMBING]
+
+
 def linear(case: str) -> sf.Linear:
     sampler = sf.get_sampler(case.split()[0], **LINEAR[case])
     assert isinstance(sampler, sf.Linear)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from problems import LINEAR, PATHS, linear
+from problems import PATHS, ROWS, linear
 from test_chain import betas
 
 import scoreflow as sf
@@ -16,7 +16,7 @@ from scoreflow.plan import Stage
 from scoreflow.row import Row
 from scoreflow.samplers.ancestral import ddpm_row
 
-CASES = [pytest.param(case, path, id=f"{case}-{name}") for case in LINEAR for name, path in PATHS.items()]
+CASES = [pytest.param(case, path, id=f"{case}-{name}") for case in ROWS for name, path in PATHS.items()]
 EVERY = pytest.mark.parametrize(("case", "path"), CASES)
 MEAN = pytest.mark.parametrize(
     ("case", "path"), [c for c in CASES if linear(c.values[0]).marginal or c.values[0].startswith("ddpm")]
@@ -27,11 +27,11 @@ OTHER = pytest.mark.parametrize(("case", "path"), [c for c in CASES if not linea
 def effect(case, path, t, s):
     """What one step does when x̂_0 stays put: the weights of (x_t, x_0) and the noise's variance in x_s.
 
-    The step's rows are run on symbols (x_t, x_0, ε); the network answers with the true x_0 in the prediction wanted.
+    The step's rows are run on symbols (x_t, x_0, ε_1, …); the network answers with the true x_0 in the prediction wanted.
     """
     sampler = linear(case)
     (step,) = sampler.plan(path, (t, s)).steps
-    x_t, x_0, eps = torch.eye(3, dtype=torch.float64)
+    x_t, x_0, *eps = torch.eye(3 + len(step.draws), dtype=torch.float64)
 
     def speak(x, u):
         weight, m = path.convert("x0", sampler.wants, u)
@@ -39,9 +39,9 @@ def effect(case, path, t, s):
 
     outputs = [speak(x_t, t)]
     for u, row in step.stages[:-1]:
-        outputs.insert(0, speak(row(x_t, outputs, lambda k: eps), u))
-    x_s = step.stages[-1].row(x_t, outputs, lambda k: eps)
-    return x_s[0].item(), x_s[1].item(), x_s[2].item() ** 2
+        outputs.insert(0, speak(row(x_t, outputs, eps.__getitem__), u))
+    x_s = step.stages[-1].row(x_t, outputs, eps.__getitem__)
+    return x_s[0].item(), x_s[1].item(), x_s[2:].square().sum().item()
 
 
 def rounding(case, path, t, s):

@@ -119,7 +119,7 @@ def test_they_share_the_limit_of_the_reverse_sde():
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("sde-dpm-solver++", {"method": "2s"}, "method must be one of 1, 2m, 2m-heun, 3m"),
+        ("sde-dpm-solver++", {"method": "4m"}, "method must be one of 1, 2m, 2m-heun, 3m, 2s"),
         ("sde-dpm-solver++", {"eta": -1}, "eta must be a finite number ≥ 0"),
         ("sa-solver", {"predictor": 0}, "predictor must be a whole number ≥ 1, got 0"),
         ("sa-solver", {"corrector": 5}, "corrector must be a whole number from 0 to 4, got 5"),

@@ -1,6 +1,7 @@
 """The samplers, one chapter a file. Importing this package registers every name."""
 
 from scoreflow.samplers import (
+    adaptive,
     ancestral,
     blackbox,
     corrector,
@@ -13,10 +14,12 @@ from scoreflow.samplers import (
     reverse,
     runge_kutta,
     sde_singlestep,
+    sra,
     stochastic,
 )
 
 __all__ = [
+    "adaptive",
     "ancestral",
     "blackbox",
     "corrector",
@@ -29,5 +32,6 @@ __all__ = [
     "reverse",
     "runge_kutta",
     "sde_singlestep",
+    "sra",
     "stochastic",
 ]
