@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import whole
-from scoreflow.grid import check_times, default_t_min, rectified
+from scoreflow.grid import check_ends, check_times, default_t_min, rectified
 from scoreflow.path import GaussianPath
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import Linear, get_sampler
@@ -90,6 +90,7 @@ def choose(
     Raises:
         ValueError, TypeError: as of `solve`.
     """
+    check_ends(start, stop)
     if grid is None or isinstance(grid, str) or callable(grid):
         if steps is None and nfe is None:
             nfe = DEFAULT_NFE

@@ -125,7 +125,7 @@ class ScoreModel:
         else:
             key = (t, x.device, x.dtype, self.time)
             if (known := self._labels.get(key)) is None:
-                known = self._labels[key] = self._label(self._times(x[:1], t), x, 1e-6)
+                known = self._labels[key] = self._label(torch.full((2,), check.time("t", t), dtype=torch.float64), x, 1e-6)[:1]
             label = known.expand(len(x))
         self.nfe += self.cost
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
@@ -171,11 +171,9 @@ class ScoreModel:
             return True
         return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or keyword in list(parameters)[2:]
 
-    def _times(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def _times(self, x: Tensor, t: Tensor) -> Tensor:
         """Times (B,) in float64, checked where that costs no synchronisation."""
-        if not isinstance(t, Tensor):
-            t = torch.tensor(check.time("t", t), dtype=torch.float64)
-        elif t.is_complex() or not t.is_floating_point():
+        if t.is_complex() or not t.is_floating_point():
             raise TypeError(f"t must be a float or a floating-point tensor of shape (B,), got dtype {t.dtype}")
         elif t.shape not in ((), x.shape[:1]):
             raise ValueError(f"t must be a float or of shape ({len(x)},), got shape {tuple(t.shape)}")

@@ -208,12 +208,14 @@ class GaussianPath:
         An ancestral step goes to u, k-diffusion's sigma_down, and then up. At η = 1, `λ_u = 2λ_s − λ_t`.
 
         Raises:
-            ValueError: η < 0, or more noise than there is at s.
+            ValueError: η < 0, more noise than there is at s, or α_t = 0.
         """
         number = check.number("eta", eta, least=0)
+        if self.alpha(t) == 0:
+            raise ValueError(f"an ancestral step begins where alpha > 0, and alpha=0 at t={t}: use a start below it")
         gone = number**2 * -math.expm1(2 * (self.lam(t) - self.lam(s)))
         if gone >= 1:
-            raise ValueError(f"eta={eta} must leave a variance > 0 from t={t}, where alpha={self.alpha(t):g}, to s={s}")
+            raise ValueError(f"eta={eta} must leave a variance > 0 from t={t} to s={s}")
         return s if eta == 0 else self.time(self.lam(s) - math.log1p(-gone) / 2)
 
     def above(self, t: float, factor: float) -> float:

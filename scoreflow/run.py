@@ -158,6 +158,7 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
             x, run.memory, _ = advance(plan.steps[i], plan, run, x, run.memory, noise)
         else:
             x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
-        run.analytic = None
+        if not isinstance(plan, Plan) or plan.steps[i].nfe:
+            run.analytic = None
         run.watch.state(x)
         yield State(i + 1, s, x)

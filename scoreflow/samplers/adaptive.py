@@ -172,7 +172,7 @@ class DPMAdaptive(Adaptive):
 
 @family("dpm-adaptive", also={"dpm-solver-12": {"order": 2}, "dpm-solver-23": {"order": 3}})
 def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05) -> Sampler:
-    """DPM-Solver-12 (order 2) or -23: the error is `x_s^{(p)} − x_s^{(p−1)}`, both by the singlestep rows of `dpm-solver`.
+    """DPM-Solver-12 (order p = 2) or -23: `x_s = x_s^{(p)}` if `x_s^{(p)} − x_s^{(p−1)}` is small, both of `dpm-solver`'s rows.
 
     The lower one shares all its evaluations: p a step, one fewer after a step refused. A PI controller, of exponents 0.7/p and
     0.4/p, sets the steps in λ, the first `h_init`; every sample has its own. The step to σ = 0 is x̂_0.

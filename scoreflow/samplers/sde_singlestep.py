@@ -86,6 +86,10 @@ class Churn(Linear):
 
     gamma: float = 0.0
 
+    @property
+    def stochastic(self) -> bool:
+        return bool(self.options["S_churn"] > 0)
+
     def _lay_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         gamma = min(self.options["S_churn"] / (len(times) - 1), 2**0.5 - 1)
         return super(Churn, replace(self, gamma=gamma))._lay_all(path, times)
@@ -133,6 +137,10 @@ def heun_rows(path: GaussianPath, times: tuple[float, ...], s: float, **_: float
 class Restart(Linear):
     """Heun with loops up by noise and down again."""
 
+    @property
+    def stochastic(self) -> bool:
+        return bool(self.options["restarts"] > 0)
+
     def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
         """A step, and after the one that reaches κ_min the loops."""
         way = super().lay(path, spoken, t, s)
@@ -155,9 +163,9 @@ class Restart(Linear):
 def restart(restarts: int = 2, t_min: float = 0.1, t_max: float = 2.0, restart_steps: int = 4) -> Sampler:
     """Restart: Heun down; from κ ≤ `t_min`, `restarts` times noise up to κ = `t_max` and `restart_steps` Heun steps back.
 
-    The loop begins at the first node of the grid with κ ≤ t_min and goes by karras' spacing. It contracts the error gathered
-    so far, and adds its own, whatever the grid, so there is no order. A grid that steps over t_min to σ = 0 has no loop. The
-    step to σ = 0 is x̂_0.
+    The way up is `x_t = (α_t/α_s) x_s + α_t √(κ_t² − κ_s²) ε`. The loop begins at the first node of the grid with κ ≤ t_min and
+    goes by karras' spacing. It contracts the error gathered so far, and adds its own, whatever the grid, so there is no
+    order. A grid that steps over t_min to σ = 0 has no loop. The step to σ = 0 is x̂_0.
 
     Reference:
         Restart Sampling for Improving Generative Processes (Xu et al., 2023), Algorithm 1.
