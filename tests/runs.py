@@ -19,6 +19,8 @@ X = states(4, 3)
 # Made with learned variances, Langevin, states remembered, torchdiffeq, SciPy and torchsde: steps that are not rows.
 OTHERS = {
     "bdia-ddim": {},
+    "dpm-adaptive": {},
+    "gotta-go-fast": {},
     "edict": {},
     "predictor-corrector": {},
     "predictor-corrector bridge": {"corrector": "bridge"},

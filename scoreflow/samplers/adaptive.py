@@ -104,7 +104,7 @@ class Adaptive(Sampler):
                     moved += [b] * taken
                 if taken:
                     at[b], now[b], pace.error[b] = to[i], ends[i], max(error, 1e-4)
-                elif now[b] + pace.h[b] * 1e-3 == now[b]:
+                elif pace.h[b] < 1e-6 * (end - self.clock(path, t)):
                     raise RuntimeError(
                         f"{self!r}: sample {b} takes no step at t={at[b]:.6g} that is short enough: raise rtol or atol"
                     )
