@@ -22,6 +22,9 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "PNDMScheduler": ("pndm", {}),
     "DPMSolverMultistepScheduler": ("dpm-solver++", {"method": "2m"}),
     "UniPCMultistepScheduler": ("unipc", {"order": 2}),
+    "EDMEulerScheduler": ("edm", {"method": "euler"}),
+    "EDMDPMSolverMultistepScheduler": ("dpm-solver++", {"method": "2m"}),
+    "DPMSolverSDEScheduler": ("sde-dpm-solver++", {"method": "2s"}),
     # k-diffusion, A1111, ComfyUI
     "euler": ("ddim", {}),
     "sample_euler": ("ddim", {}),
@@ -40,6 +43,12 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M SDE": ("sde-dpm-solver++", {"method": "2m"}),
     "sample_dpmpp_2m_sde": ("sde-dpm-solver++", {"method": "2m"}),
     "DPM++ 2M SDE Heun": ("sde-dpm-solver++", {"method": "2m-heun"}),
+    "DPM++ SDE": ("sde-dpm-solver++", {"method": "2s"}),
+    "sample_dpmpp_sde": ("sde-dpm-solver++", {"method": "2s"}),
+    "DPM++ 2S a": ("dpm-solver++-2s-ancestral", {}),
+    "sample_dpmpp_2s_ancestral": ("dpm-solver++-2s-ancestral", {}),
+    "sample_seeds_2": ("seeds", {"order": 2}),
+    "sample_seeds_3": ("seeds", {"order": 3}),
     "uni_pc_bh2": ("unipc", {"B": "bh2"}),
     # plain words
     "probability-flow-ode": ("pf-ode", {}),

@@ -36,10 +36,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines."
 
 
 @app.command()
-def samplers(as_json: AsJson = False) -> None:
+def samplers(
+    as_json: AsJson = False, markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False
+) -> None:
     """Every sampler: order, evaluations a step, noise, memory, options, reference."""
     lines = table()
-    typer.echo(json.dumps([line._asdict() for line in lines], indent=1) if as_json else str(lines))
+    printed = lines.markdown if markdown else str(lines)
+    typer.echo(json.dumps([line._asdict() for line in lines], indent=1) if as_json else printed)
 
 
 @app.command()

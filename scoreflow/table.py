@@ -53,6 +53,12 @@ class Table(tuple[Line, ...]):
 
     __repr__ = __str__
 
+    @property
+    def markdown(self) -> str:
+        """The table for docs/samplers.md."""
+        rows = [HEAD, ("---",) * len(HEAD), *((f"`{line.name}`", *line.cells[1:]) for line in self)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
 
 def samplers() -> Table:
     """Every name with its order, its evaluations a step, whether it draws noise, its memory, and where it is from.

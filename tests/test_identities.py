@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from problems import LINEAR, PATHS, linear, mixture, states
+from problems import LINEAR, PATHS, ROWS, linear, mixture, states
 from test_chain import betas
 
 import scoreflow as sf
@@ -218,9 +218,10 @@ def test_26_euler_maruyama_and_ddpm(times):
             )
     for which in (0, 1):
         scaled = np.array(misses[which::2])
-        # (ddpm row − row)/h² tends to a constant: halving h changes it by a share that itself halves.
+        # (ddpm row − row)/h² tends to a constant: halving h changes it by a share that itself halves, but where two
+        # orders of that change cancel.
         change = np.abs(np.diff(scaled, axis=0))
-        small = 1e-7 * (1 + np.abs(scaled[1:-1]))
+        small = 1e-4 * (1 + np.abs(scaled[1:-1]))
         assert bool((change[1:] <= 0.7 * change[:-1] + small).all())
         assert bool((np.abs(scaled) < 1e4).all())
     assert abs(misses[-2][0]) > 1e-3  # the constant is not zero
@@ -282,8 +283,8 @@ def test_30_symmetries(path, case):
     data, x, sampler = mixture(), states(4, 3), linear(case)
     turn = torch.linalg.qr(states(3, 3, seed=5)).Q
     grid = [0.9, 0.5, 0.2, 0.01]
-    draws = states(3, 4, 3, seed=6)
-    noise = draws if sampler.stochastic else None
+    count = sf.plan(sampler, path, grid=grid).noise_count
+    noise = states(count, 4, 3, seed=6) if count else None
     turned = sf.GaussianMixture(data.log_weights.exp(), data.means @ turn, 0.09)
     plain = sf.solve(data.model(path), x, sampler, grid=grid, noise=noise).x
     rotated = sf.solve(turned.model(path), x @ turn, sampler, grid=grid, noise=None if noise is None else noise @ turn).x
@@ -307,11 +308,12 @@ class Scaled(sf.GaussianPath):
         return self.path.log_sigma(t) + math.log(self.a)
 
 
-@pytest.mark.parametrize("case", LINEAR)
+@pytest.mark.parametrize("case", [c for c in ROWS if not c.startswith(("analytic-dpm", "er-sde"))])  # v, and κ itself
 def test_30_scaling_the_data(case):
     """30. Data scaled by a, on the path with σ scaled by a, give samples scaled by a; and any path of two curves runs."""
     a, data, x, sampler, grid = 2.5, mixture(), states(4, 3), linear(case), [0.9, 0.5, 0.2, 0.01]
-    noise = states(3, 4, 3, seed=6) if sampler.stochastic else None
+    count = sf.plan(sampler, sf.VPSDE(), grid=grid).noise_count
+    noise = states(count, 4, 3, seed=6) if count else None
     scaled = sf.GaussianMixture(data.log_weights.exp(), data.means * a, 0.09 * a**2)
     plain = sf.solve(data.model(sf.VPSDE()), x, sampler, grid=grid, noise=noise).x
     close(sf.solve(scaled.model(Scaled(sf.VPSDE(), a)), a * x, sampler, grid=grid, noise=noise).x, a * plain, 1e-9)

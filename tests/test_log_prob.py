@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from problems import LINEAR, PATHS, linear, mixture, states
+from problems import PATHS, ROWS, linear, mixture, states
 from runs import Toy
 from scipy.stats import norm
 from torch.distributions import MultivariateNormal
@@ -22,7 +22,7 @@ def gaussian_in_closed_form(case):
     return all(not row.draws for step in linear(case).plan(PATH, (0.9, 0.5, 0.2)).steps for _, row in step.stages[:-1])
 
 
-STOCHASTIC = [case for case in LINEAR if linear(case).stochastic]
+STOCHASTIC = [case for case in ROWS if linear(case).stochastic]
 CLOSED = [case for case in STOCHASTIC if gaussian_in_closed_form(case)]
 
 
