@@ -1,0 +1,107 @@
+"""sampler="auto": what it picks, that it keeps to the budget, and that it is better than what it stands for."""
+
+import pytest
+import torch
+from problems import PATHS, mixture, states
+
+import scoreflow as sf
+from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE
+
+CHAIN = PATHS["chain"]
+MODEL, X = mixture().model(CHAIN), states(32, 3)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 5, 8, 13, 50, 120])
+@pytest.mark.parametrize("name", ["vp", "chain", "ve", "flow"])
+def test_the_budget_is_kept_and_used(name, nfe):
+    """n evaluations by `nfe=`, n steps by `steps=`; with the analytic first answer a step more for the same budget."""
+    path = PATHS[name]
+    model = sf.ScoreModel(lambda x, t: x.tanh(), path, "x0", "unit")
+    sol = sf.solve(model, X, nfe=nfe)
+    assert sol.nfe == sol.plan.nfe == nfe
+    assert sol.times[0] == 1.0 and sol.times[-1] == 0.0
+    assert len(sf.solve(model, X, steps=nfe).times) == nfe + 1
+
+
+def test_it_is_the_default_and_says_what_it_took():
+    a, b = sf.solve(MODEL, X), sf.solve(MODEL, X, "auto", nfe=DEFAULT_NFE)
+    assert torch.equal(a.x, b.x) and a.nfe == DEFAULT_NFE
+    sol = sf.solve(MODEL, X, nfe=8)
+    choice = [c for c in TABLE if c.nfe <= 8][-1]
+    assert sol.sampler == sf.get_sampler(choice.sampler, form=choice.form, analytic=1.0)
+    assert sol.plan == sf.plan("auto", CHAIN, nfe=8)
+    assert sol.sampler.name in str(sol.plan)
+    assert torch.equal(sf.sample(MODEL, (3, 3), nfe=8, seed=1), sf.sample(MODEL, (3, 3), "auto", nfe=8, seed=1))
+
+
+def test_guided_and_alpha_zero_are_steady():
+    """Data form where the model is guided or the run starts at α = 0."""
+    steady = {(c.sampler, c.form) for c in STEADY}
+    guided = mixture().model(CHAIN)
+    guided.guided = True
+    for sol in (sf.solve(guided, X, nfe=8), sf.solve(sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0"), X, nfe=8)):
+        assert (sol.sampler.name, sol.sampler.options["form"]) in {
+            (sf.get_sampler(name, form=form).name, form) for name, form in steady
+        }
+        assert sol.sampler.options["form"] == "data"
+
+
+@pytest.mark.parametrize("nfe", [3, 10, 100])
+def test_labels_are_whole(nfe):
+    """A network that knows the nodes of its chain only is asked there only."""
+    seen = []
+
+    def net(x, label):
+        seen.append(label[0].item())
+        return MODEL.net(x, (label.double() + 1) / 1000)
+
+    sol = sf.solve(sf.ScoreModel(net, CHAIN, time="label"), X, nfe=nfe)
+    assert sol.nfe == nfe == len(seen)
+    assert all(isinstance(label, int) for label in seen)
+    assert len(set(seen)) == nfe
+    for t in sol.times:
+        assert t * 1000 == pytest.approx(round(t * 1000), abs=1e-9)
+
+
+@pytest.mark.parametrize("nfe", [6, 10, 20])
+def test_it_beats_the_defaults(nfe):
+    """On a mixture that its table was not made on, it is nearer to the ODE than DDIM, DPM++2M and UniPC as peers set them."""
+    exact = sf.solve(MODEL, X, "exponential-ab-4", grid=sf.grid(CHAIN, 1500, "logsnr", t_min=1e-5)).x
+    off = {"auto": sf.solve(MODEL, X, nfe=nfe)}
+    for name, grid in (("ddim", "leading"), ("dpm-solver++-2m", "linspace"), ("unipc-2", "linspace")):
+        off[name] = sf.solve(MODEL, X, name, nfe=nfe, grid=grid)
+    errors = {name: (sol.x - exact).norm(dim=1).median().item() for name, sol in off.items()}
+    assert errors.pop("auto") < 0.5 * min(errors.values()), errors
+
+
+def test_a_grid_may_be_given():
+    """Then only the sampler is chosen; a rule of one's own is called with path, steps and ends."""
+    given = [1.0, 0.6, 0.3, 0.1, 0.0]
+    assert sf.solve(MODEL, X, grid=given).times == tuple(given)
+    asked = []
+
+    def rule(path, steps, start, stop):
+        asked.append((path, steps, start, stop))
+        return torch.linspace(start, stop, steps + 1, dtype=torch.float64) ** 2
+
+    sol = sf.solve(MODEL, X, steps=4, grid=rule)
+    assert sol.times == tuple((torch.linspace(1, 0, 5, dtype=torch.float64) ** 2).tolist())
+    assert asked[0] == (CHAIN, 4, 1.0, 0.0)
+    assert sf.grid(CHAIN, 4, rule) == sol.times
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "match"),
+    [
+        ({"nfe": 0}, ValueError, "nfe must"),
+        ({"nfe": 3, "steps": 3}, ValueError, "exclude"),
+        ({"start": 1.5}, ValueError, "start must"),
+        ({"eta": 1.0}, TypeError, "'eta'"),
+        ({"analytic": -1.0}, ValueError, "analytic must"),
+    ],
+)
+def test_refusals(keywords, error, match):
+    with pytest.raises(error, match=match):
+        sf.solve(MODEL, X, **keywords)
+    with pytest.raises(ValueError, match="chosen by the budget"):
+        sf.get_sampler("auto")

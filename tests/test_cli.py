@@ -1,0 +1,61 @@
+"""The command line: what it prints, and that a mistake is one line and exit code 2."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scoreflow as sf
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words):
+    return subprocess.run([sys.executable, "-m", "scoreflow", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_samplers():
+    """At least 45 names with order, evaluations, noise, memory and reference; the docs' table is the same."""
+    shown = run("samplers")
+    assert shown.returncode == 0 and shown.stderr == ""
+    lines = shown.stdout.splitlines()
+    assert lines[0].split()[:2] == ["sampler", "order"] and len(lines) > 46
+    told = json.loads(run("samplers", "--json").stdout)
+    assert [line["name"] for line in told] == [line.name for line in sf.samplers()]
+    assert all(re.search(r", \d{4}$", line["reference"]) for line in told)
+    text = (ROOT / "docs/samplers.md").read_text(encoding="utf-8")
+    assert text.endswith(run("samplers", "--markdown").stdout)
+
+
+def test_plan():
+    """What auto picks at a budget, and any sampler with its options."""
+    shown = run("plan", "auto", "--nfe", "8")
+    assert shown.returncode == 0
+    path = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
+    assert shown.stdout.rstrip("\n") == str(sf.plan("auto", path, nfe=8))
+    told = run("plan", "ddim", "--path", "vp", "--steps", "4", "--grid", "logsnr", "-o", "eta=0.5", "--json")
+    assert sf.Plan.from_json(told.stdout) == sf.plan("ddim", sf.VPSDE(), 4, grid="logsnr", eta=0.5)
+
+
+def test_cite():
+    assert run("cite", "ddim", "ho2020ddpm").stdout.rstrip("\n") == sf.cite("ddim", "ho2020ddpm").rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("plan", "dimm"), "did you mean"),
+        (("plan", "ddim", "--path", "moon"), "path must be one of vp"),
+        (("plan", "ddim", "--nfe", "0"), "nfe must"),
+        (("plan", "ddim", "-o", "eta"), "option must be name=value"),
+        (("plan", "ddim", "-o", "bogus=1"), "no option 'bogus'"),
+        (("cite", "nobody"), "nobody"),
+    ],
+)
+def test_mistakes(words, said):
+    shown = run(*words)
+    assert shown.returncode == 2 and shown.stdout == ""
+    assert said in shown.stderr and len(shown.stderr.splitlines()) == 1 and "Traceback" not in shown.stderr
