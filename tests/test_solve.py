@@ -7,6 +7,7 @@ import pytest
 import torch
 from problems import CLIMBING, LINEAR, PATHS, linear, states
 from runs import ALL, CHAIN, ON, ORACLE, VP, Toy, X, by_hand, sampler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import scoreflow as sf
 from scoreflow.step import SAMPLERS
@@ -192,7 +193,7 @@ def twice(net):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 5), (4,)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 2, 3, 3), (2, 1, 4, 4), (3, 5), (4,)], ids=str)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_dtype_and_shape_are_kept(name, shape, dtype):
     model = sf.ScoreModel(Toy(dtype), sf.VPSDE())
@@ -315,3 +316,34 @@ def test_a_budget_is_respected_and_used(case, budget):
     sol = sf.solve(VP, X, chosen, nfe=budget, seed=0)
     assert sol.nfe <= budget
     assert sf.solve(VP, X, chosen, steps=len(sol.times), seed=0).nfe > budget
+
+
+class Passes(TorchDispatchMode):
+    """Counts the operations on tensors of the size of the state."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.count = size, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [a for a in (*args, out) if isinstance(a, torch.Tensor)]
+        self.count += any(a.numel() == self.size for a in tensors) and func._schema.name not in ("aten::detach", "aten::empty")
+        return out
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"),
+    [("ddim", 2), ("ddpm", 4), ("dpm-solver++-2m", 5), ("exponential-ab-3", 4), ("sde-dpm-solver++-2m", 7)],
+)
+def test_passes_over_the_state(name, passes):
+    """A step makes one pass for every tensor that its row weighs, two to say ε̂ as x̂_0, one to draw, and one look."""
+    output = torch.randn(8, 16)
+    model = sf.ScoreModel(lambda x, t: output, PATHS["chain"])
+    x = torch.randn(8, 16)
+    counts = []
+    for steps in (10, 20):
+        with Passes(x.numel()) as seen, torch.no_grad():
+            sf.solve(model, x, name, steps=steps, grid="uniform", seed=0)
+        counts.append(seen.count)
+    assert counts[1] - counts[0] == 10 * (passes + 1), counts
