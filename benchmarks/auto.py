@@ -107,25 +107,33 @@ def table(console):
 # -- its regret ----------------------------------------------------------------------------------------------------------
 
 
-def registered(path, nfe):
+def registered(path, nfe, alive):
     """Every registered deterministic sampler on every grid at this budget, with and without the analytic first answer.
 
-    Names that mean the same rows are run once.
+    Names that mean the same rows are run once. `alive`: those to lay out; None for all.
     """
-    seen = set()
+    seen, known = set(), {}
     for name in (*SAMPLERS, *VARIANTS):
         sampler = sf.get_sampler(name)
         if not isinstance(sampler, sf.Linear) or sampler.stochastic:
             continue
-        for grid in GRIDS:
-            for analytic in (None, 1.0):
+        for analytic in (None, 1.0):
+            keys = [(name, grid, analytic is not None) for grid in GRIDS]
+            keys = [key for key in keys if alive is None or key in alive]
+            try:
+                steps = len(sf.plan(name, path, nfe=nfe, grid="uniform", analytic=analytic).steps) if keys else 0
+            except ValueError:  # a budget under one step
+                continue
+            for key in keys:
                 try:
-                    plan = sf.plan(name, path, nfe=nfe, grid=grid, analytic=analytic)
-                except ValueError:  # a budget under one step, or nodes that the grid cannot give
+                    if (where := (key[1], steps)) not in known:
+                        known[where] = sf.grid(path, steps, key[1])
+                    plan = sf.plan(name, path, grid=known[where], analytic=analytic)
+                except ValueError:  # nodes that the grid cannot give
                     continue
                 if (rows := (plan.steps, plan.analytic)) not in seen:
                     seen.add(rows)
-                    yield (name, grid, analytic is not None), plan
+                    yield key, plan
 
 
 def regret(console, budgets):
@@ -134,8 +142,8 @@ def regret(console, budgets):
     errors, alive = {}, None
     for nfe in budgets:
         begun = time.perf_counter()
-        plans = [dict(registered(p.path, nfe)) for p in problems]
-        keys = [k for k in plans[0] if k in plans[1] and (alive is None or k in alive)]
+        plans = [dict(registered(p.path, nfe, alive)) for p in problems]
+        keys = [k for k in plans[0] if k in plans[1]]
 
         def run(key, on, plans=plans):
             return np.concatenate([p.error(q[key]) for p, q in zip(on, plans, strict=True)])
@@ -148,7 +156,9 @@ def regret(console, budgets):
         errors[nfe] = {k: run(k, problems) for k in near}
         if nfe >= 10:  # what is ten times behind by now is not followed further
             alive = {k for k in keys if mean(first[k]) < 10 * best}
-        said = f"nfe={nfe}: {len(keys)} choices, {len(near)} in full, {time.perf_counter() - begun:.0f} s"
+        ratio = mean(np.concatenate([p.error(sf.plan("auto", p.path, nfe=nfe)) for p in problems]))
+        ratio /= min(map(mean, errors[nfe].values()))
+        said = f"nfe={nfe}: {len(keys)} choices, {len(near)} in full, auto {ratio:.2f}; {time.perf_counter() - begun:.0f} s"
         console.print(said, style="dim")
 
     def behind(key):
