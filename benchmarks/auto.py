@@ -58,7 +58,8 @@ def mean(errors):
 # -- the table -----------------------------------------------------------------------------------------------------------
 
 PLAIN = [("exponential-ab-2", "noise"), ("exponential-ab-3", "noise"), ("exponential-ab-4", "noise"), ("unipc-2", "data"),
-         ("unipc-3", "data"), ("unipc-1", "noise"), ("unipc-2", "noise")]  # fmt: skip
+         ("unipc-3", "data"), ("unipc-1", "noise"), ("unipc-2", "noise"), ("ipndm-2", "noise"), ("ipndm-3", "noise"),
+         ("ipndm-4", "noise")]  # fmt: skip
 STEADY = [("exponential-ab-2", "data"), ("exponential-ab-3", "data"), ("unipc-1", "data"), ("unipc-2", "data")]
 
 
@@ -69,7 +70,7 @@ def tuned(problems, sampler, form, nfe, begin):
         power, shift = np.exp(place)
         rule = partial(auto.nodes, power=power, shift=shift, labels=False)
         try:
-            plans = [sf.plan(sampler, p.path, nfe=nfe, grid=rule, form=form, analytic=1.0) for p in problems]
+            plans = [sf.plan(auto.made(sampler, form, 1.0), p.path, nfe=nfe, grid=rule) for p in problems]
         except ValueError:  # nodes that fall together
             return 50.0
         total = mean(np.concatenate([p.error(plan) for p, plan in zip(problems, plans, strict=True)]))

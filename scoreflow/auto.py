@@ -16,7 +16,7 @@ from scoreflow.check import whole
 from scoreflow.grid import check_ends, check_times, default_t_min, rectified
 from scoreflow.path import GaussianPath
 from scoreflow.schedule import Grid, schedule
-from scoreflow.step import Linear, get_sampler
+from scoreflow.step import SAMPLERS, Linear, get_sampler, resolve
 
 AUTO = "auto"
 DEFAULT_NFE = 30
@@ -33,13 +33,13 @@ class Choice(NamedTuple):
 
 
 TABLE = (
-    Choice(1, "exponential-ab-3", "noise", 0.408, 1.02),
-    Choice(6, "exponential-ab-3", "noise", 0.401, 1.85),
-    Choice(7, "exponential-ab-3", "noise", 0.417, 2.29),
-    Choice(8, "exponential-ab-3", "noise", 0.424, 3.3),
-    Choice(10, "exponential-ab-3", "noise", 0.378, 4),
-    Choice(12, "exponential-ab-3", "noise", 0.326, 5.16),
-    Choice(15, "unipc-3", "data", 0.552, 0.233),
+    Choice(1, "ipndm-3", "noise", 0.603, 0.737),
+    Choice(6, "ipndm-3", "noise", 0.6, 1.05),
+    Choice(7, "ipndm-3", "noise", 0.687, 1),
+    Choice(8, "ipndm-3", "noise", 0.697, 1.04),
+    Choice(10, "ipndm-3", "noise", 0.826, 1.07),
+    Choice(12, "ipndm-3", "noise", 0.856, 1.24),
+    Choice(15, "ipndm-3", "noise", 0.905, 1.17),
     Choice(20, "exponential-ab-4", "noise", 0.456, 2.17),
     Choice(25, "exponential-ab-4", "noise", 0.433, 3.49),
     Choice(30, "exponential-ab-4", "noise", 0.439, 3.13),
@@ -100,10 +100,17 @@ def choose(
     table = STEADY if steady or path.alpha(start) == 0 else TABLE
     choice = [choice for choice in table if choice.nfe <= budget][-1]
     first = analytic if path.kappa(start) > 40 else None
-    chosen = get_sampler(choice.sampler, form=choice.form, analytic=first)
-    assert isinstance(chosen, Linear)
+    chosen = made(choice.sampler, choice.form, first)
     rule = partial(nodes, power=choice.power, shift=choice.shift, labels=labels) if grid is None else grid
     return chosen, schedule(chosen, path, steps, nfe, rule, start, stop, denoise)
+
+
+def made(name: str, form: str, analytic: float | None) -> Linear:
+    """A sampler of the tables; `form` goes to those that have more than one."""
+    several = {"form": form} if "form" in SAMPLERS[resolve(name)[0]].options else {}
+    chosen = get_sampler(name, analytic=analytic, **several)
+    assert isinstance(chosen, Linear)
+    return chosen
 
 
 def nodes(path: GaussianPath, steps: int, start: float, stop: float, power: float, shift: float, labels: bool) -> Tensor:

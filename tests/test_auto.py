@@ -5,7 +5,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE
+from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE, made
 
 CHAIN = PATHS["chain"]
 MODEL, X = mixture().model(CHAIN), states(32, 3)
@@ -28,7 +28,7 @@ def test_it_is_the_default_and_says_what_it_took():
     assert torch.equal(a.x, b.x) and a.nfe == DEFAULT_NFE
     sol = sf.solve(MODEL, X, nfe=8)
     choice = [c for c in TABLE if c.nfe <= 8][-1]
-    assert sol.sampler == sf.get_sampler(choice.sampler, form=choice.form, analytic=1.0)
+    assert sol.sampler == made(choice.sampler, choice.form, 1.0)
     assert sol.plan == sf.plan("auto", CHAIN, nfe=8)
     assert sol.sampler.name in str(sol.plan)
     assert torch.equal(sf.sample(MODEL, (3, 3), nfe=8, seed=1), sf.sample(MODEL, (3, 3), "auto", nfe=8, seed=1))
