@@ -126,3 +126,42 @@ def test_33_richardson_by_hand():
         one, two = (sf.solve(MODEL, x, "ddim", grid=grid).x for grid in ([t, s], [t, middle, s]))
         x = two + (two - one)
     close(run("richardson", {})[-1], x)
+
+
+def test_21_a_point_is_reached_in_one_step():
+    """On data that are one point, every row that carries the marginal: `x_s = α_s μ + σ_s/σ_t (x_t − α_t μ)`."""
+    point, t, s = torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64), 0.6, 0.15
+    model = sf.Gaussian(point, 0.0).model(PATH)
+    want = PATH.alpha(s) * point + PATH.sigma(s) / PATH.sigma(t) * (X - PATH.alpha(t) * point)
+    for name in (
+        "ddim",
+        "dpm-solver++-2m",
+        "dpm-solver++-3s",
+        "unipc-3",
+        "exponential-ab-3",
+        "dpm-solver",
+        "edm",
+        "lms-4",
+        "res-2s",
+    ):
+        close(sf.solve(model, X, name, grid=[t, s]).x, want)
+
+
+def test_23_standard_normal_data():
+    """On N(0, I), VP: the exact flow stands still, and DDIM gives `x Π cos Δθ`."""
+    model, turn = sf.Gaussian(torch.zeros(3), 1.0).model(PATH), 1.0
+    for t, s in itertools.pairwise(GRID):
+        turn *= math.cos(math.atan(PATH.kappa(t)) - math.atan(PATH.kappa(s)))
+    close(sf.solve(model, X, "ddim", grid=GRID).x, turn * X)
+    close(sf.solve(model, X, "pf-ode-rk4", grid=GRID).x, X)
+
+
+def test_31_inversion_undoes_itself():
+    """BDIA; EDICT divides by its p at every step and so loses digits (test_invert.py)."""
+    close(sf.invert(MODEL, X, "bdia-ddim", steps=20).decode(MODEL).x, X)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "unipc-2", "edm"])
+def test_32_picard_is_the_run(name):
+    plan = sf.plan(name, PATH, grid=GRID)
+    close(sf.solve(MODEL, X, plan, seed=0, parallel=3).x, sf.solve(MODEL, X, plan, seed=0).x)
