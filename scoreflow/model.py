@@ -123,10 +123,11 @@ class ScoreModel:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
             label = self._label(self._times(x, t), x, slack)
         else:
-            key = (t, x.device, x.dtype, self.time)
+            key = (t, len(x), x.device, x.dtype, self.time)
             if (known := self._labels.get(key)) is None:
-                known = self._labels[key] = self._label(torch.full((2,), check.time("t", t), dtype=torch.float64), x, 1e-6)[:1]
-            label = known.expand(len(x))
+                times = torch.full((2,), check.time("t", t), dtype=torch.float64)
+                known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
+            label = known
         self.nfe += self.cost
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
         if not isinstance(output, Tensor):

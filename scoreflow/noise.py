@@ -89,6 +89,12 @@ class Draws:
         self.count += 1
         return self._next(like, t, s, area)
 
+    def fork(self) -> Draws:
+        """Another cursor, at the same place."""
+        other = self.source.draws(self.purpose)
+        other.count = self.count
+        return other
+
     def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         return self.source.normal(like, self.purpose, self.count)
 

@@ -83,30 +83,23 @@ class Run:
 class Watch:
     """Raises where a value is not finite: at once on the host, at the end of the run elsewhere, so as not to wait.
 
-    In a planned run the states are looked at, and the network's words only to name what went wrong; elsewhere all are, for
-    an adaptive solver would go on without end.
+    With `every` above 1 only one state in so many is looked at, and the last: what is not finite stays so. The run then
+    goes once more to find where it broke.
     """
 
-    def __init__(self) -> None:
-        self.step, self.span, self.planned = 0, (1.0, 0.0), False
-        self.words: list[tuple[Tensor, float]] = []
+    def __init__(self, every: int = 1) -> None:
+        self.step, self.span, self.every = 0, (1.0, 0.0), every
         self.seen: list[tuple[Tensor, str]] = []
 
     def word(self, value: Tensor, t: float) -> None:
-        """Look at what the network says, now or when the state is."""
-        if self.planned and value.device.type == "cpu":
-            self.words.append((value, t))
-        else:
+        """Look at what the network says."""
+        if self.every == 1 or value.device.type != "cpu":
             self.look(value, f"the network's output at t={t:.6g}")
 
-    def state(self, value: Tensor) -> None:
+    def state(self, value: Tensor, last: bool = False) -> None:
         """Look at a new state."""
-        words, self.words = self.words, []
-        if value.device.type == "cpu" and _finite(value):
-            return
-        for word, t in words:
-            self.look(word, f"the network's output at t={t:.6g}")
-        self.look(value, "the state")
+        if self.step % self.every == 0 or last or value.device.type != "cpu":
+            self.look(value, "the state")
 
     def look(self, value: Tensor, what: str) -> None:
         """Raise if it is not finite."""
@@ -148,11 +141,25 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
         FloatingPointError: a network output or state that is not finite; names the step and its times.
     """
     plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
-    if isinstance(plan, Plan):
-        run.watch.planned = True
+    if not isinstance(plan, Plan):
+        yield from _steps(run, plan, times, x, noise)
+        return
+    memory, again = run.memory, noise.fork()
+    run.watch.every = 8
+    try:
+        yield from _steps(run, plan, plan.times, x, noise)
+    except FloatingPointError:
+        run.watch.every, run.memory = 1, memory
+        for _ in _steps(run, plan, plan.times, x, again):
+            pass
+        raise
+
+
+def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+    """The steps themselves."""
     run.analytic = plan.analytic
     yield State(0, times[0], x)
-    for i, (t, s) in enumerate(pairwise(plan.times if isinstance(plan, Plan) else times)):
+    for i, (t, s) in enumerate(pairwise(times)):
         run.watch.step, run.watch.span = i + 1, (t, s)
         if isinstance(plan, Plan):
             x, run.memory, _ = advance(plan.steps[i], plan, run, x, run.memory, noise)
@@ -160,5 +167,5 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
             x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         if not isinstance(plan, Plan) or plan.steps[i].nfe:
             run.analytic = None
-        run.watch.state(x)
+        run.watch.state(x, last=i + 2 == len(times))
         yield State(i + 1, s, x)

@@ -3,6 +3,7 @@
 import torch
 
 import scoreflow as sf
+from scoreflow import analysis
 from scoreflow.step import SAMPLERS, VARIANTS
 
 PATHS = {
@@ -80,18 +81,13 @@ CLIMBING = [case for case in LINEAR if case.split()[0] in ("edm-churn", "restart
 ROWS = [case for case in LINEAR if case not in CLIMBING]
 
 
+mixture = analysis.problem
+
+
 def linear(case: str) -> sf.Linear:
     sampler = sf.get_sampler(case.split()[0], **LINEAR[case])
     assert isinstance(sampler, sf.Linear)
     return sampler
-
-
-def mixture(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> sf.GaussianMixture:
-    """A mixture with random means in d dimensions, all of variance about 1."""
-    g = torch.Generator().manual_seed(seed)
-    means = torch.randn(components, d, generator=g, dtype=torch.float64)
-    weights = torch.rand(components, generator=g, dtype=torch.float64) + 0.5
-    return sf.GaussianMixture(weights, means, std**2)
 
 
 def states(n: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -173,6 +173,14 @@ def test_refusals(name, options, error, match):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_a_network_out_of_bounds_ends_the_run(name):
+    """Words so large that states overflow: no step is short enough, or one is not finite; never a run without end."""
+    model = sf.ScoreModel(lambda x, t: torch.full_like(x, 1.7e308), PATH)
+    with pytest.raises((RuntimeError, FloatingPointError), match=r"raise rtol or atol|not finite"):
+        sf.solve(model, X[:2], name, seed=0)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_where_alpha_is_zero(name):
     path = PATHS["cosine"]
     model = mixture().model(path)

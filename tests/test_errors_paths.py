@@ -240,6 +240,19 @@ def test_network_that_breaks_at_one_step(sampler, where, bad):
         sf.solve(sf.ScoreModel(net, VP), X, steps=5, seed=0, **sampler)
 
 
+def test_the_step_that_broke_is_found_among_many():
+    """Only one state in eight is looked at; the run that finds the step goes by the same draws, given or not."""
+
+    def net(x, t):
+        return torch.where((x > 1.5) & (t[0] < 0.7), NAN, x)
+
+    model, x = sf.ScoreModel(net, VP), torch.zeros(1, 1)
+    draws = torch.zeros(20, 1, 1)
+    draws[7] = 5.0  # puts the state above at t = 0.6
+    with pytest.raises(FloatingPointError, match=r"network's output at t=0\.6 is not finite, in step 9 \(t=0\.6 → 0\.55\)"):
+        sf.solve(model, x, "ddpm", steps=20, grid="uniform", noise=draws[:19])
+
+
 def test_state_that_overflows():
     """The network is finite, the state that it leads to is not."""
     model = sf.ScoreModel(lambda x, t: torch.full_like(x, 3e38), VP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -118,7 +119,8 @@ class Adaptive(Sampler):
         if taken:
             factor: float = 0.9 * max(error, 1e-10) ** -self.integral * before**self.proportional
             return min(max(factor, 0.2), 1.0 if refused else 5.0)
-        shorter: float = 0.9 * error ** -(self.integral + self.proportional)
+        # What is not finite is refused like any other, and as short as may be.
+        shorter: float = 0.9 * error ** -(self.integral + self.proportional) if error < math.inf else 0.0
         return min(max(shorter, 0.2), 0.9)
 
     def _errors(self, old: Tensor, new: Tensor, low: Tensor) -> list[float]:
@@ -217,8 +219,9 @@ class GottaGoFast(Adaptive):
             _, a, b, c2 = rates.unbind(1)
             return Row(step * a, (step * b, (c2 * -step).sqrt()))(y, [word, noise])
 
-        low = x + euler(x, word, t)
-        return x + (euler(x, word, t) + euler(low, ask(low, s), s)) / 2, low
+        first = euler(x, word, t)
+        low = x + first
+        return x + (first + euler(low, ask(low, s), s)) / 2, low
 
     def _cursors(self, noise: Draws, batch: int) -> list[Draws]:
         if not isinstance(noise, BrownianDraws):
