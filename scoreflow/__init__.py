@@ -33,15 +33,16 @@ from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
     from scoreflow import analysis, nets, zoo
+    from scoreflow.studies import Study, Subject, metric, study
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "VESDE", "VPSDE", "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
-    "Inversion", "Levels", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State",
-    "Step", "SubVPSDE", "Table", "Transitions", "White", "analysis", "cite", "dmn_grid", "estimate_variance", "family",
-    "get_sampler", "gits_grid", "grid", "invert", "nets", "plan", "sample", "sampler", "samplers", "solve", "step_log_prob",
-    "walk", "zoo",
+    "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Inversion", "Levels",
+    "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study",
+    "SubVPSDE", "Subject", "Table", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "dmn_grid",
+    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "metric", "nets", "plan", "sample",
+    "sampler", "samplers", "solve", "step_log_prob", "study", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters
@@ -51,4 +52,6 @@ def __getattr__(name: str) -> Any:
     """Load what is heavy or seldom used when it is first named."""
     if name in ("analysis", "nets", "zoo"):
         return importlib.import_module(f"scoreflow.{name}")
+    if name in ("Study", "Subject", "metric", "study"):
+        return getattr(importlib.import_module("scoreflow.studies"), name)
     raise AttributeError(f"module 'scoreflow' has no attribute {name!r}")

@@ -1,30 +1,26 @@
-"""The command line: what samplers there are, what a run would do, how to cite it."""
+"""The command line: what samplers there are, what a run would do, samples, studies, reports, citations."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+import torch
 import typer
 
-from scoreflow.chain import DDPMChain
+from scoreflow import studies
 from scoreflow.cite import cite as bibtex
-from scoreflow.path import GaussianPath
-from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
+from scoreflow.noise import White
+from scoreflow.sde import PATHS
 from scoreflow.solve import plan as lay_out
+from scoreflow.solve import solve
+from scoreflow.studies.spec import parse, split
 from scoreflow.table import samplers as table
-
-PATHS: dict[str, Callable[[], GaussianPath]] = {
-    "vp": VPSDE,
-    "cosine": lambda: VPSDE.from_betas(DDPMChain.cosine().beta),
-    "ddpm": lambda: VPSDE.from_betas(DDPMChain.linear().beta),
-    "sub-vp": SubVPSDE,
-    "ve": VESDE,
-    "flow": Flow,
-}
-"""Paths by name; ddpm and cosine are the published chains of 1000 steps."""
 
 app = typer.Typer(
     help="Samplers of diffusion models, swapped by name.",
@@ -32,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+Model = Annotated[str, typer.Option(help="zoo:digits, oracle:ring, or package.module:factory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -84,10 +81,124 @@ def _options(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
+@app.command()
+def sample(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Where the samples go: .npy, .pt, or .png for images and points of the plane.")],
+    sampler: Annotated[str, typer.Option(help="A sampler as typed: ddim(eta=0.5)@karras.")] = "auto",
+    nfe: Annotated[int | None, typer.Option(help="A budget of network evaluations.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps, instead of a budget.")] = None,
+    n: Annotated[int, typer.Option("-n", help="How many.")] = 16,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw samples and write them to a file."""
+    if out.suffix not in (".npy", ".pt", ".png"):
+        raise ValueError(f"out must end in .npy, .pt or .png, got {out}")
+    what = studies.load(model)
+    name, options, grid = parse(sampler)
+    x_T = White(seed).draws("prior")(torch.empty(n, *what.shape, dtype=what.precision)) * what.model.path.prior_std(what.start)
+    keywords = {**options, **what.conditions, "start": what.start, "stop": what.stop}
+    sol = solve(what.model, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(), **keywords)
+    x = sol.x.detach().to("cpu")
+    if out.suffix == ".pt":
+        torch.save(x, out)
+    elif out.suffix == ".npy":
+        np.save(out, x.numpy())
+    elif picture := studies.picture(x.numpy(), shown=n):
+        out.write_bytes(picture)
+    else:
+        raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
+    said = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(x.shape), "seed": seed, "file": str(out)}
+    typer.echo(json.dumps(said) if as_json else f"{n} samples by {said['sampler']}, {sol.nfe} evaluations: {out}")
+
+
+@app.command()
+def study(
+    model: Model,
+    samplers: Annotated[str, typer.Option(help="Names with commas between: ddpm,ddim(eta=0.5),unipc@karras.")],
+    out: Annotated[Path, typer.Option(help="A folder for the cells and the report; run again to go on or add to it.")],
+    nfe: Annotated[str | None, typer.Option(help="Budgets in evaluations, with commas between.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Budgets in steps, instead.")] = None,
+    grids: Annotated[str | None, typer.Option(help="Grids for every sampler, with commas between.")] = None,
+    metrics: Annotated[str | None, typer.Option(help=f"Any of {', '.join(studies.METRICS)}.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Samples in a block.")] = 64,
+    seeds: Annotated[int, typer.Option(help="How many blocks.")] = 4,
+    reference: Annotated[str | None, typer.Option(help="What converges to the ODE, with a tolerance.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run samplers at budgets from the same seeds, measure, and write a report."""
+    budgets = {name: _numbers(name, text) for name, text in (("nfe", nfe), ("steps", steps)) if text is not None}
+    chosen = None if metrics is None else split(metrics)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers else None
+    try:
+        done = studies.study(
+            model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"), grids=split(grids) if grids else None,
+            metrics=chosen, n=n, seeds=seeds, reference=reference, out=out, executor=pool, progress=sys.stderr.isatty(),
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)
+        if pool:
+            pool.shutdown(wait=False, cancel_futures=True)
+        raise typer.Exit(130) from None
+    _tell(done, out, out / "report.html", as_json)
+    if pool:
+        pool.shutdown()
+    if done.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that a study wrote.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the folder.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A table too, as CSV.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="A table too, as Parquet.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a study again, from its file."""
+    done = studies.Study.open(folder)
+    if csv:
+        done.to_csv(csv)
+    if parquet:
+        done.to_parquet(parquet)
+    _tell(done, folder, out or folder / "report.html", as_json)
+
+
+def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
+    """The report, and the findings on every figure that leads a metric."""
+    done.report(file)
+    leading = list({figure.partition("/")[0]: figure for figure in reversed(done.figures)}.values())[::-1]
+    findings = {figure: done.findings(figure) for figure in leading}
+    if as_json:
+        lines = json.loads(done.frame.to_json(orient="records"))
+        failures = [{"cell": str(f.spec), "seed": f.seed, "error": f.error} for f in done.failures]
+        typer.echo(json.dumps({"report": str(file), "findings": findings, "failures": failures, "figures": lines}, indent=1))
+        return
+    for figure, said in findings.items():
+        typer.echo(f"{figure}\n" + "\n".join(f"  {line}" for line in said))
+    typer.echo(f"{len(done.specs)} cells of {len(done.seeds)} blocks, {len(done.failures)} failed. Report: {file}")
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(word) for word in split(text)]
+    except ValueError:
+        raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}") from None
+
+
+@app.callback()
+def root(debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False) -> None:
+    """Samplers of diffusion models, swapped by name."""
+
+
 def main() -> None:
-    """Run the command line; a mistake in what was typed is one line and exit code 2."""
+    """Run the command line; a mistake in what was typed is one line and exit code 2, anything else that fails 1."""
     try:
         app()
-    except (ValueError, TypeError) as error:
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
         typer.echo(f"scoreflow: {error}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError) else 1)

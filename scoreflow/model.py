@@ -45,6 +45,8 @@ class ScoreModel:
     """Network evaluations a call."""
     guided = False
     """Whether its answers are guided or thresholded, so that noise form and high orders are unstable."""
+    oracle: Any = None
+    """The distribution that it is exact for, if it is an oracle's."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ They are the project's instruments: a sampler run on an oracle has no model erro
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,8 +55,10 @@ class GaussianMixture:
             raise ValueError("cov must not be negative in any direction")
 
     def model(self, path: GaussianPath) -> ScoreModel:
-        """The exact score model on a path."""
-        return ScoreModel(lambda x, t: self.denoise(x, path.alpha(t), path.sigma(t)), path, prediction="x0")
+        """The exact score model on a path; its `oracle` is this distribution."""
+        model = ScoreModel(Denoiser(self, path), path, prediction="x0")
+        model.oracle = self
+        return model
 
     def denoise(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """`E[x_0 | x_t = x]` for states (B, *event) and levels that are numbers or (B,); in the dtype of x."""
@@ -71,10 +74,19 @@ class GaussianMixture:
         joint, _ = self._joint(x, _level(alpha, x), _level(sigma, x))
         return joint.logsumexp(1)
 
+    @property
+    def weights(self) -> Tensor:
+        """w_k, (K,)."""
+        return self.log_weights.exp()
+
+    def mode(self, x: Tensor) -> Tensor:
+        """The component that most likely made each x_0, (B,)."""
+        return self._joint(x, _level(1.0, x), _level(0.0, x))[0].argmax(1)
+
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of x_0, float64, of shape (n, *event)."""
         generator = torch.Generator().manual_seed(seed)
-        k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64) * self._var[k].sqrt()
         if self._turn is not None:
             z = (self._turn[k] @ z.unsqueeze(-1)).squeeze(-1)
@@ -95,6 +107,17 @@ class GaussianMixture:
 
     def _back(self, r: Tensor) -> Tensor:
         return r if self._turn is None else torch.einsum("kij,bkj->bki", self._turn.to(r.device), r)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """`E[x_0 | x_t]` as a network `net(x, t)`."""
+
+    oracle: GaussianMixture
+    path: GaussianPath
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.oracle.denoise(x, self.path.alpha(t), self.path.sigma(t))
 
 
 class Gaussian(GaussianMixture):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -337,3 +337,14 @@ class Flow(GaussianPath):
     def time(self, lam: Tensor) -> Tensor:
         """`1/(1 + e^λ)`."""
         return torch.sigmoid(-lam)
+
+
+PATHS: dict[str, Callable[[], GaussianPath]] = {
+    "vp": VPSDE,
+    "cosine": lambda: VPSDE.from_betas(DDPMChain.cosine().beta),
+    "ddpm": lambda: VPSDE.from_betas(DDPMChain.linear().beta),
+    "sub-vp": SubVPSDE,
+    "ve": VESDE,
+    "flow": Flow,
+}
+"""Paths by name; ddpm and cosine are the published chains of 1000 steps."""

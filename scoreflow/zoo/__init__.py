@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from scoreflow.chain import DDPMChain
 from scoreflow.model import ScoreModel
-from scoreflow.nets import UNet
+from scoreflow.nets import Classifier, UNet
 from scoreflow.sde import VPSDE
 
-__all__ = ["Digits", "digits", "digits_data", "load", "save"]
+__all__ = ["Digits", "digits", "digits_classifier", "digits_data", "digits_features", "load", "save"]
 
-NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"Classifier": Classifier, "UNet": UNet}
 
 
 def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
@@ -31,6 +31,29 @@ def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = tor
     """
     net = load(Path(__file__).with_name("digits.safetensors")).to(device=device, dtype=dtype)
     return ScoreModel(net, VPSDE.from_betas(DDPMChain.linear().beta), prediction="eps", time="index")
+
+
+def digits_classifier() -> Classifier:
+    """A classifier of 8×8 digits, trained by `examples/train_digits_features.py`; 98.6 % right on those held out."""
+    net = load(Path(__file__).with_name("digits_features.safetensors"))
+    assert isinstance(net, Classifier)
+    return net
+
+
+class DigitsFeatures(nn.Module):
+    """The 32 features of `digits_classifier`: states (n, 1, 8, 8) to (n, 32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = digits_classifier()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.features(x)
+
+
+def digits_features() -> DigitsFeatures:
+    """The feature space in which digits are judged."""
+    return DigitsFeatures()
 
 
 class Digits(NamedTuple):

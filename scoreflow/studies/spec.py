@@ -1,0 +1,200 @@
+"""What one cell of a study runs: a sampler with its options, a grid, a budget, and the seed of a block."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from scoreflow.auto import AUTO
+from scoreflow.check import whole
+from scoreflow.grid import grid as make_grid
+from scoreflow.path import GaussianPath
+from scoreflow.plan import Plan
+from scoreflow.schedule import schedule
+from scoreflow.solve import plan as lay_out
+from scoreflow.step import Linear, Sampler, get_sampler, resolve
+
+TYPED = re.compile(r"^(?P<name>.*?)(?:\((?P<options>[^()]*(?:\([^()]*\)[^()]*)*)\))?(?:@(?P<grid>[\w-]+))?$", re.DOTALL)
+
+
+class Spec(NamedTuple):
+    """A sampler at a budget.
+
+    Attributes:
+        sampler: its name and options as typed, `ddim(eta=0.5)`.
+        grid: a grid's name; None for the sampler's own.
+        nfe, steps: the budget; both None for a sampler that goes by a tolerance.
+    """
+
+    sampler: str
+    grid: str | None = None
+    nfe: int | None = None
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        return self.label + (f", nfe={self.nfe}" if self.nfe else "") + (f", {self.steps} steps" if self.steps else "")
+
+    @property
+    def label(self) -> str:
+        """What is compared across budgets: the sampler, and its grid where one was named."""
+        return self.sampler + (f"@{self.grid}" if self.grid else "")
+
+    @property
+    def budget(self) -> dict[str, int]:
+        """As keywords of `solve`."""
+        return {name: n for name, n in (("nfe", self.nfe), ("steps", self.steps)) if n is not None}
+
+    @property
+    def asked(self) -> int:
+        """The budget as a number; 0 for none."""
+        return self.nfe or self.steps or 0
+
+    def made(self) -> str | Sampler:
+        """The sampler; "auto" is chosen by `solve`."""
+        name, options, _ = parse(self.sampler)
+        return AUTO if name == AUTO and not options else get_sampler(name, **options)
+
+    def plan(self, path: GaussianPath, start: float = 1.0, stop: float = 0.0) -> Plan | None:
+        """Its rows; None if it is not made of rows."""
+        sampler = self.made()
+        if isinstance(sampler, Linear) or sampler == AUTO:
+            return lay_out(sampler, path, self.steps, nfe=self.nfe, grid=self.grid, start=start, stop=stop)
+        return None
+
+    def content(self, path: GaussianPath, start: float = 1.0, stop: float = 0.0) -> str:
+        """All that its result depends on beside the model and the seed, as text."""
+        try:
+            plan = self.plan(path, start, stop)
+            if plan is not None:
+                return plan.to_json()
+            sampler = get_sampler(self.made())
+            return json.dumps([repr(sampler), schedule(sampler, path, self.steps, self.nfe, self.grid, start, stop)])
+        except ValueError as error:  # it will fail, and be recorded
+            return f"{self}: {error}"
+
+
+def parse(text: str) -> tuple[str, dict[str, Any], str | None]:
+    """`name(option=value, …)@grid` as name, options and grid; a value is a Python literal or a bare word.
+
+    Raises:
+        ValueError: options that are not name=value.
+    """
+    found = TYPED.match(text.strip())
+    assert found is not None
+    try:
+        call = ast.parse(f"f({found['options'] or ''})", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        options = {str(word.arg): _value(word.value) for word in call.keywords}
+    except (SyntaxError, AssertionError, ValueError) as error:
+        raise ValueError(f"sampler {text!r}: options are name=value, such as ddim(eta=0.5)") from error
+    return found["name"], options, found["grid"]
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name):
+        return node.id
+    value: Any = ast.literal_eval(node)
+    return value
+
+
+def split(text: str) -> list[str]:
+    """A list typed with commas; those inside parentheses are part of an entry."""
+    return [part.strip() for part in re.split(r",(?![^()]*\))", text) if part.strip()]
+
+
+def typed(sampler: str | Sampler) -> str:
+    """A sampler as text that `parse` reads.
+
+    Raises:
+        ValueError: an option that is no number or text, such as a function.
+    """
+    if isinstance(sampler, str):
+        return sampler.strip()
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"samplers must be names or samplers of get_sampler, got {sampler!r}")
+    defaults = get_sampler(sampler.name).options
+    options = {name: value for name, value in sampler.options.items() if value != defaults[name]}
+    for name, value in options.items():
+        if not isinstance(value, str | int | float | tuple | None):
+            raise ValueError(
+                f"a study keeps its samplers as text, and {name}={value!r} of {sampler.name!r} is none: register it"
+            )
+    inside = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return sampler.name + (f"({inside})" if inside else "")
+
+
+def specs(
+    samplers: Iterable[str | Sampler],
+    nfe: Sequence[int] | None,
+    steps: Sequence[int] | None,
+    grids: Sequence[str] | None,
+    path: GaussianPath,
+) -> list[Spec]:
+    """Every sampler at every budget on every grid; one that goes by a tolerance once. Each comes once.
+
+    Raises:
+        ValueError: an empty list, or names, options or grids that are wrong: all of them are said at once.
+    """
+    entries = [samplers] if isinstance(samplers, str | Sampler) else list(samplers)
+    if (nfe is None) == (steps is None):
+        raise ValueError(f"give nfe or steps, one of them: got nfe={nfe}, steps={steps}")
+    name, budgets = ("nfe", nfe) if nfe is not None else ("steps", steps)
+    for what, values in (("samplers", entries), (name, budgets), ("grids", grids)):
+        if values is not None and not len(values):
+            raise ValueError(f"{what} is empty: give one or more")
+    budgets = [whole(name, n) for n in budgets or ()]
+    wrong: list[str] = []
+    found: list[Spec] = []
+    for grid in grids or ():
+        _try(wrong, lambda grid=grid: make_grid(path, 2, grid))
+    for entry in entries:
+        if (text := _try(wrong, lambda entry=entry: typed(entry))) is None:
+            continue
+        if (parts := _try(wrong, lambda text=text: _parsed(text, path))) is None:
+            continue
+        label, own, tolerance = parts
+        for on in (own,) if own else tuple(grids) if grids else (None,):
+            found += [Spec(label, on)] if tolerance else [Spec(label, on, **{name: n}) for n in budgets]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return list(dict.fromkeys(found))
+
+
+def _parsed(text: str, path: GaussianPath) -> tuple[str, str | None, bool]:
+    """The label without its grid, the grid, whether a tolerance rules; all checked."""
+    name, options, grid = (text, {}, None) if _known(text) else parse(text)
+    label = text if grid is None else text.rpartition("@")[0]
+    if grid is not None:
+        make_grid(path, 2, grid)
+    if name == AUTO and not options:
+        return label, grid, False
+    return label, grid, get_sampler(name, **options).evaluations(path, (1.0, 0.5, 0.0)) is None
+
+
+def _known(text: str) -> bool:
+    try:
+        resolve(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _try(wrong: list[str], call: Any) -> Any:
+    try:
+        return call()
+    except (ValueError, TypeError) as error:
+        wrong.append(str(error))
+        return None
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short hash of content."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        h.update(len(data).to_bytes(8, "big") + data)
+    return h.hexdigest()[:24]

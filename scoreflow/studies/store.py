@@ -1,0 +1,215 @@
+"""Finished cells in an SQLite file: written at once, found by content, shared by processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FORMAT = "1"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS cell (
+    key TEXT PRIMARY KEY, kind TEXT NOT NULL, sampler TEXT NOT NULL, grid TEXT, nfe INTEGER, steps INTEGER,
+    seed INTEGER NOT NULL, counted REAL, seconds REAL, samples BLOB, plan TEXT, cites TEXT, error TEXT, machine TEXT, made REAL
+);
+CREATE TABLE IF NOT EXISTS value (
+    key TEXT NOT NULL, metric TEXT NOT NULL, figure TEXT NOT NULL, value REAL, PRIMARY KEY (key, figure)
+);
+CREATE TABLE IF NOT EXISTS claim (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
+"""
+LEASE = 3600.0
+"""Seconds after which a claim from another machine is void; one from this machine is as soon as its process is gone."""
+
+
+class Done(NamedTuple):
+    """What a finished cell leaves.
+
+    Attributes:
+        counted: network evaluations, the mean over samples. seconds: of the run.
+        samples: (n, ...), or None. figures: by metric, then by figure.
+        plan: one line on what ran. cites: keys of works. error: why it failed, or None.
+    """
+
+    counted: float | None
+    seconds: float
+    samples: np.ndarray | None
+    figures: Mapping[str, Mapping[str, float]]
+    plan: str = ""
+    cites: tuple[str, ...] = ()
+    error: str | None = None
+    machine: str = ""
+
+
+class Store:
+    """An SQLite file of finished cells; in memory if no file is given.
+
+    Args:
+        file: where; made if it is not there.
+        identity: what its figures depend on. A store that was made with another one is refused; None takes any.
+
+    Raises:
+        ValueError: the file is no store, is damaged, or holds figures of something else; it is not touched.
+    """
+
+    def __init__(self, file: str | Path | None = None, identity: Mapping[str, str] | None = None) -> None:
+        self.file = None if file is None else Path(file)
+        if identity is None and self.file is not None and not self.file.is_file():
+            raise FileNotFoundError(f"no study at {self.file}")
+        self._db = sqlite3.connect(":memory:" if self.file is None else self.file, timeout=60, isolation_level=None)
+        with self._plainly():
+            if self.file is not None and self.file.stat().st_size:
+                if (state := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                    raise sqlite3.DatabaseError(state)
+                names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                if names and not {"meta", "cell", "value", "claim"} <= names:
+                    raise sqlite3.DatabaseError(f"it has the tables {', '.join(sorted(names))}")
+            self._db.executescript(SCHEMA)
+        self._agree({} if identity is None else {"format": FORMAT, **identity})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _plainly(self) -> Iterator[None]:
+        """SQLite's errors, said with the file's name and what to do."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            full = "full" in str(error)
+            hint = "finished cells are safe: make room and run again" if full else "is it writable, and not on a lost disk?"
+            raise OSError(f"the study's file {self.file}: {error}; {hint}") from error
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.file} is not a study, or is damaged ({error}); it was not touched") from error
+
+    def _agree(self, identity: dict[str, str]) -> None:
+        with self._plainly():
+            if identity:
+                self._db.execute("BEGIN IMMEDIATE")
+                known = self.identity
+                if not known:
+                    self._db.executemany("INSERT INTO meta VALUES (?, ?)", identity.items())
+                    known = identity
+                self._db.execute("COMMIT")
+                wrong = [
+                    f"{name}: {known.get(name)} there, {identity.get(name)} here"
+                    for name in sorted({*known, *identity})
+                    if known.get(name) != identity.get(name)
+                ]
+                if wrong:
+                    where = f"the study in {self.file}" if self.file else "the study"
+                    raise ValueError(f"{where} is of something else ({'; '.join(wrong)}): take another folder")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its figures depend on."""
+        return dict(self._db.execute("SELECT name, value FROM meta ORDER BY name"))
+
+    # -- cells --------------------------------------------------------------------------------------------------------
+    def claim(self, key: str) -> bool:
+        """Whether the cell is this process's to run: nobody finished it, and nobody alive is at it."""
+        host, now = socket.gethostname(), time.time()
+        with self._plainly():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                row = self._db.execute("SELECT host, pid, until FROM claim WHERE key = ?", (key,)).fetchone()
+                mine = row is None or row[:2] == (host, os.getpid()) or row[2] < now or (row[0] == host and not _alive(row[1]))
+                if mine:
+                    entry = (key, host, os.getpid(), now + LEASE)
+                    self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", entry)
+            finally:
+                self._db.execute("COMMIT")
+        return mine
+
+    def put(self, key: str, kind: str, spec: tuple[str, str | None, int | None, int | None], seed: int, done: Done) -> None:
+        """Write a finished cell, or more figures of one, and give back its claim; a cell that is there stays as it is."""
+        samples = None if done.samples is None else _pack(done.samples)
+        cell = (
+            key, kind, *spec, seed, done.counted, done.seconds, samples, done.plan, json.dumps(done.cites), done.error,
+            done.machine, time.time(),
+        )  # fmt: skip
+        values = [(key, name, figure, v) for name, figures in done.figures.items() for figure, v in figures.items()]
+        with self._plainly():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
+                self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
+                self._db.executemany("INSERT OR IGNORE INTO value VALUES (?, ?, ?, ?)", values)
+                self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def measured(self, key: str) -> set[str] | None:
+        """The metrics that a finished cell has figures of; None if it is not finished, or failed."""
+        if self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NULL", (key,)).fetchone() is None:
+            return None
+        return {name for (name,) in self._db.execute("SELECT DISTINCT metric FROM value WHERE key = ?", (key,))}
+
+    def failed(self, key: str) -> bool:
+        """Whether the cell ran and failed."""
+        return self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NOT NULL", (key,)).fetchone() is not None
+
+    def samples(self, key: str) -> np.ndarray | None:
+        """The samples of a finished cell."""
+        row = self._db.execute("SELECT samples FROM cell WHERE key = ?", (key,)).fetchone()
+        return None if row is None or row[0] is None else _unpack(row[0])
+
+    def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
+        """What a query gives, as dictionaries."""
+        with self._plainly():
+            cursor = self._db.execute(query, values)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+
+    def take(self, other: Store) -> None:
+        """All that another store of the same identity holds and this one does not.
+
+        Raises:
+            ValueError: it is of something else; what differs is named.
+        """
+        self._agree(other.identity)
+        with self._plainly():
+            self._db.execute("BEGIN IMMEDIATE")
+            for table in ("cell", "value"):
+                rows = other._db.execute(f"SELECT * FROM {table}").fetchall()
+                if table == "cell":
+                    self._db.executemany(
+                        "DELETE FROM cell WHERE key = ? AND error IS NOT NULL", [(row[0],) for row in rows if row[12] is None]
+                    )
+                if rows:
+                    marks = ", ".join("?" * len(rows[0]))
+                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
+            self._db.execute("COMMIT")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _pack(x: np.ndarray) -> bytes:
+    head = json.dumps([str(x.dtype), x.shape]).encode()
+    return len(head).to_bytes(4, "big") + head + np.ascontiguousarray(x).tobytes()
+
+
+def _unpack(data: bytes) -> np.ndarray:
+    size = 4 + int.from_bytes(data[:4], "big")
+    dtype, shape = json.loads(data[4:size])
+    return np.frombuffer(data, dtype=dtype, offset=size).reshape(shape).copy()

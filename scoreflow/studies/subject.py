@@ -1,0 +1,239 @@
+"""What is studied: a model, the data to compare to, and all that a figure depends on beside the sampler and the seed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreflow import analysis, zoo
+from scoreflow.check import one_of, suggestion, whole
+from scoreflow.model import ScoreModel
+from scoreflow.oracle import Gaussian, GaussianMixture
+from scoreflow.sde import PATHS
+from scoreflow.studies.metrics import Metric, draws
+from scoreflow.studies.spec import digest, parse
+
+Features = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with its data.
+
+    Attributes:
+        model: the score model.
+        shape: of one sample.
+        data: (N, *shape). Each block's samples are compared to a random half of it, its floor is taken from the other half.
+            None if there is none, or if the model is an oracle's, whose data are drawn as needed.
+        features: states (n, *shape) to features (n, d), for the metrics that want them.
+        conditions: of the network; a tensor with one row a sample is for every block.
+        dtype: of the states; the network's if None.
+        start, stop: the first and last time of every run.
+        name: for reports.
+    """
+
+    model: ScoreModel
+    shape: tuple[int, ...]
+    data: Tensor | None = None
+    features: Features | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
+    start: float = 1.0
+    stop: float = 0.0
+    name: str = ""
+
+    @property
+    def oracle(self) -> GaussianMixture | None:
+        """The data's distribution, if the model is exact for one."""
+        found: GaussianMixture | None = self.model.oracle
+        return found
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of the states."""
+        return self.dtype or self.model.dtype or (torch.float64 if self.oracle else torch.get_default_dtype())
+
+    def truth(self, seed: int, at_most: int = 2000) -> Tensor | None:
+        """What the samples of a block are compared to: an oracle's draws, or one half of the data."""
+        if self.oracle is not None:
+            return self.oracle.sample(at_most, seed=draws(seed, "truth").initial_seed()).to(self.precision)
+        return None if self.data is None else self.data[self._split(seed)[len(self.data) // 2 :][:at_most]]
+
+    def block(self, n: int, seed: int) -> Tensor:
+        """n data for the floor: an oracle's draws, or some of the other half.
+
+        Raises:
+            ValueError: more than there are.
+        """
+        if self.oracle is not None:
+            return self.oracle.sample(n, seed=draws(seed, "floor").initial_seed()).to(self.precision)
+        assert self.data is not None
+        if n > (half := len(self.data) // 2):
+            raise ValueError(f"n must be at most {half}, half of the {len(self.data)} data, got {n}")
+        return self.data[self._split(seed)[:n]]
+
+    def _split(self, seed: int) -> Tensor:
+        """The data in the seed's order: two halves, others for every block, so that chance in the data is seen."""
+        assert self.data is not None
+        return torch.randperm(len(self.data), generator=draws(seed, "data"))
+
+    def has(self) -> set[str]:
+        """What metrics may need of it."""
+        known = self.oracle is not None
+        own = {
+            "data": known or self.data is not None, "features": self.features is not None, "oracle": known,
+            "mixture": known and len(self.oracle.means) > 1 if self.oracle else False,
+            "gaussian": isinstance(self.oracle, Gaussian),
+        }  # fmt: skip
+        return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "timed"}
+
+    def lacks(self, metrics: list[Metric]) -> list[str]:
+        """What the metrics need and it has not, as sentences."""
+        wanted = {
+            "data": "data=, a tensor of true samples", "features": "features=, a function from states to features",
+            "oracle": "an oracle's model", "mixture": "a GaussianMixture's model", "gaussian": "a Gaussian's model",
+        }  # fmt: skip
+        missing = [(metric.name, need) for metric in metrics for need in metric.needs if need not in self.has()]
+        return [f"metric {name!r} needs {wanted[need]}" for name, need in missing]
+
+    def identity(self) -> dict[str, str]:
+        """What its figures depend on, as text."""
+        return {
+            "network": type(self.oracle or self.model.net).__name__,
+            "model": fingerprint(self.model),
+            "path": repr(self.model.path),
+            "shape": str(tuple(self.shape)),
+            "dtype": str(self.precision).removeprefix("torch."),
+            "conditions": digest(*(f"{k}={_content(v)}" for k, v in sorted(self.conditions.items()))),
+            "data": "oracle" if self.oracle else "none" if self.data is None else _content(self.data),
+            "features": fingerprint(self.features) if self.features else "none",
+            "start": repr(self.start),
+            "stop": repr(self.stop),
+        }
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of what a model or function computes: the weights of a module, the data of an oracle, the code of a function."""
+    if isinstance(value, ScoreModel):
+        inner = value.oracle if value.oracle is not None else value.net
+        return digest(type(value).__name__, value.prediction, str(value.time), fingerprint(inner))
+    if isinstance(value, nn.Module):
+        return digest(type(value).__qualname__, *(f"{name}={_content(v)}" for name, v in value.state_dict().items()))
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        inside = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
+        return digest(value.__qualname__, code.co_code, repr(code.co_consts) if not inside else "", *inside)
+    state = sorted(vars(value).items()) if hasattr(value, "__dict__") else []
+    return digest(type(value).__qualname__, *(f"{name}={_content(v)}" for name, v in state))
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, Tensor):
+        host = value.detach().to("cpu").contiguous()
+        return digest(str(host.dtype), str(tuple(host.shape)), host.flatten().view(torch.uint8).numpy().tobytes())
+    if isinstance(value, nn.Module | ScoreModel) or callable(value):
+        return fingerprint(value)
+    return repr(value)
+
+
+# -- by name --------------------------------------------------------------------------------------------------------------
+
+
+def ring(modes: int = 8, radius: float = 1.3, std: float = 0.1) -> GaussianMixture:
+    """Modes on a circle, of unequal weight."""
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * torch.pi / modes)
+    return GaussianMixture(1 + torch.arange(modes) % 3, radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
+
+
+def white(d: int = 64, var: float = 0.25) -> Gaussian:
+    """N(0, var I)."""
+    return Gaussian(torch.zeros(d), var)
+
+
+def power_law(d: int = 64, power: float = 2.0) -> Gaussian:
+    """Independent entries with variances `k^−power` of a natural image's frequencies, scaled to a mean of 1."""
+    var = torch.arange(1, whole("d", d) + 1, dtype=torch.float64) ** -power
+    return Gaussian(torch.zeros(d), var / var.mean())
+
+
+def digits() -> Gaussian:
+    """The mean and covariance of the 8×8 digits."""
+    x = zoo.digits_data().train.flatten(1).double()
+    return Gaussian(x.mean(0), x.T.cov())
+
+
+ORACLES: dict[str, Callable[..., GaussianMixture]] = {
+    "mixture": analysis.problem, "ring": ring, "white": white, "power-law": power_law, "digits": digits,
+}  # fmt: skip
+
+
+def _zoo_digits() -> Subject:
+    data = zoo.digits_data()
+    return Subject(zoo.digits(), (1, 8, 8), data.held_out, zoo.digits_features())
+
+
+ZOO: dict[str, Callable[[], Subject]] = {"digits": _zoo_digits}
+
+
+def load(text: str) -> Subject:
+    """A subject by name: `zoo:digits`, `oracle:mixture(d=2, path=cosine)`, or `package.module:factory`.
+
+    A factory is called without arguments and returns a Subject, or a ScoreModel of an oracle.
+
+    Raises:
+        ValueError: nothing has the name, or it makes no subject.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        raise ValueError(f"model must be zoo:name, oracle:name or package.module:factory, got {text!r}")
+    if kind == "zoo":
+        if rest not in ZOO:
+            raise ValueError(f"no network of the zoo is called {rest!r}{suggestion(rest, ZOO)}")
+        found: Any = ZOO[rest]()
+    elif kind == "oracle":
+        name, options, _ = parse(rest)
+        if name not in ORACLES:
+            raise ValueError(f"no oracle is called {name!r}{suggestion(name, ORACLES)}")
+        one_of("path", path := options.pop("path", "vp"), PATHS)
+        try:
+            found = ORACLES[name](**options).model(PATHS[path]())
+        except TypeError as error:
+            raise ValueError(f"oracle {name!r}: {error}") from error
+    else:
+        try:
+            found = getattr(importlib.import_module(kind), rest)()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"model {text!r} cannot be loaded: {error}") from error
+    return subject(found, name=text)
+
+
+def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = None, **given: Any) -> Subject:
+    """A subject from a name, a model with what else is given, or a subject with some of it changed.
+
+    Raises:
+        ValueError: no shape for a network. TypeError: no model, or data or features of a wrong kind.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(model, str):
+        model = load(model)
+    if isinstance(model, ScoreModel):
+        if shape is None and model.oracle is None:
+            raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8)")
+        model = Subject(model, tuple(shape) if shape is not None else model.oracle.event)
+    elif shape is not None:
+        given["shape"] = tuple(shape)
+    if not isinstance(model, Subject):
+        raise TypeError(f"model must be a name, a ScoreModel or a Subject, got {type(model).__name__}")
+    data = given.get("data")
+    if data is not None and (not isinstance(data, Tensor) or data.shape[1:] != (given.get("shape") or model.shape)):
+        raise TypeError(
+            f"data must be a tensor (N, {', '.join(map(str, model.shape))}), got {getattr(data, 'shape', type(data))}"
+        )
+    if not callable(given.get("features", len)):
+        raise TypeError(f"features must be a function from states to features, got {given['features']!r}")
+    return Subject(**{**vars(model), **given})

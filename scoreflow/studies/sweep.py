@@ -1,0 +1,259 @@
+"""Step count against quality, from one call: which sampler at which budget, and how sure is that?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow.check import number, whole
+from scoreflow.model import ScoreModel
+from scoreflow.step import Sampler
+from scoreflow.studies import draw, report
+from scoreflow.studies.metrics import Metric, get_metric
+from scoreflow.studies.results import Answer, Results
+from scoreflow.studies.spec import Spec, digest, parse, specs, typed
+from scoreflow.studies.store import Done, Store
+from scoreflow.studies.subject import Features, Subject, subject
+from scoreflow.studies.work import Job, fill
+
+__all__ = ["FLOORS", "Answer", "Study", "study"]
+
+FLOORS = 16
+"""Blocks of data against data."""
+
+
+class Study(Results):
+    """A study's store, and what it says. `Study.open("study/")` reads one that was written."""
+
+    @classmethod
+    def open(cls, out: str | Path) -> Study:
+        """The study in a folder, or in a file.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: it is no study, or is damaged.
+        """
+        return cls(Store(_file(out)))
+
+    def merge(self, *others: Study) -> Study:
+        """A study in memory with the cells of this one and of others of the same model, data and version.
+
+        Raises:
+            ValueError: one is of something else; what differs is named.
+        """
+        store = Store(None, {k: v for k, v in self.store.identity.items() if k != "format"})
+        for one in (self, *others):
+            store.take(one.store)
+        return Study(store)
+
+    def plot(self, figure: str | None = None, ax: Any = None) -> Any:
+        """Draw a figure against evaluations with matplotlib: intervals, floor, reference. Returns the axes."""
+        return draw.plot(self, self._figure(figure), ax)
+
+    def report(self, file: str | Path, figures: Sequence[str] | None = None) -> Path:
+        """Write one self-contained HTML file: curves, tables, samples, findings, what was run, citations."""
+        return report.write(self, Path(file), [self._figure(f) for f in figures or self.figures])
+
+
+def study(
+    model: str | ScoreModel | Subject,
+    samplers: Iterable[str | Sampler],
+    *,
+    nfe: Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    grids: Sequence[str] | None = None,
+    metrics: Iterable[str | Metric] | None = None,
+    n: int = 64,
+    seeds: int | Sequence[int] = 4,
+    reference: str | Sampler | None = None,
+    shape: tuple[int, ...] | None = None,
+    data: Tensor | None = None,
+    features: Features | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    progress: bool = False,
+) -> Study:
+    """Run every sampler at every budget from the same seeds, and measure.
+
+    A cell is a sampler with its options, a grid, a budget and a block of `n` samples from one seed. All cells have the same
+    seeds, and samplers with noise go along the same Brownian paths at every budget. Statistics are over blocks. A cell is
+    written when it is done; a study that was stopped goes on where it was, and one with more samplers, budgets, seeds or
+    metrics runs what is new.
+
+    Args:
+        model: a score model, a `Subject`, or a name: `zoo:digits`, `oracle:ring`, `package.module:factory`.
+        samplers: names with options and a grid as typed, `ddim(eta=0.5)@karras`, or samplers of `get_sampler`. One that goes
+            by a tolerance runs once, at whatever evaluations that takes.
+        nfe, steps: the budgets, in evaluations or in steps: one of the two.
+        grids: every sampler runs on each; None for its own.
+        metrics: names or `Metric`s. None: "trajectory", and by what there is "kid" or "energy", "modes", "w2-exact".
+        n: samples in a block. seeds: of the blocks, or how many.
+        reference: what converges to the probability-flow ODE, with a stated tolerance; None: adaptive, rtol = atol = 1e-9 in
+            float64, 1e-5 in lower precision. It is run again at 10 times its tolerance, and the distance between the two is
+            shown as its own error.
+        shape, data, features, conditions, dtype, start, stop: of the `Subject`.
+        out: a folder; None keeps all in memory.
+        executor: where cells run, any of `concurrent.futures`; None: in this process.
+        progress: show a bar with the time left.
+
+    Raises:
+        ValueError: empty lists, wrong names, options or grids, metrics that need what there is not, all said at once before
+            anything runs; a store of another model, data or version; a damaged store. OSError: a full disk; what was
+            finished is safe. A cell that fails is recorded with its error, and the rest goes on.
+    """
+    given = dict(data=data, features=features, conditions=conditions, dtype=dtype)
+    what = subject(model, shape, **given)
+    what = subject(what, start=number("start", start, 0, 1), stop=number("stop", stop, 0, 1))
+    path, wrong = what.model.path, list[str]()
+    found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, path)) or []
+    chosen = _said(wrong, lambda: _metrics(metrics, what)) or []
+    wrong += what.lacks(chosen)
+    exact = _said(wrong, lambda: _reference(reference, what))
+    blocks = range(whole("seeds", seeds)) if hasattr(seeds, "__index__") else [whole("seeds", s, 0) for s in seeds]
+    if not len(blocks):
+        wrong.append("seeds is empty: give one or more")
+    if {"data", "features"} & {need for m in chosen for need in m.needs}:
+        _said(wrong, lambda: what.block(whole("n", n, 2), 0))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    assert exact is not None
+    identity = {**versions(), **what.identity(), "n": str(whole("n", n)), "reference": exact.label}
+    store = Store(_file(out, make=True), identity)
+    first, second = _jobs(what, identity, found, chosen, exact, list(dict.fromkeys(blocks)), n, nfe is not None)
+    if not progress:
+        fill(store, first, executor, _nobody)
+        fill(store, second, executor, _nobody)
+        return Study(store)
+    from tqdm.auto import tqdm
+
+    with tqdm(total=sum(map(_weight, [*first, *second])), unit="evaluation", desc="study", unit_scale=True) as bar:
+
+        def tell(job: Job, done: Done | None) -> None:
+            if done is None:
+                bar.total = (bar.total or 0) - _weight(job)
+                bar.refresh()
+            else:
+                bar.set_postfix_str(str(job.spec), refresh=False)
+                bar.update(_weight(job))
+
+        fill(store, first, executor, tell)
+        fill(store, second, executor, tell)
+    return Study(store)
+
+
+def versions() -> dict[str, str]:
+    """Of what figures depend on."""
+    from importlib.metadata import version
+
+    return {"scoreflow": version("scoreflow"), "torch": torch.__version__}
+
+
+def _metrics(metrics: Iterable[str | Metric] | None, what: Subject) -> list[Metric]:
+    if metrics is None:
+        has = what.has()
+        named = ["trajectory", *(["kid"] if {"data", "features"} <= has else ["energy"] if "data" in has else [])]
+        metrics = [*named, *(["modes"] if "mixture" in has else []), *(["w2-exact"] if "gaussian" in has else [])]
+    listed = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
+    if not listed:
+        raise ValueError("metrics is empty: give one or more")
+    wrong: list[str] = []
+    found = [_said(wrong, lambda name=name: get_metric(name)) for name in listed]  # type: ignore[misc]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return list(dict.fromkeys(metric for metric in found if metric is not None))
+
+
+def _reference(reference: str | Sampler | None, what: Subject) -> Spec:
+    if reference is None:
+        fine = what.precision == torch.float64
+        reference = "scipy(method=DOP853, rtol=1e-09, atol=1e-09)" if fine else "pf-ode(method=dopri5, rtol=1e-05, atol=1e-05)"
+    text = typed(reference)
+    (found,) = specs([text], [1000], None, None, what.model.path)
+    if found.nfe is not None:
+        raise ValueError(f"reference must go by a tolerance, such as pf-ode(method=dopri5, rtol=1e-5), got {text!r}")
+    return found
+
+
+def _loose(spec: Spec) -> Spec | None:
+    """The same at ten times the tolerance."""
+    name, options, _ = parse(spec.sampler)
+    tolerances = {k: 10 * v for k, v in options.items() if k in ("rtol", "atol")}
+    if not tolerances:
+        return None
+    inside = ", ".join(f"{k}={v!r}" for k, v in {**options, **tolerances}.items())
+    return spec._replace(sampler=f"{name}({inside})")
+
+
+def _jobs(
+    what: Subject, identity: dict[str, str], found: list[Spec], metrics: list[Metric], exact: Spec, blocks: list[int],
+    n: int, by_nfe: bool,
+) -> tuple[list[Job], list[Job]]:  # fmt: skip
+    """What the cells are compared to, and the cells, block by block."""
+    who, ends = digest(*(f"{k}={v}" for k, v in sorted(identity.items()))), (what.start, what.stop)
+    contents = {spec: spec.content(what.model.path, *ends) for spec in [*found, exact]}
+
+    def job(kind: str, spec: Spec, seed: int, measured: Iterable[Metric], **more: Any) -> Job:
+        content = contents.get(spec) or spec.content(what.model.path, *ends)
+        return Job(digest(who, kind, content, str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
+
+    on_data = [m for m in metrics if {"data", "features", "oracle", "mixture"} & set(m.needs)]
+    to_ode = [m for m in metrics if "reference" in m.needs]
+    own = [m for m in metrics if "finest" in m.needs]
+    first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data else []
+    if to_ode or on_data:
+        first += [job("reference", exact, seed, [*to_ode, *on_data], loose=_loose(exact)) for seed in blocks]
+    most = 4 * max(spec.asked for spec in found)
+    second = []
+    for seed in blocks:
+        for spec in found:
+            sampler, others = spec.made(), dict[str, str]()
+            noisy = isinstance(sampler, Sampler) and sampler.stochastic
+            wanted = [m for m in metrics if not (noisy and "deterministic" in m.needs)]
+            if to_ode:
+                others["reference"] = job("reference", exact, seed, ()).key
+            if own and noisy and spec.budget:
+                finest = job("finest", (spec._replace(nfe=most) if by_nfe else spec._replace(steps=most)), seed, ())
+                first += [finest] if finest.key not in {j.key for j in first if j.kind == "finest"} else []
+                others["finest"] = finest.key
+            else:
+                wanted = [m for m in wanted if "finest" not in m.needs]
+            second.append(job("cell", spec, seed, wanted, **others))
+    return first, second
+
+
+def _weight(job: Job) -> int:
+    return job.spec.asked or (1 if job.kind == "floor" else 300)
+
+
+def _nobody(job: Job, done: Done | None) -> None:
+    """Progress that nobody sees."""
+
+
+def _said(wrong: list[str], call: Callable[[], Any]) -> Any:
+    """What the call gives, or its complaint put with the others."""
+    try:
+        return call()
+    except (ValueError, TypeError) as error:
+        wrong.append(str(error))
+        return None
+
+
+def _file(out: str | Path | None, make: bool = False) -> Path | None:
+    if out is None:
+        return None
+    out = Path(out)
+    if out.suffix == ".sqlite":
+        return out
+    if out.is_file():
+        raise ValueError(f"out must be a folder, and {out} is a file")
+    if make:
+        out.mkdir(parents=True, exist_ok=True)
+    return out / "study.sqlite"

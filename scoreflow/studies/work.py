@@ -1,0 +1,188 @@
+"""Running cells: one function that any executor can call, and the loop that hands them out and writes what comes back."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreflow.noise import White
+from scoreflow.plan import Plan
+from scoreflow.solve import Solution, solve
+from scoreflow.step import Sampler
+from scoreflow.studies.metrics import Metric, Scene
+from scoreflow.studies.spec import Spec
+from scoreflow.studies.store import Done, Store
+from scoreflow.studies.subject import Subject
+
+
+class Job(NamedTuple):
+    """One block of a cell, with all that a process needs to run it.
+
+    Attributes:
+        kind: "cell"; "reference", run again at `loose` for its own error; "finest", for strong errors; "floor", data.
+        metrics: those to measure. kept: samples from before, if the cell is only to be measured.
+        reference, finest: keys of what it is compared to, put in by `fill`.
+    """
+
+    key: str
+    kind: str
+    spec: Spec
+    seed: int
+    n: int
+    subject: Subject
+    metrics: tuple[Metric, ...]
+    loose: Spec | None = None
+    reference: str | None = None
+    finest: str | None = None
+    kept: np.ndarray | None = None
+    others: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+
+
+def work(job: Job) -> Done:
+    """Run and measure; what goes wrong is recorded."""
+    try:
+        return _floor(job) if job.kind == "floor" else _run(job)
+    except Exception as error:
+        return Done(None, 0.0, None, {}, error=f"{type(error).__name__}: {error}", machine=machine())
+
+
+def machine() -> str:
+    """Where this ran."""
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+
+
+def _floor(job: Job) -> Done:
+    x = job.subject.block(job.n, job.seed)
+    scene = _scene(job, x)
+    return Done(None, 0.0, _array(x), {m.name: m(scene) for m in job.metrics}, "data", machine=machine())
+
+
+def _run(job: Job) -> Done:
+    subject, sampler = job.subject, job.spec.made()
+    plan = job.spec.plan(subject.model.path, subject.start, subject.stop)
+    if not any(metric.samples for metric in job.metrics) and job.kind == "cell" and plan is not None:
+        scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
+        cites = sampler.cites if isinstance(sampler, Sampler) else ()
+        return Done(plan.nfe, 0.0, None, {m.name: m(scene) for m in job.metrics}, _said(plan), cites, machine=machine())
+    if job.kept is not None:
+        scene = _scene(job, torch.from_numpy(job.kept).to(subject.precision), plan=plan)
+        return Done(None, 0.0, None, {m.name: m(scene) for m in job.metrics}, machine=machine())
+    sol, seconds = _solve(job, job.spec)
+    evaluation = _evaluation(subject, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
+    scene = _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation)
+    figures = {}
+    for metric in job.metrics:
+        if job.kind == "reference" and "deterministic" in metric.needs:
+            if job.loose is None:
+                continue
+            figures[metric.name] = metric(scene._replace(x=_solve(job, job.loose)[0].x, reference=sol.x))
+        else:
+            figures[metric.name] = metric(scene)
+    counted = float(np.mean(sol.nfe_per_sample))
+    said = _said(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
+    return Done(counted, seconds, _array(sol.x), figures, said, sol.sampler.cites, machine=machine())
+
+
+def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
+    """The run and its seconds."""
+    subject, sampler = job.subject, spec.made()
+    like = torch.empty(job.n, *subject.shape, dtype=subject.precision, device=subject.model.device)
+    x_T = White(job.seed).draws("prior")(like) * subject.model.path.prior_std(subject.start)
+    keywords: dict[str, Any] = {**spec.budget, **subject.conditions}
+    if isinstance(sampler, Sampler) and sampler.stochastic:
+        keywords["noise"] = "brownian"
+    begun = time.perf_counter()
+    sol = solve(
+        subject.model, x_T, sampler, grid=spec.grid, start=subject.start, stop=subject.stop, seed=job.seed, **keywords
+    )  # fmt: skip
+    return sol, time.perf_counter() - begun
+
+
+def _evaluation(subject: Subject, x: Tensor) -> float:
+    """Seconds of one evaluation of the batch: the least of three."""
+    spent = []
+    with torch.no_grad():
+        for _ in range(3):
+            begun = time.perf_counter()
+            subject.model(x, (subject.start + subject.stop) / 2, subject.model.prediction, **subject.conditions)
+            spent.append(time.perf_counter() - begun)
+    return min(spent)
+
+
+def _scene(job: Job, x: Tensor, **more: Any) -> Scene:
+    subject = job.subject
+    reference, finest = (None if other is None else torch.from_numpy(other).to(x) for other in job.others)
+    truth = subject.truth(job.seed) if any({"data", "features"} & set(m.needs) for m in job.metrics) else None
+    return Scene(
+        x, job.seed, reference, finest, None if truth is None else truth.to(x), subject.features, subject.oracle,
+        subject.model.path, **more,
+    )  # fmt: skip
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """On the host; float32 where numpy has no such dtype."""
+    x = x.detach().to("cpu")
+    return (x.float() if x.dtype.itemsize < 4 else x).numpy()
+
+
+def _said(plan: Plan) -> str:
+    return str(plan).partition("\n")[0]
+
+
+class Here(Executor):
+    """Runs what it is given at once, in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As of `Executor`."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Callable[[Job, Done | None], object]) -> None:
+    """Run what the store has not, and write each cell as it is done; `tell` hears of each, None if it was there.
+
+    Cells that another process is at are waited for.
+    """
+    waiting, running, passed = deque(jobs), dict[Future[Done], Job](), 0
+    width, pool = (1, Here()) if executor is None else (2 * (os.cpu_count() or 1), executor)
+    try:
+        while waiting or running:
+            while waiting and len(running) < width and passed < len(waiting):
+                job = waiting.popleft()
+                have = store.measured(job.key)
+                missing = tuple(m for m in job.metrics if have is None or m.name not in have)
+                if have is not None and not missing:
+                    tell(job, None)
+                elif store.claim(job.key):
+                    kept = store.samples(job.key) if have is not None and not any("timed" in m.needs for m in missing) else None
+                    others = _samples(store, job.reference), _samples(store, job.finest)
+                    running[pool.submit(work, job._replace(metrics=missing, kept=kept, others=others))] = job
+                else:
+                    waiting.append(job)
+                    passed += 1
+                    continue
+                passed = 0
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job, done = running.pop(future), future.result()
+                store.put(job.key, job.kind, job.spec, job.seed, done)
+                tell(job, done)
+            if waiting and not running:
+                time.sleep(0.02 if passed else 0)
+            passed = 0
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def _samples(store: Store, key: str | None) -> np.ndarray | None:
+    return None if key is None else store.samples(key)
