@@ -98,7 +98,7 @@ def sample(
     what = studies.load(model)
     name, options, grid = parse(sampler)
     x_T = White(seed).draws("prior")(torch.empty(n, *what.shape, dtype=what.precision)) * what.model.path.prior_std(what.start)
-    keywords = {**options, **what.conditions, "start": what.start, "stop": what.stop}
+    keywords = {**options, **what.conditioned(n, seed), "start": what.start, "stop": what.stop}
     sol = solve(what.model, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(), **keywords)
     x = sol.x.detach().to("cpu")
     if out.suffix == ".pt":
@@ -123,8 +123,9 @@ def study(
     grids: Annotated[str | None, typer.Option(help="Grids for every sampler, with commas between.")] = None,
     metrics: Annotated[str | None, typer.Option(help=f"Any of {', '.join(studies.METRICS)}.")] = None,
     n: Annotated[int, typer.Option("-n", help="Samples in a block.")] = 64,
-    seeds: Annotated[int, typer.Option(help="How many blocks.")] = 4,
+    seeds: Annotated[int, typer.Option(help="How many blocks.")] = 8,
     reference: Annotated[str | None, typer.Option(help="What converges to the ODE, with a tolerance.")] = None,
+    features: Annotated[str | None, typer.Option(help=f"Where images are judged: {', '.join(studies.FEATURES)}.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -135,7 +136,8 @@ def study(
     try:
         done = studies.study(
             model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"), grids=split(grids) if grids else None,
-            metrics=chosen, n=n, seeds=seeds, reference=reference, out=out, executor=pool, progress=sys.stderr.isatty(),
+            metrics=chosen, n=n, seeds=seeds, reference=reference, features=features, out=out, executor=pool,
+            progress=sys.stderr.isatty(),
         )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)
@@ -173,7 +175,7 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
     findings = {figure: done.findings(figure) for figure in leading}
     if as_json:
         lines = json.loads(done.frame.to_json(orient="records"))
-        failures = [{"cell": str(f.spec), "seed": f.seed, "error": f.error} for f in done.failures]
+        failures = [str(failure) for failure in done.failures]
         typer.echo(json.dumps({"report": str(file), "findings": findings, "failures": failures, "figures": lines}, indent=1))
         return
     for figure, said in findings.items():

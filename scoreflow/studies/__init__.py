@@ -1,8 +1,23 @@
 """Step count against quality: sweeps of samplers and budgets, metrics with their noise, a store, a report."""
 
+from scoreflow.studies.features import FEATURES
 from scoreflow.studies.metrics import METRICS, Metric, Scene, metric
 from scoreflow.studies.report import picture
 from scoreflow.studies.subject import ORACLES, ZOO, Subject, load
 from scoreflow.studies.sweep import Answer, Study, study
 
-__all__ = ["METRICS", "ORACLES", "ZOO", "Answer", "Metric", "Scene", "Study", "Subject", "load", "metric", "picture", "study"]
+__all__ = [
+    "FEATURES",
+    "METRICS",
+    "ORACLES",
+    "ZOO",
+    "Answer",
+    "Metric",
+    "Scene",
+    "Study",
+    "Subject",
+    "load",
+    "metric",
+    "picture",
+    "study",
+]

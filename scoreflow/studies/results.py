@@ -12,6 +12,7 @@ import numpy as np
 
 from scoreflow.check import suggestion
 from scoreflow.cite import references
+from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
@@ -38,11 +39,15 @@ class Answer(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A cell that failed."""
+    """A run or a metric that failed on a block: of a cell, or of what cells are compared to (`kind`)."""
 
+    kind: str
     spec: Spec
     seed: int
     error: str
+
+    def __str__(self) -> str:
+        return f"{self.spec}{'' if self.kind == 'cell' else f' ({self.kind})'}, block {self.seed}: {self.error}"
 
 
 class Results:
@@ -65,11 +70,12 @@ class Results:
         """Values by kind, spec and figure, then by seed."""
         spec = {c["key"]: (c["kind"], _spec(c), c["seed"]) for c in self._cells if c["error"] is None}
         found: dict[tuple[str, Spec, str], Blocks] = {}
-        for row in self.store.rows("SELECT key, figure, value FROM value"):
-            if row["key"] in spec and row["value"] is not None:
+        for row in self.store.rows("SELECT key, figure, value FROM value WHERE error IS NULL"):
+            if row["key"] in spec:
                 kind, of, seed = spec[row["key"]]
                 found.setdefault((kind, of, row["figure"]), {})[seed] = row["value"]
-        return found
+        # By seed, so that not even the last digit of a mean depends on who was done first.
+        return {which: dict(sorted(blocks.items())) for which, blocks in found.items()}
 
     @cached_property
     def specs(self) -> dict[Spec, float]:
@@ -93,12 +99,16 @@ class Results:
     @cached_property
     def figures(self) -> tuple[str, ...]:
         """What was measured: a metric's name, or `name/part`."""
-        return tuple(dict.fromkeys(figure for kind, _, figure in self._blocks if kind == "cell"))
+        return tuple(sorted({figure for kind, _, figure in self._blocks if kind == "cell"}, key=_place))
 
     @cached_property
     def failures(self) -> tuple[Failure, ...]:
-        """The cells that failed, with their errors."""
-        return tuple(Failure(_spec(c), c["seed"], c["error"]) for c in self._cells if c["error"] is not None)
+        """What failed, with the errors: runs, and metrics on runs."""
+        metrics: dict[str, list[str]] = {}
+        for row in self.store.rows("SELECT key, error FROM value WHERE error IS NOT NULL ORDER BY figure"):
+            metrics.setdefault(row["key"], []).append(row["error"])
+        found = [(c, e) for c in self._cells for e in ([c["error"]] if c["error"] else metrics.get(c["key"], []))]
+        return tuple(Failure(cell["kind"], _spec(cell), cell["seed"], error) for cell, error in found)
 
     @property
     def citations(self) -> str:
@@ -113,12 +123,12 @@ class Results:
 
     def floor(self, figure: str) -> Interval | None:
         """Data against data, as many samples; for a distance to the reference, the reference's own error."""
-        values = self._beside(figure)
+        values = self.beside(figure)
         return interval(values) if values else None
 
-    def _beside(self, figure: str) -> list[float]:
-        kind = "reference" if self.to_reference(figure) else "floor"
-        return [v for (k, _, f), blocks in self._blocks.items() if k == kind and f == figure for v in blocks.values()]
+    def beside(self, figure: str) -> list[float]:
+        """The values of the floor's blocks."""
+        return self.values("reference" if self.to_reference(figure) else "floor", figure)
 
     @staticmethod
     def to_reference(figure: str) -> bool:
@@ -127,26 +137,29 @@ class Results:
 
     def reference(self, figure: str) -> Interval | None:
         """The converged reference's own value."""
-        values = [v for (k, _, f), b in self._blocks.items() if k == "reference" and f == figure for v in b.values()]
+        values = self.values("reference", figure)
         return interval(values) if values else None
+
+    def values(self, kind: str, figure: str) -> list[float]:
+        """All blocks' values of what cells are compared to: a floor or a reference."""
+        return [v for (k, _, f), blocks in self._blocks.items() if (k, f) == (kind, figure) for v in blocks.values()]
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference."""
         import pandas as pd
 
-        lines = []
-        for spec, nfe in sorted(self.specs.items(), key=lambda item: (self.labels.index(item[0].label), item[1])):
-            for figure in self.figures:
-                if values := self.blocks(spec, figure):
-                    floor, reference = self.floor(figure), self.reference(figure)
-                    lines.append(
-                        dict(
-                            sampler=spec.label, nfe=nfe, asked=spec.nfe, steps=spec.steps, figure=figure,
-                            **interval(list(values.values()))._asdict(), blocks=len(values),
-                            floor=floor.value if floor else math.nan, reference=reference.value if reference else math.nan,
-                        )
-                    )  # fmt: skip
+        means = {f: [mean.value if mean else math.nan for mean in (self.floor(f), self.reference(f))] for f in self.figures}
+        lines = [
+            dict(
+                sampler=spec.label, nfe=nfe, asked=spec.nfe, steps=spec.steps, figure=figure,
+                **interval(list(values.values()))._asdict(), blocks=len(values),
+                floor=means[figure][0], reference=means[figure][1],
+            )
+            for spec, nfe in sorted(self.specs.items(), key=lambda item: (self.labels.index(item[0].label), item[1]))
+            for figure in self.figures
+            if (values := self.blocks(spec, figure))
+        ]  # fmt: skip
         columns = ["sampler", "nfe", "asked", "steps", "figure", "value", "low", "high", "blocks", "floor", "reference"]
         return pd.DataFrame(lines, columns=columns)
 
@@ -179,7 +192,7 @@ class Results:
             raise ValueError(f"no figure is called {figure!r}{suggestion(figure, self.figures)}")
         return figure
 
-    def _loss(self, figure: str, value: float) -> float:
+    def loss(self, figure: str, value: float) -> float:
         """Lower is better."""
         better = _better(figure)
         floor = self.floor(figure) if better == "either" else None
@@ -197,7 +210,7 @@ class Results:
         if not means:
             least = min(self.specs.values(), default=math.nan)
             raise ValueError(f"nfe={nfe}: no finished cell has so few evaluations; the least is {least:g}")
-        first = min(means, key=lambda s: (self._loss(figure, means[s].value), self.specs[s]))
+        first = min(means, key=lambda s: (self.loss(figure, means[s].value), self.specs[s]))
         others = [s for s in means if s.label != first.label]
         near = dict.fromkeys(s.label for s in others if not self._differ(s, first, figure).significant)
         return Answer(first.label, self.specs[first], figure, means[first], tuple(near))
@@ -218,7 +231,7 @@ class Results:
             if not values:
                 continue
             mean = interval(values)
-            worst = max((self._loss(figure, v) for v in mean if math.isfinite(v)), default=math.inf)
+            worst = max((self.loss(figure, v) for v in mean if math.isfinite(v)), default=math.inf)
             good = self.at_floor(spec, figure) if within is None else worst <= self._bound(figure, within)
             if good:
                 same = [s.label for s, k in self.specs.items() if k == nfe and s.label != spec.label and self.blocks(s, figure)]
@@ -241,7 +254,7 @@ class Results:
     def _at(self, label: str, nfe: float) -> Spec:
         if label not in self.labels:
             raise ValueError(f"no sampler of this study is called {label!r}{suggestion(label, self.labels)}")
-        found = [s for s, k in self.specs.items() if s.label == label and (k == nfe or s.nfe == nfe)]
+        found = [s for s, k in self.specs.items() if s.label == label and nfe in (k, s.asked)]
         if not found:
             known = ", ".join(f"{k:g}" for s, k in self.specs.items() if s.label == label)
             raise ValueError(f"{label} has no cell at nfe={nfe:g}; it has {known}")
@@ -254,7 +267,7 @@ class Results:
 
     def at_floor(self, spec: Spec, figure: str) -> bool:
         """Whether the cell cannot be told to be worse than its floor."""
-        values, beside = list(self.blocks(spec, figure).values()), self._beside(figure)
+        values, beside = list(self.blocks(spec, figure).values()), self.beside(figure)
         if not values or not beside:
             return False
         off = unpaired(values, beside)
@@ -288,73 +301,35 @@ class Results:
         """The lines of the frame that no other beats in evaluations and figure at once."""
         figure = self._figure(figure)
         lines = self.frame[self.frame["figure"] == figure].copy()
-        lines["loss"] = [self._loss(figure, v) for v in lines["value"]]
+        lines["loss"] = [self.loss(figure, v) for v in lines["value"]]
         lines = lines.sort_values(["nfe", "loss"])
         ahead = lines["loss"] < lines["loss"].cummin().shift(fill_value=math.inf)
         return lines[ahead].drop(columns="loss").reset_index(drop=True)
 
-    def pairs(self, budget: int, figure: str | None = None) -> dict[tuple[str, str], bool]:
-        """Whether the blocks tell two samplers apart at this asked budget; at most 5 % of those told apart may be false."""
-        figure = self._figure(figure)
-        there = [s for s in self.specs if s.asked == budget and self.blocks(s, figure)]
-        pairs = [(b, a) for i, a in enumerate(there) for b in there[:i]]
-        told = discoveries([self._differ(a, b, figure).p for a, b in pairs])
-        return {(a.label, b.label): apart for (a, b), apart in zip(pairs, told, strict=True)}
+    def differences(self, figure: str | None = None) -> pd.DataFrame:
+        """Every two samplers at every budget they share: a minus b, block by block, with its 95 % interval and p-value.
+
+        `significant` tells two apart so that of all said to differ in this figure at most 5 % are not (Benjamini &
+        Hochberg, 1995).
+        """
+        import pandas as pd
+
+        figure, lines = self._figure(figure), []
+        there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.asked, s.label))
+        losses = {s: self.loss(figure, interval(list(self.blocks(s, figure).values())).value) for s in there}
+        for i, b in enumerate(there):
+            for a in there[:i]:
+                if a.budget == b.budget:
+                    off = self._differ(a, b, figure)._asdict()
+                    better = min(a, b, key=losses.__getitem__).label
+                    lines.append(dict(a=a.label, b=b.label, budget=a.asked, **off, better=better))
+        told = discoveries([line["p"] for line in lines])
+        columns = ["a", "b", "budget", "value", "low", "high", "p", "better"]
+        return pd.DataFrame(lines, columns=columns).assign(significant=told)
 
     def findings(self, figure: str | None = None) -> list[str]:
         """What the figures say, in words."""
-        figure = self._figure(figure)
-        floor, said = self.floor(figure), list[str]()
-        budgets = sorted({s.asked for s in self.specs} - {0})
-        for budget in budgets:
-            try:
-                said.append(f"Within {budget} evaluations the best is {self.best(budget, figure)}.")
-            except ValueError:
-                continue
-        if floor is not None:
-            what = "the reference's own error" if self.to_reference(figure) else "data against data"
-            reached = {label: self.floor_from(label, figure) for label in self.labels if self._has(label, figure)}
-            at = [f"{label} from {k:g} evaluations" for label, k in reached.items() if k is not None]
-            never = [label for label, k in reached.items() if k is None]
-            said.append(f"The floor, {what}, is {floor}." + (f" Not told apart from it: {'; '.join(at)}." if at else ""))
-            if at and never:
-                said.append(f"Told apart from the floor at the largest budget: {', '.join(never)}.")
-            if "reference" not in _needs(figure) and (exact := self.reference(figure)) is not None:
-                said.append(self._model_error(figure, exact))
-        for label in self.labels:
-            if self.to_reference(figure) and (fit := self.order(label, figure)) is not None:
-                said.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
-        for budget in budgets:
-            said += self._told(self.pairs(budget, figure), budget)
-        if self.failures:
-            cells = "; ".join(dict.fromkeys(f"{f.spec}: {f.error}" for f in self.failures))
-            said.append(f"{len(self.failures)} cells failed: {cells}.")
-        return said
-
-    @staticmethod
-    def _told(pairs: dict[tuple[str, str], bool], budget: int) -> list[str]:
-        """Which differences are significant, by the shorter of the two lists."""
-        apart, same = ([f"{a} and {b}" for (a, b), told in pairs.items() if told is kept] for kept in (True, False))
-        if not same:
-            return [f"At {budget}, every difference between two samplers is significant."] if apart else []
-        if len(apart) < len(same):
-            said = f"only these differ: {'; '.join(apart)}" if apart else "no difference is significant"
-            return [f"At {budget}, {said}."]
-        return [f"At {budget}, not significant: {'; '.join(same)}."]
-
-    def _has(self, label: str, figure: str) -> bool:
-        return any(spec.label == label and self.blocks(spec, figure) for spec in self.specs)
-
-    def _model_error(self, figure: str, exact: Interval) -> str:
-        values = [v for (k, _, f), b in self._blocks.items() if k == "reference" and f == figure for v in b.values()]
-        off = unpaired(values, self._beside(figure))
-        if not off.significant:
-            return f"The converged reference, {exact}, is not told apart from the floor: no model error is seen."
-        side = "above" if off.value > 0 else "below"
-        return (
-            f"The converged reference, {exact}, is {abs(off.value):.3g} {side} the floor (p = {off.p:.2g}): an error of "
-            "the model or of its prior, that no solver of the ODE removes."
-        )
+        return findings(self, self._figure(figure))
 
     # -- out ----------------------------------------------------------------------------------------------------------
     def to_csv(self, file: str | Path) -> None:
@@ -368,6 +343,15 @@ class Results:
 
 def _spec(cell: dict[str, Any]) -> Spec:
     return Spec(cell["sampler"], cell["grid"], cell["nfe"], cell["steps"])
+
+
+def _place(figure: str) -> tuple[int, int, str]:
+    """Metrics as they were registered, their parts as declared; then the rest, by name."""
+    name = figure.partition("/")[0]
+    if name not in METRICS:
+        return len(METRICS), 0, figure
+    parts = METRICS[name].figures
+    return list(METRICS).index(name), parts.index(figure) if figure in parts else len(parts), figure
 
 
 def _needs(figure: str) -> tuple[str, ...]:

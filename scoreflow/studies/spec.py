@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -189,12 +188,3 @@ def _try(wrong: list[str], call: Any) -> Any:
     except (ValueError, TypeError) as error:
         wrong.append(str(error))
         return None
-
-
-def digest(*parts: str | bytes) -> str:
-    """A short hash of content."""
-    h = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        h.update(len(data).to_bytes(8, "big") + data)
-    return h.hexdigest()[:24]

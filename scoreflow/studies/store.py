@@ -22,7 +22,8 @@ CREATE TABLE IF NOT EXISTS cell (
     seed INTEGER NOT NULL, counted REAL, seconds REAL, samples BLOB, plan TEXT, cites TEXT, error TEXT, machine TEXT, made REAL
 );
 CREATE TABLE IF NOT EXISTS value (
-    key TEXT NOT NULL, metric TEXT NOT NULL, figure TEXT NOT NULL, value REAL, PRIMARY KEY (key, figure)
+    key TEXT NOT NULL, metric TEXT NOT NULL, mark TEXT NOT NULL, figure TEXT NOT NULL, value REAL, error TEXT,
+    PRIMARY KEY (key, figure)
 );
 CREATE TABLE IF NOT EXISTS claim (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
 """
@@ -30,19 +31,28 @@ LEASE = 3600.0
 """Seconds after which a claim from another machine is void; one from this machine is as soon as its process is gone."""
 
 
+class Measured(NamedTuple):
+    """What a metric gave on a cell: its figures, or an error. The mark is its fingerprint."""
+
+    metric: str
+    mark: str
+    figures: Mapping[str, float]
+    error: str | None = None
+
+
 class Done(NamedTuple):
     """What a finished cell leaves.
 
     Attributes:
         counted: network evaluations, the mean over samples. seconds: of the run.
-        samples: (n, ...), or None. figures: by metric, then by figure.
-        plan: one line on what ran. cites: keys of works. error: why it failed, or None.
+        samples: (n, ...), or None. measured: what each metric gave.
+        plan: one line on what ran. cites: keys of works. error: why the run failed, or None.
     """
 
     counted: float | None
     seconds: float
     samples: np.ndarray | None
-    figures: Mapping[str, Mapping[str, float]]
+    measured: tuple[Measured, ...]
     plan: str = ""
     cites: tuple[str, ...] = ()
     error: str | None = None
@@ -64,14 +74,15 @@ class Store:
         self.file = None if file is None else Path(file)
         if identity is None and self.file is not None and not self.file.is_file():
             raise FileNotFoundError(f"no study at {self.file}")
-        self._db = sqlite3.connect(":memory:" if self.file is None else self.file, timeout=60, isolation_level=None)
         with self._plainly():
+            self._db = sqlite3.connect(":memory:" if self.file is None else self.file, timeout=60, isolation_level=None)
             if self.file is not None and self.file.stat().st_size:
                 if (state := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                    raise sqlite3.DatabaseError(state)
+                    raise sqlite3.DatabaseError(state.splitlines()[-1])
                 names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 if names and not {"meta", "cell", "value", "claim"} <= names:
                     raise sqlite3.DatabaseError(f"it has the tables {', '.join(sorted(names))}")
+            self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.executescript(SCHEMA)
         self._agree({} if identity is None else {"format": FORMAT, **identity})
 
@@ -91,23 +102,35 @@ class Store:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.file} is not a study, or is damaged ({error}); it was not touched") from error
 
-    def _agree(self, identity: dict[str, str]) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """All of what is written inside, or none of it."""
         with self._plainly():
-            if identity:
-                self._db.execute("BEGIN IMMEDIATE")
-                known = self.identity
-                if not known:
-                    self._db.executemany("INSERT INTO meta VALUES (?, ?)", identity.items())
-                    known = identity
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
                 self._db.execute("COMMIT")
-                wrong = [
-                    f"{name}: {known.get(name)} there, {identity.get(name)} here"
-                    for name in sorted({*known, *identity})
-                    if known.get(name) != identity.get(name)
-                ]
-                if wrong:
-                    where = f"the study in {self.file}" if self.file else "the study"
-                    raise ValueError(f"{where} is of something else ({'; '.join(wrong)}): take another folder")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _agree(self, identity: dict[str, str]) -> None:
+        if not identity:
+            return
+        with self._writing():
+            known = self.identity
+            if not known:
+                self._db.executemany("INSERT INTO meta VALUES (?, ?)", identity.items())
+                known = identity
+        wrong = [
+            f"{name}: {known.get(name)} there, {identity.get(name)} here"
+            for name in sorted({*known, *identity})
+            if known.get(name) != identity.get(name)
+        ]
+        if wrong:
+            where = f"the study in {self.file}" if self.file else "the study"
+            raise ValueError(f"{where} is of something else ({'; '.join(wrong)}): take another folder")
 
     @property
     def identity(self) -> dict[str, str]:
@@ -117,18 +140,21 @@ class Store:
     # -- cells --------------------------------------------------------------------------------------------------------
     def claim(self, key: str) -> bool:
         """Whether the cell is this process's to run: nobody finished it, and nobody alive is at it."""
-        host, now = socket.gethostname(), time.time()
-        with self._plainly():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                row = self._db.execute("SELECT host, pid, until FROM claim WHERE key = ?", (key,)).fetchone()
-                mine = row is None or row[:2] == (host, os.getpid()) or row[2] < now or (row[0] == host and not _alive(row[1]))
-                if mine:
-                    entry = (key, host, os.getpid(), now + LEASE)
-                    self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", entry)
-            finally:
-                self._db.execute("COMMIT")
+        if not self._free(key):  # a look is cheap, and leaves the file to those who write
+            return False
+        with self._writing():
+            if mine := self._free(key):
+                entry = (key, socket.gethostname(), os.getpid(), time.time() + LEASE)
+                self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", entry)
         return mine
+
+    def _free(self, key: str) -> bool:
+        row = self._db.execute("SELECT host, pid, until FROM claim WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            return True
+        host, pid, until = row
+        here = host == socket.gethostname()
+        return bool((here and (pid == os.getpid() or not _alive(pid))) or until < time.time())
 
     def put(self, key: str, kind: str, spec: tuple[str, str | None, int | None, int | None], seed: int, done: Done) -> None:
         """Write a finished cell, or more figures of one, and give back its claim; a cell that is there stays as it is."""
@@ -137,29 +163,22 @@ class Store:
             key, kind, *spec, seed, done.counted, done.seconds, samples, done.plan, json.dumps(done.cites), done.error,
             done.machine, time.time(),
         )  # fmt: skip
-        values = [(key, name, figure, v) for name, figures in done.figures.items() for figure, v in figures.items()]
-        with self._plainly():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
-                self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
-                self._db.executemany("INSERT OR IGNORE INTO value VALUES (?, ?, ?, ?)", values)
-                self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        values: list[tuple[str | float | None, ...]] = []
+        for one in done.measured:
+            figures = {one.metric: None} if one.error else one.figures
+            values += [(key, one.metric, one.mark, figure, v, one.error) for figure, v in figures.items()]
+        with self._writing():
+            self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
+            self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
+            self._db.executemany("DELETE FROM value WHERE key = ? AND metric = ?", [(key, one.metric) for one in done.measured])
+            self._db.executemany("INSERT INTO value VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
 
-    def measured(self, key: str) -> set[str] | None:
-        """The metrics that a finished cell has figures of; None if it is not finished, or failed."""
+    def measured(self, key: str) -> set[tuple[str, str]] | None:
+        """The metrics, with their marks, that a finished cell has figures of; None if it is not finished, or failed."""
         if self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NULL", (key,)).fetchone() is None:
             return None
-        return {name for (name,) in self._db.execute("SELECT DISTINCT metric FROM value WHERE key = ?", (key,))}
-
-    def failed(self, key: str) -> bool:
-        """Whether the cell ran and failed."""
-        return self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NOT NULL", (key,)).fetchone() is not None
+        return set(self._db.execute("SELECT DISTINCT metric, mark FROM value WHERE key = ? AND error IS NULL", (key,)))
 
     def samples(self, key: str) -> np.ndarray | None:
         """The samples of a finished cell."""
@@ -180,18 +199,13 @@ class Store:
             ValueError: it is of something else; what differs is named.
         """
         self._agree(other.identity)
-        with self._plainly():
-            self._db.execute("BEGIN IMMEDIATE")
-            for table in ("cell", "value"):
-                rows = other._db.execute(f"SELECT * FROM {table}").fetchall()
-                if table == "cell":
-                    self._db.executemany(
-                        "DELETE FROM cell WHERE key = ? AND error IS NOT NULL", [(row[0],) for row in rows if row[12] is None]
-                    )
-                if rows:
-                    marks = ", ".join("?" * len(rows[0]))
-                    self._db.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", rows)
-            self._db.execute("COMMIT")
+        with self._writing():
+            for table, same in (("cell", "key = :key"), ("value", "key = :key AND metric = :metric")):
+                for row in other.rows(f"SELECT * FROM {table}"):
+                    if row["error"] is None:
+                        self._db.execute(f"DELETE FROM {table} WHERE {same} AND error IS NOT NULL", row)
+                    names = ", ".join(f":{name}" for name in row)
+                    self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({names})", row)
 
 
 def _alive(pid: int) -> bool:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreflow import analysis, zoo
 from scoreflow.check import one_of, suggestion, whole
 from scoreflow.model import ScoreModel
 from scoreflow.oracle import Gaussian, GaussianMixture
 from scoreflow.sde import PATHS
+from scoreflow.studies.features import Features, get_features
+from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, draws
-from scoreflow.studies.spec import digest, parse
-
-Features = Callable[[Tensor], Tensor]
+from scoreflow.studies.spec import parse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Subject:
         data: (N, *shape). Each block's samples are compared to a random half of it, its floor is taken from the other half.
             None if there is none, or if the model is an oracle's, whose data are drawn as needed.
         features: states (n, *shape) to features (n, d), for the metrics that want them.
-        conditions: of the network; a tensor with one row a sample is for every block.
+        conditions: of the network. Of a tensor the first n rows go to the n samples of every block; a function gives a
+            block's from (n, seed).
         dtype: of the states; the network's if None.
         start, stop: the first and last time of every run.
         name: for reports.
@@ -77,6 +78,13 @@ class Subject:
             raise ValueError(f"n must be at most {half}, half of the {len(self.data)} data, got {n}")
         return self.data[self._split(seed)[:n]]
 
+    def conditioned(self, n: int, seed: int) -> dict[str, Any]:
+        """The conditions of a block."""
+        return {
+            name: value(n, seed) if callable(value) else value[:n] if isinstance(value, Tensor) and value.ndim else value
+            for name, value in self.conditions.items()
+        }
+
     def _split(self, seed: int) -> Tensor:
         """The data in the seed's order: two halves, others for every block, so that chance in the data is seen."""
         assert self.data is not None
@@ -90,7 +98,7 @@ class Subject:
             "mixture": known and len(self.oracle.means) > 1 if self.oracle else False,
             "gaussian": isinstance(self.oracle, Gaussian),
         }  # fmt: skip
-        return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "timed"}
+        return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "rows", "timed"}
 
     def lacks(self, metrics: list[Metric]) -> list[str]:
         """What the metrics need and it has not, as sentences."""
@@ -109,36 +117,13 @@ class Subject:
             "path": repr(self.model.path),
             "shape": str(tuple(self.shape)),
             "dtype": str(self.precision).removeprefix("torch."),
-            "conditions": digest(*(f"{k}={_content(v)}" for k, v in sorted(self.conditions.items()))),
-            "data": "oracle" if self.oracle else "none" if self.data is None else _content(self.data),
+            "device": getattr(self.model.device, "type", "cpu"),
+            "conditions": fingerprint(dict(self.conditions)) if self.conditions else "none",
+            "data": "oracle" if self.oracle else "none" if self.data is None else fingerprint(self.data),
             "features": fingerprint(self.features) if self.features else "none",
             "start": repr(self.start),
             "stop": repr(self.stop),
         }
-
-
-def fingerprint(value: Any) -> str:
-    """A hash of what a model or function computes: the weights of a module, the data of an oracle, the code of a function."""
-    if isinstance(value, ScoreModel):
-        inner = value.oracle if value.oracle is not None else value.net
-        return digest(type(value).__name__, value.prediction, str(value.time), fingerprint(inner))
-    if isinstance(value, nn.Module):
-        return digest(type(value).__qualname__, *(f"{name}={_content(v)}" for name, v in value.state_dict().items()))
-    code = getattr(value, "__code__", None)
-    if code is not None:
-        inside = [_content(cell.cell_contents) for cell in value.__closure__ or ()]
-        return digest(value.__qualname__, code.co_code, repr(code.co_consts) if not inside else "", *inside)
-    state = sorted(vars(value).items()) if hasattr(value, "__dict__") else []
-    return digest(type(value).__qualname__, *(f"{name}={_content(v)}" for name, v in state))
-
-
-def _content(value: Any) -> str:
-    if isinstance(value, Tensor):
-        host = value.detach().to("cpu").contiguous()
-        return digest(str(host.dtype), str(tuple(host.shape)), host.flatten().view(torch.uint8).numpy().tobytes())
-    if isinstance(value, nn.Module | ScoreModel) or callable(value):
-        return fingerprint(value)
-    return repr(value)
 
 
 # -- by name --------------------------------------------------------------------------------------------------------------
@@ -174,7 +159,12 @@ ORACLES: dict[str, Callable[..., GaussianMixture]] = {
 
 def _zoo_digits() -> Subject:
     data = zoo.digits_data()
-    return Subject(zoo.digits(), (1, 8, 8), data.held_out, zoo.digits_features())
+    return Subject(zoo.digits(), (1, 8, 8), data.held_out, zoo.digits_features(), {"y": _classes})
+
+
+def _classes(n: int, seed: int) -> Tensor:
+    """Classes at random, as often as in the data."""
+    return torch.randint(10, (n,), generator=draws(seed, "classes"))
 
 
 ZOO: dict[str, Callable[[], Subject]] = {"digits": _zoo_digits}
@@ -234,6 +224,6 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
         raise TypeError(
             f"data must be a tensor (N, {', '.join(map(str, model.shape))}), got {getattr(data, 'shape', type(data))}"
         )
-    if not callable(given.get("features", len)):
-        raise TypeError(f"features must be a function from states to features, got {given['features']!r}")
+    if "features" in given:
+        given["features"] = get_features(given["features"])
     return Subject(**{**vars(model), **given})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow.auto import AUTO
 from scoreflow.check import number, whole
 from scoreflow.model import ScoreModel
-from scoreflow.step import Sampler
+from scoreflow.step import Linear, Sampler
 from scoreflow.studies import draw, report
+from scoreflow.studies.features import Features
+from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
 from scoreflow.studies.results import Answer, Results
-from scoreflow.studies.spec import Spec, digest, parse, specs, typed
+from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
-from scoreflow.studies.subject import Features, Subject, subject
+from scoreflow.studies.subject import Subject, subject
 from scoreflow.studies.work import Job, fill
 
 __all__ = ["FLOORS", "Answer", "Study", "study"]
 
-FLOORS = 16
+FLOORS = 32
 """Blocks of data against data."""
 
 
@@ -68,15 +72,15 @@ def study(
     grids: Sequence[str] | None = None,
     metrics: Iterable[str | Metric] | None = None,
     n: int = 64,
-    seeds: int | Sequence[int] = 4,
+    seeds: int | Sequence[int] = 8,
     reference: str | Sampler | None = None,
     shape: tuple[int, ...] | None = None,
     data: Tensor | None = None,
-    features: Features | None = None,
+    features: str | Features | None = None,
     conditions: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    start: float = 1.0,
-    stop: float = 0.0,
+    start: float | None = None,
+    stop: float | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
     progress: bool = False,
@@ -94,11 +98,11 @@ def study(
             by a tolerance runs once, at whatever evaluations that takes.
         nfe, steps: the budgets, in evaluations or in steps: one of the two.
         grids: every sampler runs on each; None for its own.
-        metrics: names or `Metric`s. None: "trajectory", and by what there is "kid" or "energy", "modes", "w2-exact".
+        metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact".
         n: samples in a block. seeds: of the blocks, or how many.
         reference: what converges to the probability-flow ODE, with a stated tolerance; None: adaptive, rtol = atol = 1e-9 in
             float64, 1e-5 in lower precision. It is run again at 10 times its tolerance, and the distance between the two is
-            shown as its own error.
+            shown as its own error, which it bounds from above.
         shape, data, features, conditions, dtype, start, stop: of the `Subject`.
         out: a folder; None keeps all in memory.
         executor: where cells run, any of `concurrent.futures`; None: in this process.
@@ -109,25 +113,24 @@ def study(
             anything runs; a store of another model, data or version; a damaged store. OSError: a full disk; what was
             finished is safe. A cell that fails is recorded with its error, and the rest goes on.
     """
-    given = dict(data=data, features=features, conditions=conditions, dtype=dtype)
-    what = subject(model, shape, **given)
-    what = subject(what, start=number("start", start, 0, 1), stop=number("stop", stop, 0, 1))
-    path, wrong = what.model.path, list[str]()
-    found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, path)) or []
+    ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
+    what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
+    wrong = list[str]()
+    found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
     chosen = _said(wrong, lambda: _metrics(metrics, what)) or []
-    wrong += what.lacks(chosen)
     exact = _said(wrong, lambda: _reference(reference, what))
-    blocks = range(whole("seeds", seeds)) if hasattr(seeds, "__index__") else [whole("seeds", s, 0) for s in seeds]
-    if not len(blocks):
-        wrong.append("seeds is empty: give one or more")
-    if {"data", "features"} & {need for m in chosen for need in m.needs}:
-        _said(wrong, lambda: what.block(whole("n", n, 2), 0))
+    blocks = _said(wrong, lambda: _blocks(seeds)) or []
+    n = _said(wrong, lambda: whole("n", n, 2)) or 2
+    wrong += what.lacks(chosen)
+    if any("data" in m.needs for m in chosen) and "data" in what.has():
+        _said(wrong, lambda: what.block(n, 0))
+    wrong += [f"no metric asked for applies to {spec.label}" for spec in found if chosen and not _apply(chosen, spec)]
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError("; ".join(dict.fromkeys(wrong)))
     assert exact is not None
-    identity = {**versions(), **what.identity(), "n": str(whole("n", n)), "reference": exact.label}
+    identity = {**versions(), **what.identity(), "n": str(n), "reference": exact.label}
     store = Store(_file(out, make=True), identity)
-    first, second = _jobs(what, identity, found, chosen, exact, list(dict.fromkeys(blocks)), n, nfe is not None)
+    first, second = _jobs(what, identity, found, chosen, exact, blocks, n)
     if not progress:
         fill(store, first, executor, _nobody)
         fill(store, second, executor, _nobody)
@@ -159,8 +162,14 @@ def versions() -> dict[str, str]:
 def _metrics(metrics: Iterable[str | Metric] | None, what: Subject) -> list[Metric]:
     if metrics is None:
         has = what.has()
-        named = ["trajectory", *(["kid"] if {"data", "features"} <= has else ["energy"] if "data" in has else [])]
-        metrics = [*named, *(["modes"] if "mixture" in has else []), *(["w2-exact"] if "gaussian" in has else [])]
+        defaults = {
+            "trajectory": "reference",
+            "sliced-w2": "data",
+            "kid": "features",
+            "modes": "mixture",
+            "w2-exact": "gaussian",
+        }
+        metrics = [name for name, need in defaults.items() if need in has and set(get_metric(name).needs) <= has]
     listed = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
     if not listed:
         raise ValueError("metrics is empty: give one or more")
@@ -192,41 +201,55 @@ def _loose(spec: Spec) -> Spec | None:
     return spec._replace(sampler=f"{name}({inside})")
 
 
+def _blocks(seeds: int | Sequence[int]) -> list[int]:
+    found = list(
+        range(whole("seeds", seeds)) if hasattr(seeds, "__index__") else dict.fromkeys(whole("seeds", s, 0) for s in seeds)
+    )
+    if not found:
+        raise ValueError("seeds is empty: give one or more")
+    return found
+
+
+def _apply(metrics: list[Metric], spec: Spec) -> list[Metric]:
+    """The metrics that this sampler can be measured by."""
+    sampler = spec.made()
+    noisy = isinstance(sampler, Sampler) and sampler.stochastic
+    rows = isinstance(sampler, Linear) or sampler == AUTO
+    can = {"deterministic": not noisy, "finest": noisy and bool(spec.budget), "rows": rows}
+    return [metric for metric in metrics if all(can.get(need, True) for need in metric.needs)]
+
+
 def _jobs(
-    what: Subject, identity: dict[str, str], found: list[Spec], metrics: list[Metric], exact: Spec, blocks: list[int],
-    n: int, by_nfe: bool,
-) -> tuple[list[Job], list[Job]]:  # fmt: skip
+    what: Subject, identity: dict[str, str], found: list[Spec], metrics: list[Metric], exact: Spec, blocks: list[int], n: int
+) -> tuple[list[Job], list[Job]]:
     """What the cells are compared to, and the cells, block by block."""
     who, ends = digest(*(f"{k}={v}" for k, v in sorted(identity.items()))), (what.start, what.stop)
-    contents = {spec: spec.content(what.model.path, *ends) for spec in [*found, exact]}
+    contents = functools.cache(lambda spec: spec.content(what.model.path, *ends))
 
     def job(kind: str, spec: Spec, seed: int, measured: Iterable[Metric], **more: Any) -> Job:
-        content = contents.get(spec) or spec.content(what.model.path, *ends)
-        return Job(digest(who, kind, content, str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
+        # The name is part of the key: one plan may have two, and each is a line of the table.
+        return Job(digest(who, kind, str(spec), contents(spec), str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
 
     on_data = [m for m in metrics if {"data", "features", "oracle", "mixture"} & set(m.needs)]
     to_ode = [m for m in metrics if "reference" in m.needs]
-    own = [m for m in metrics if "finest" in m.needs]
+    loose = _loose(exact)
     first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data else []
+    references, finest = dict[int, Job](), dict[tuple[Spec, int], Job]()
     if to_ode or on_data:
-        first += [job("reference", exact, seed, [*to_ode, *on_data], loose=_loose(exact)) for seed in blocks]
+        measured = [*(to_ode if loose else []), *on_data]
+        references = {seed: job("reference", exact, seed, measured, loose=loose) for seed in blocks}
     most = 4 * max(spec.asked for spec in found)
     second = []
     for seed in blocks:
         for spec in found:
-            sampler, others = spec.made(), dict[str, str]()
-            noisy = isinstance(sampler, Sampler) and sampler.stochastic
-            wanted = [m for m in metrics if not (noisy and "deterministic" in m.needs)]
-            if to_ode:
-                others["reference"] = job("reference", exact, seed, ()).key
-            if own and noisy and spec.budget:
-                finest = job("finest", (spec._replace(nfe=most) if by_nfe else spec._replace(steps=most)), seed, ())
-                first += [finest] if finest.key not in {j.key for j in first if j.kind == "finest"} else []
-                others["finest"] = finest.key
-            else:
-                wanted = [m for m in wanted if "finest" not in m.needs]
+            wanted, others = _apply(metrics, spec), dict[str, str]()
+            if any("reference" in m.needs for m in wanted):
+                others["reference"] = references[seed].key
+            if any("finest" in m.needs for m in wanted):
+                fine = spec._replace(nfe=most) if spec.nfe else spec._replace(steps=most)
+                others["finest"] = finest.setdefault((fine, seed), job("finest", fine, seed, ())).key
             second.append(job("cell", spec, seed, wanted, **others))
-    return first, second
+    return [*first, *references.values(), *finest.values()], second
 
 
 def _weight(job: Job) -> int:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import pickle
 import platform
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +20,10 @@ from scoreflow.noise import White
 from scoreflow.plan import Plan
 from scoreflow.solve import Solution, solve
 from scoreflow.step import Sampler
+from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, Scene
 from scoreflow.studies.spec import Spec
-from scoreflow.studies.store import Done, Store
+from scoreflow.studies.store import Done, Measured, Store
 from scoreflow.studies.subject import Subject
 
 
@@ -30,7 +33,7 @@ class Job(NamedTuple):
     Attributes:
         kind: "cell"; "reference", run again at `loose` for its own error; "finest", for strong errors; "floor", data.
         metrics: those to measure. kept: samples from before, if the cell is only to be measured.
-        reference, finest: keys of what it is compared to, put in by `fill`.
+        reference, finest: keys of what it is compared to; `others` are their samples, put in by `fill`.
     """
 
     key: str
@@ -47,12 +50,18 @@ class Job(NamedTuple):
     others: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
 
 
+@functools.cache
+def mark(metric: Metric) -> str:
+    """Its fingerprint: a metric whose code changed is measured again."""
+    return fingerprint(metric.measure)
+
+
 def work(job: Job) -> Done:
     """Run and measure; what goes wrong is recorded."""
     try:
         return _floor(job) if job.kind == "floor" else _run(job)
     except Exception as error:
-        return Done(None, 0.0, None, {}, error=f"{type(error).__name__}: {error}", machine=machine())
+        return Done(None, 0.0, None, (), error=_said(error), machine=machine())
 
 
 def machine() -> str:
@@ -62,34 +71,48 @@ def machine() -> str:
 
 def _floor(job: Job) -> Done:
     x = job.subject.block(job.n, job.seed)
-    scene = _scene(job, x)
-    return Done(None, 0.0, _array(x), {m.name: m(scene) for m in job.metrics}, "data", machine=machine())
+    return Done(None, 0.0, _array(x), _measured(job, _scene(job, x)), "data", machine=machine())
 
 
 def _run(job: Job) -> Done:
     subject, sampler = job.subject, job.spec.made()
     plan = job.spec.plan(subject.model.path, subject.start, subject.stop)
-    if not any(metric.samples for metric in job.metrics) and job.kind == "cell" and plan is not None:
-        scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
-        cites = sampler.cites if isinstance(sampler, Sampler) else ()
-        return Done(plan.nfe, 0.0, None, {m.name: m(scene) for m in job.metrics}, _said(plan), cites, machine=machine())
     if job.kept is not None:
-        scene = _scene(job, torch.from_numpy(job.kept).to(subject.precision), plan=plan)
-        return Done(None, 0.0, None, {m.name: m(scene) for m in job.metrics}, machine=machine())
+        x = torch.from_numpy(job.kept).to(subject.model.device, subject.precision)
+        return Done(None, 0.0, None, _measured(job, _scene(job, x, plan=plan)), machine=machine())
+    if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
+        cites = sampler.cites if isinstance(sampler, Sampler) else ()
+        scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
+        return Done(plan.nfe, 0.0, None, _measured(job, scene), _head(plan), cites, machine=machine())
     sol, seconds = _solve(job, job.spec)
-    evaluation = _evaluation(subject, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
-    scene = _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation)
-    figures = {}
-    for metric in job.metrics:
-        if job.kind == "reference" and "deterministic" in metric.needs:
-            if job.loose is None:
-                continue
-            figures[metric.name] = metric(scene._replace(x=_solve(job, job.loose)[0].x, reference=sol.x))
-        else:
-            figures[metric.name] = metric(scene)
+    evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
+    measured = _measured(job, _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
     counted = float(np.mean(sol.nfe_per_sample))
-    said = _said(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
-    return Done(counted, seconds, _array(sol.x), figures, said, sol.sampler.cites, machine=machine())
+    ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
+    return Done(counted, seconds, _array(sol.x), measured, ran, sol.sampler.cites, machine=machine())
+
+
+def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
+    """What each metric gives; one that fails takes no other with it."""
+    found = []
+    for metric in job.metrics:
+        try:
+            if job.kind == "reference" and "deterministic" in metric.needs:
+                assert job.loose is not None
+                figures = metric(scene._replace(x=_solve(job, job.loose)[0].x, reference=scene.x))
+            else:
+                for other in {"reference", "finest"} & set(metric.needs):
+                    if getattr(scene, other) is None:
+                        raise ValueError(f"the {other} run that it is compared to has failed")
+                figures = metric(scene)
+            found.append(Measured(metric.name, mark(metric), figures))
+        except Exception as error:
+            found.append(Measured(metric.name, mark(metric), {}, f"metric {metric.name!r}: {_said(error)}"))
+    return tuple(found)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
@@ -97,7 +120,7 @@ def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     subject, sampler = job.subject, spec.made()
     like = torch.empty(job.n, *subject.shape, dtype=subject.precision, device=subject.model.device)
     x_T = White(job.seed).draws("prior")(like) * subject.model.path.prior_std(subject.start)
-    keywords: dict[str, Any] = {**spec.budget, **subject.conditions}
+    keywords: dict[str, Any] = {**spec.budget, **subject.conditioned(job.n, job.seed)}
     if isinstance(sampler, Sampler) and sampler.stochastic:
         keywords["noise"] = "brownian"
     begun = time.perf_counter()
@@ -107,13 +130,15 @@ def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     return sol, time.perf_counter() - begun
 
 
-def _evaluation(subject: Subject, x: Tensor) -> float:
+def _evaluation(job: Job, x: Tensor) -> float:
     """Seconds of one evaluation of the batch: the least of three."""
-    spent = []
+    subject, spent = job.subject, []
     with torch.no_grad():
         for _ in range(3):
             begun = time.perf_counter()
-            subject.model(x, (subject.start + subject.stop) / 2, subject.model.prediction, **subject.conditions)
+            subject.model(
+                x, (subject.start + subject.stop) / 2, subject.model.prediction, **subject.conditioned(job.n, job.seed)
+            )
             spent.append(time.perf_counter() - begun)
     return min(spent)
 
@@ -134,7 +159,7 @@ def _array(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype.itemsize < 4 else x).numpy()
 
 
-def _said(plan: Plan) -> str:
+def _head(plan: Plan) -> str:
     return str(plan).partition("\n")[0]
 
 
@@ -152,15 +177,22 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
     """Run what the store has not, and write each cell as it is done; `tell` hears of each, None if it was there.
 
     Cells that another process is at are waited for.
+
+    Raises:
+        ValueError: the model cannot be sent to the executor's processes. RuntimeError: one of them died.
     """
     waiting, running, passed = deque(jobs), dict[Future[Done], Job](), 0
-    width, pool = (1, Here()) if executor is None else (2 * (os.cpu_count() or 1), executor)
+    pool = executor or Here()
+    # Enough to keep it busy, and no more: what is handed out is claimed, and others may share the file.
+    width = 1 if executor is None else 2 * getattr(executor, "_max_workers", 64)
+    if waiting and isinstance(executor, ProcessPoolExecutor):
+        _check_sent(waiting[0])
     try:
         while waiting or running:
             while waiting and len(running) < width and passed < len(waiting):
                 job = waiting.popleft()
                 have = store.measured(job.key)
-                missing = tuple(m for m in job.metrics if have is None or m.name not in have)
+                missing = tuple(m for m in job.metrics if have is None or (m.name, mark(m)) not in have)
                 if have is not None and not missing:
                     tell(job, None)
                 elif store.claim(job.key):
@@ -172,16 +204,47 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
                     passed += 1
                     continue
                 passed = 0
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job, done = running.pop(future), future.result()
+            for future in _finished(running):
+                job, done = running.pop(future), _result(future)
                 store.put(job.key, job.kind, job.spec, job.seed, done)
                 tell(job, done)
-            if waiting and not running:
-                time.sleep(0.02 if passed else 0)
+            if passed and not running:
+                time.sleep(0.1)
             passed = 0
     finally:
         for future in running:
             future.cancel()
+
+
+def _finished(running: Mapping[Future[Done], Job]) -> Iterable[Future[Done]]:
+    """Those that are done, once any is. What is no `Future`, such as submitit's jobs, is asked now and then."""
+    if all(isinstance(future, Future) for future in running):
+        return wait(running, return_when=FIRST_COMPLETED).done
+    while not (done := [future for future in running if future.done()]):
+        time.sleep(0.1)
+    return done
+
+
+def _result(future: Future[Done]) -> Done:
+    try:
+        return future.result()
+    except BrokenExecutor as error:
+        raise RuntimeError(
+            "a worker process died, perhaps for want of memory; finished cells are safe, and the same call goes on from there"
+        ) from error
+    except Exception as error:  # the executor's own: a cell's are in what it returns
+        return Done(None, 0.0, None, (), error=_said(error), machine=machine())
+
+
+def _check_sent(job: Job) -> None:
+    """Raise ValueError unless a process pool can send the job to another process."""
+    try:
+        pickle.dumps(job)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise ValueError(
+            f"executor: the model cannot be sent to another process ({error}): define its network, features and metrics at "
+            "the top of a module, or run without executor"
+        ) from error
 
 
 def _samples(store: Store, key: str | None) -> np.ndarray | None:

@@ -1,0 +1,126 @@
+"""What a study's figures say, in plain words computed from them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scoreflow.studies.stats import interval, unpaired
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from scoreflow.studies.results import Results
+
+PAIRS = 15
+"""The most pairs of samplers that are gone through one by one."""
+
+
+def findings(results: Results, figure: str) -> list[str]:
+    """The best at each budget, the floor and who reaches it, model error, orders, which differences are significant."""
+    said = [*_best(results, figure), *_floor(results, figure)]
+    for label in results.labels:
+        if results.to_reference(figure) and (fit := results.order(label, figure)) is not None:
+            said.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
+    said += _differences(results, figure)
+    if results.failures:
+        said.append(f"{len(results.failures)} runs or metrics failed; the figures are without them.")
+    return said
+
+
+def _best(results: Results, figure: str) -> list[str]:
+    said, last = [], None
+    for budget in sorted({spec.asked for spec in results.specs} - {0}):
+        try:
+            best = results.best(budget, figure)
+        except ValueError:  # no cell has so few
+            continue
+        if (best.sampler, best.nfe) != last:
+            at = "" if best.nfe == budget else f" at {best.nfe:g}"
+            said.append(f"Best within {budget} evaluations: {best.sampler}{at}, {best.value}.")
+        last = best.sampler, best.nfe
+    front = results.pareto(figure)
+    if len(front) > 1:
+        points = ", ".join(f"{line.sampler} at {line.nfe:g}" for line in front.itertuples())
+        said.append(f"Pareto front, from few evaluations to many: {points}.")
+    return said
+
+
+def _floor(results: Results, figure: str) -> list[str]:
+    floor = results.floor(figure)
+    if floor is None:
+        return []
+    own = results.to_reference(figure)
+    what = "the reference's own error" if own else "data against data"
+    said = [f"The floor, {what}, is {floor}."]
+    labels = [label for label in results.labels if any(s.label == label and results.blocks(s, figure) for s in results.specs)]
+    reached = {label: results.floor_from(label, figure) for label in labels}
+    at = [f"{label} from {k:g} evaluations" for label, k in reached.items() if k is not None]
+    never = [label for label, k in reached.items() if k is None]
+    if at:
+        said.append(f"Not told apart from the floor: {'; '.join(at)}. {_resolution(results, figure)}")
+    if never:
+        said.append(f"Told apart from the floor at the largest budget: {', '.join(never)}.")
+    exact = [] if own else results.values("reference", figure)
+    if exact:
+        off, mean = unpaired(exact, results.beside(figure)), interval(exact)
+        if off.significant:
+            side = "above" if off.value > 0 else "below"
+            said.append(
+                f"The converged reference, {mean}, is {abs(off.value):.3g} {side} the floor (p = {off.p:.2g}): an error of "
+                "the model or of its prior, that no solver of the ODE removes."
+            )
+        else:
+            said.append(f"The converged reference, {mean}, is not told apart from the floor: no model error is seen.")
+    return said
+
+
+def _resolution(results: Results, figure: str) -> str:
+    """How small a difference from the floor the blocks can show."""
+    cells = (list(results.blocks(spec, figure).values()) for spec in results.specs)
+    tests = [unpaired(values, results.beside(figure)) for values in cells if len(values) > 1]
+    half = [(test.high - test.low) / 2 for test in tests if math.isfinite(test.high - test.low)]
+    return f"With these blocks a difference under about {np.median(half):.2g} is not seen." if half else ""
+
+
+def _differences(results: Results, figure: str) -> list[str]:
+    """Who is better than whom, and where the blocks cannot tell."""
+    table = results.differences(figure)
+    if not len(table):
+        return []
+    unit = "steps" if any(spec.steps for spec in results.specs) else "evaluations"
+    pairs = list(dict.fromkeys(zip(table["a"], table["b"], strict=True)))
+    if len(pairs) > PAIRS:
+        return [_at_budget(part, budget, unit) for budget, part in table.groupby("budget")]
+    said = []
+    for a, b in pairs:
+        part = table[(table["a"] == a) & (table["b"] == b)]
+        told = part[part["significant"]]
+        words = []
+        for one, other in ((a, b), (b, a)):
+            if len(wins := told[told["better"] == one]):
+                words.append(f"{one} is better than {other} at {_listed(wins['budget'])} {unit}")
+        if len(same := part[~part["significant"]]):
+            who = "" if words else f"{a} and {b} are "
+            words.append(f"{who}not told apart at {_listed(same['budget'])} {unit}")
+        said.append("; ".join(words) + ".")
+    return said
+
+
+def _at_budget(part: pd.DataFrame, budget: int, unit: str) -> str:
+    """The shorter of two lists: the pairs that differ, or those that are not told apart."""
+    apart, same = (
+        [f"{line.a} and {line.b}" for line in part.itertuples() if line.significant == which] for which in (True, False)
+    )
+    if not same:
+        return f"At {budget} {unit}, every difference between two samplers is significant."
+    if not apart:
+        return f"At {budget} {unit}, no difference between two samplers is significant."
+    few, which = (apart, "only these differ") if len(apart) < len(same) else (same, "not told apart")
+    return f"At {budget} {unit}, {which}: {'; '.join(few)}."
+
+
+def _listed(budgets: pd.Series) -> str:
+    return ", ".join(f"{budget:g}" for budget in budgets)

@@ -1,0 +1,131 @@
+"""What a model or a function computes, as a hash: the same in every process, another when a weight or a line of code changes.
+
+A stored figure is found by it. Code counts by its instructions and constants, so comments and names of files do not.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import pickle
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scoreflow.model import ScoreModel
+from scoreflow.path import GaussianPath
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
+"""What its text says all of."""
+COUNTERS = ("nfe", "_labels")
+"""What changes when a model runs."""
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short hash of texts."""
+    h = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        h.update(len(data).to_bytes(8, "big") + data)
+    return h.hexdigest()[:24]
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of what a value holds or does: tensors by their entries, modules by class, settings, weights and `forward`,
+    functions by code, defaults and what they refer to, other objects by their attributes.
+
+    What is none of these counts by its pickle; what has no pickle by its class alone.
+    """
+    return digest(*_parts(value, {}))
+
+
+def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    if isinstance(value, PLAIN):
+        yield f"{type(value).__name__} {value!r}"
+        return
+    if isinstance(value, Tensor):
+        host = value.detach().to("cpu").contiguous()
+        yield from (f"tensor {host.dtype} {tuple(host.shape)}", host.flatten().view(torch.uint8).numpy().tobytes())
+        return
+    if isinstance(value, np.ndarray):
+        yield from (f"array {value.dtype} {value.shape}", np.ascontiguousarray(value).tobytes())
+        return
+    if id(value) in seen:
+        yield "again"
+        return
+    seen[id(value)] = value  # kept, so that no other takes its id
+    if isinstance(value, Mapping):
+        yield f"mapping {len(value)}"
+        for name in sorted(value, key=repr):
+            yield repr(name)
+            yield from _parts(value[name], seen)
+    elif isinstance(value, list | tuple):
+        yield f"sequence {len(value)}"
+        for one in value:
+            yield from _parts(one, seen)
+    elif isinstance(value, types.FunctionType):
+        yield from _function(value, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _parts(value.__func__, seen)
+        yield from _parts(value.__self__, seen)
+    elif isinstance(value, functools.partial):
+        yield from _parts([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
+        yield f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
+    else:
+        yield from _object(value, seen)
+
+
+def _function(value: types.FunctionType, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    yield from _code(value.__code__)
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    yield from _parts([value.__defaults__, value.__kwdefaults__, cells], seen)
+    for name in sorted(_names(value.__code__) & set(value.__globals__)):
+        used = value.__globals__[name]
+        near = isinstance(used, types.FunctionType) and used.__module__ == value.__module__
+        if near or isinstance(used, (*PLAIN, Tensor, np.ndarray, nn.Module, ScoreModel)):
+            yield name
+            yield from _parts(used, seen)
+
+
+def _code(code: types.CodeType) -> Iterator[str | bytes]:
+    yield from (code.co_code, " ".join(code.co_names))
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _code(constant)
+        else:
+            yield repr(sorted(constant, key=repr) if isinstance(constant, frozenset) else constant)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _object(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    kind = type(value)
+    yield f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, nn.Module):
+        if not kind.__module__.startswith("torch."):
+            yield from _parts(kind.forward, seen)
+        own = {name: attribute for name, attribute in vars(value).items() if not name.startswith("_")}
+        yield from _parts(own, seen)
+        for name, tensor in [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]:
+            yield name
+            yield from _parts(tensor, seen)
+        for name, child in value.named_children():
+            yield name
+            yield from _parts(child, seen)
+    elif hasattr(value, "__dict__"):
+        if isinstance(call := getattr(kind, "__call__", None), types.FunctionType):  # noqa: B004
+            yield from _parts(call, seen)
+        yield from _parts({name: v for name, v in vars(value).items() if name not in COUNTERS}, seen)
+    else:
+        try:
+            yield pickle.dumps(value)
+        except (TypeError, AttributeError, pickle.PicklingError):
+            return

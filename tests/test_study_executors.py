@@ -1,0 +1,107 @@
+"""Cells run anywhere: in this process, in a pool, on Dask, as submitit's jobs; the tables are the same."""
+
+import multiprocessing
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+
+import pandas as pd
+import pytest
+import sweeps
+import torch
+
+import scoreflow as sf
+from scoreflow.studies.metrics import Metric
+
+SMALL = {"samplers": ["ddpm", "ddim@logsnr"], "nfe": [4, 6], "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def here():
+    return sweeps.run(None, **SMALL)
+
+
+def same(study, other):
+    pd.testing.assert_frame_equal(study.cells, other.cells, check_exact=True)
+    pd.testing.assert_frame_equal(study.frame, other.frame, check_exact=True)
+
+
+def test_dask(here):
+    """A LocalCluster of two workers, each a process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Dask's own: ports, deprecations
+        from dask.distributed import Client, LocalCluster
+
+        with (
+            LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, worker_dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            client.wait_for_workers(2)
+            same(sweeps.run(None, **SMALL, executor=client.get_executor()), here)
+
+
+def test_process_pool(here):
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        same(sweeps.run(None, **SMALL, executor=pool), here)
+
+
+def test_threads(here):
+    with ThreadPoolExecutor(2) as pool:
+        same(sweeps.run(None, **SMALL, executor=pool), here)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves its logs open
+def test_submitit(here, tmp_path):
+    """Its jobs are no `Future`, and come with result(), done() and cancel() only."""
+    import submitit
+
+    same(sweeps.run(None, **SMALL, executor=submitit.DebugExecutor(folder=tmp_path)), here)
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------------
+
+
+def dies(scene):
+    """Takes its process with it."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(1)
+    return 0.0
+
+
+def test_a_worker_that_dies(tmp_path):
+    """Said in one sentence; what was finished before is kept, and the same call goes on."""
+    keywords = {"samplers": ["ddim"], "nfe": [4], "seeds": 2, "out": tmp_path}
+    sweeps.run(**keywords, metrics=["trajectory"])
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        with pytest.raises(RuntimeError, match=r"a worker process died.*finished cells are safe.*goes on from there"):
+            sweeps.run(**keywords, metrics=["trajectory", Metric("dies", "lower", (), dies)], executor=pool)
+    study = sf.Study.open(tmp_path)
+    assert set(study.figures) == {"trajectory/median", "trajectory/q90", "trajectory/rms"} and not study.failures
+    assert "dies" in sweeps.run(**keywords, metrics=[Metric("dies", "lower", (), dies)]).figures
+
+
+def test_a_model_that_cannot_be_sent():
+    """A pool of processes pickles; said before anything runs, with what to do."""
+    model = sf.ScoreModel(lambda x, t: torch.zeros_like(x), sf.VPSDE(), prediction="x0")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        with pytest.raises(ValueError, match=r"cannot be sent to another process .*top of a module"):
+            sf.study(model, ["ddim"], nfe=[4], metrics=["trajectory"], shape=(2,), n=4, seeds=1, executor=pool)
+
+
+def test_an_executor_that_fails():
+    """An error of the executor's own is the cell's: recorded, and the rest goes on."""
+
+    class Half(ThreadPoolExecutor):
+        handed = 0
+
+        def submit(self, fn, /, *args, **kwargs):
+            self.handed += 1
+            if self.handed == 34 + 3:  # after 32 floors and the two references
+                return super().submit(lambda: 1 / 0)
+            return super().submit(fn, *args, **kwargs)
+
+    with Half(1) as pool:
+        study = sweeps.run(None, samplers=["ddim"], nfe=[4, 5], seeds=2, executor=pool)
+    (failure,) = study.failures
+    assert failure.error == "ZeroDivisionError: division by zero" and failure.kind == "cell"
+    assert sorted(study.frame["blocks"].unique()) == [1, 2]
