@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,7 @@ import torch
 import typer
 
 from scoreflow import studies
+from scoreflow.check import whole
 from scoreflow.cite import cite as bibtex
 from scoreflow.noise import White
 from scoreflow.sde import PATHS
@@ -129,26 +133,43 @@ def study(
     workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run samplers at budgets from the same seeds, measure, and write a report."""
+    """Run samplers at budgets from the same seeds, measure, and write a report.
+
+    The exit code is 0; 1 if a cell failed; 130 if it was stopped: then the same command goes on from there.
+    """
     budgets = {name: _numbers(name, text) for name, text in (("nfe", nfe), ("steps", steps)) if text is not None}
     chosen = None if metrics is None else split(metrics)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers else None
     try:
-        done = studies.study(
-            model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"), grids=split(grids) if grids else None,
-            metrics=chosen, n=n, seeds=seeds, reference=reference, features=features, out=out, executor=pool,
-            progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        with _pool(workers) as pool:
+            done = studies.study(
+                model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
+                grids=split(grids) if grids else None, metrics=chosen, n=n, seeds=seeds, reference=reference,
+                features=features, out=out, executor=pool, progress=sys.stderr.isatty(),
+            )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)
-        if pool:
-            pool.shutdown(wait=False, cancel_futures=True)
         raise typer.Exit(130) from None
     _tell(done, out, out / "report.html", as_json)
-    if pool:
-        pool.shutdown()
     if done.failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that leave Ctrl-C to this one, and end with it."""
+    if not whole("workers", workers, 0):
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool
+    except BaseException:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @app.command()
@@ -180,7 +201,9 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
         return
     for figure, said in findings.items():
         typer.echo(f"{figure}\n" + "\n".join(f"  {line}" for line in said))
-    typer.echo(f"{len(done.specs)} cells of {len(done.seeds)} blocks, {len(done.failures)} failed. Report: {file}")
+    for failure in done.failures:
+        typer.echo(f"failed: {failure}", err=True)
+    typer.echo(f"{len(done.specs)} cells of {len(done.seeds)} blocks, {len(done.failures)} failures. Report: {file}")
 
 
 def _numbers(name: str, text: str) -> list[int]:
