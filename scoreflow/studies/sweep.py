@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,6 @@ def study(
 
 def versions() -> dict[str, str]:
     """Of what figures depend on."""
-    from importlib.metadata import version
-
     return {"scoreflow": version("scoreflow"), "torch": torch.__version__}
 
 
