@@ -5,13 +5,21 @@ BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check clean
+.PHONY: demo test check browser clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The report of a study is tested in Chromium, where there is one. CI installs it.
+ifdef CI
+test: browser
+endif
+
+browser:
+	command -v chromium || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium)
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -233,6 +233,16 @@ def test_a_store_of_something_else(tmp_path):
     assert len(sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1).specs) == 1
 
 
+def test_a_store_of_an_earlier_format(tmp_path):
+    """It is not read wrongly."""
+    sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1)
+    store = Store(tmp_path / "study.sqlite")
+    store._db.execute("UPDATE meta SET value = '1' WHERE name = 'format'")
+    store.close()
+    with pytest.raises(ValueError, match=r"has format 1, this version reads \d; it was not touched"):
+        sf.Study.open(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["text", "cut", "overwritten", "another"])
 def test_a_damaged_store(damage, tmp_path):
     """A clear error, and not a byte of the file changes."""

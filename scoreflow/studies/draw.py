@@ -1,83 +1,210 @@
-"""Curves of a study with matplotlib: quality against evaluations, with intervals, floor and reference."""
+"""Curves of a study: how a sampler looks in every chart, what is drawn, and the charts of matplotlib."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scoreflow.studies.metrics import METRICS
+from scoreflow.studies.metrics import METRICS, Metric
 from scoreflow.studies.results import Results
 from scoreflow.studies.stats import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's colours, told apart by colour-blind people; markers tell lines apart in print.
+# Okabe and Ito's colours, told apart by colour-blind people; markers and dashes tell lines apart in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
+GREY = "#666666"
+WORDS = {"lower": "lower is better", "higher": "higher is better", "either": "data's own is best"}
 
 
-def look(i: int) -> tuple[str, str, str]:
-    """Colour, marker and line of the i-th sampler; no two of the first 32 are the same."""
-    return COLOURS[i % 8], MARKERS[i % 8], LINES[i // 8 % 4]
+class Look(NamedTuple):
+    """Of a line, by index into `COLOURS`, `MARKERS` and `LINES`."""
+
+    colour: int
+    marker: int
+    line: int
+
+
+class Level(NamedTuple):
+    """A line across: what it is called, its value, the lower end of its band as drawn, and whether it is the floor."""
+
+    name: str
+    mean: Interval
+    low: float
+    floor: bool
+
+    @property
+    def banded(self) -> bool:
+        """Whether its interval is shaded: the floor's, if it has one."""
+        return self.floor and math.isfinite(self.low)
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """How each sampler looks, in every chart of the study; no two of the first 32 look the same."""
+    return {label: Look(i % 8, i % 8, (i + i // 8) % 4) for i, label in enumerate(results.labels)}
+
+
+# -- what is drawn --------------------------------------------------------------------------------------------------------
+
+
+def group(results: Results, figure: str) -> tuple[str, Metric | None]:
+    """The name of the metric that a figure is of, and the metric if it is registered here.
+
+    The store knows the name: one with a slash in it cannot be told from `name/part`.
+    """
+    name = results.store.rows("SELECT metric FROM value WHERE figure = ? LIMIT 1", figure)[0]["metric"]
+    return name, METRICS.get(name)
+
+
+def arrow(results: Results, figure: str) -> str:
+    """Which way is good, in words."""
+    known = group(results, figure)[1]
+    return WORDS[known.better if known else "lower"]
 
 
 def logarithmic(results: Results, figure: str) -> bool:
-    """Whether its axis is logarithmic."""
-    known = METRICS.get(figure.partition("/")[0])
-    values = results.frame.loc[results.frame["figure"] == figure, "value"]
-    return bool((known is None or known.positive) and (values > 0).all())
+    """Whether its axis is logarithmic: a positive metric, and every value above 0."""
+    known = group(results, figure)[1]
+    values = results.frame.loc[results.frame["figure"] == figure, "value"].to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    return (known is None or known.positive) and len(values) > 0 and bool((values > 0).all())
 
 
 def lines(results: Results, figure: str) -> dict[str, pd.DataFrame]:
-    """The frame of each sampler, by rising evaluations; intervals below 0 are cut where the axis is logarithmic."""
-    frame = results.frame[results.frame["figure"] == figure].sort_values("nfe").copy()
-    if logarithmic(results, figure):
-        frame["low"] = frame["low"].where(~(frame["low"] <= 0), frame["value"] / 10)
+    """The frame of each sampler that has the figure, by rising evaluations."""
+    frame = results.frame[results.frame["figure"] == figure].sort_values("nfe")
     return {label: part for label in results.labels if len(part := frame[frame["sampler"] == label])}
 
 
-def across(results: Results, figure: str) -> dict[str, Interval]:
-    """The floor and the reference as lines across; not those so far below on a logarithmic axis that they would rule it."""
-    least = min((float(part["value"].min()) for part in lines(results, figure).values()), default=0.0)
-    beside = {"floor": results.floor(figure), "reference": results.reference(figure)}
-    if results.to_reference(figure):
-        beside.pop("reference")
-    seen = {name: mean for name, mean in beside.items() if mean is not None and math.isfinite(mean.value)}
-    return {name: mean for name, mean in seen.items() if not logarithmic(results, figure) or mean.value > least / 100}
+def ends(part: pd.DataFrame, log: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and the ends of their intervals as drawn; what is not finite is NaN.
+
+    On a logarithmic axis no lower end is under a tenth of the value, or an interval that reaches 0 would rule the axis.
+    """
+    value, low, high = (part[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+    value, low, high = (np.where(np.isfinite(v), v, np.nan) for v in (value, low, high))
+    return value, np.maximum(low, value / 10) if log else low, high
 
 
-def arrow(figure: str) -> str:
-    """Which way is good, in words."""
-    known = METRICS.get(figure.partition("/")[0])
-    return {"lower": "lower is better", "higher": "higher is better", "either": "data's own is best"}[
-        known.better if known else "lower"
-    ]
+def across(results: Results, figure: str) -> list[Level]:
+    """The floor and the converged reference; not those so far below on a logarithmic axis that they would rule it. A distance
+    to the reference has no line for it: its floor is the reference's own error.
+    """
+    own = results.to_reference(figure)
+    floor = f"floor: {'own error of the reference' if own else 'data against data'}"
+    found = [(floor, results.floor(figure), True)]
+    if not own:
+        found.append(("converged reference", results.reference(figure), False))
+    seen = [Level(name, mean, mean.low, floor) for name, mean, floor in found if mean is not None and math.isfinite(mean.value)]
+    if not logarithmic(results, figure):
+        return seen
+    least = np.nanmin(np.concatenate([ends(part, True)[0] for part in lines(results, figure).values()]))
+    return [level._replace(low=max(level.low, level.mean.value / 10)) for level in seen if level.mean.value > least / 100]
+
+
+def extent(results: Results, figure: str) -> tuple[float, float]:
+    """The least and the largest that is drawn."""
+    log = logarithmic(results, figure)
+    drawn = [np.concatenate(ends(part, log)) for part in lines(results, figure).values()]
+    drawn += [np.array([level.low, level.mean.value, level.mean.high]) for level in across(results, figure)]
+    every = np.concatenate(drawn or [np.ones(1)])
+    every = every[np.isfinite(every)]
+    return (float(every.min()), float(every.max())) if len(every) else (1.0, 1.0)
+
+
+def span(results: Results) -> tuple[float, float]:
+    """The ends of the axis of evaluations, the same in every chart."""
+    nfe = results.specs.values()
+    return min(nfe, default=1.0) / 1.15, max(nfe, default=1.0) * 1.15
+
+
+def budgets(results: Results) -> list[int]:
+    """The ticks of that axis: the budgets, or where steps were asked for, the evaluations they took. Those too near to the
+    one before to be read are left out.
+    """
+    low, high = span(results)
+    asked = {spec.nfe for spec in results.specs if spec.nfe is not None}
+    kept: list[int] = []
+    for n in sorted(asked or {round(nfe) for nfe in results.specs.values()}):
+        if low <= n <= high and (not kept or math.log(n / kept[-1]) >= math.log(high / low) / 14):
+            kept.append(n)
+    return kept
+
+
+def spacing(low: float, high: float) -> int | str:
+    """The ticks of a logarithmic axis, in Plotly's words: k every k-th power of ten, "D2" 1, 2 and 5 of each power, "Lx" the
+    multiples of x.
+    """
+    powers = math.floor(math.log10(high)) - math.ceil(math.log10(low)) + 1
+    if powers >= 4:
+        return -(-powers // 8)
+    first = math.floor(math.log10(low))
+    if sum(low <= digit * 10.0**k <= high for k in range(first, first + powers + 3) for digit in (1, 2, 5)) >= 3:
+        return "D2"
+    rough = max(high - low, 0.1 * low) / 6
+    power = 10.0 ** math.floor(math.log10(rough))
+    return f"L{power * next(digit for digit in (1, 2, 5, 10) if digit * power >= rough):.6g}"
+
+
+# -- matplotlib -----------------------------------------------------------------------------------------------------------
 
 
 def plot(results: Results, figure: str, ax: Any = None) -> Any:
-    """Draw; returns the axes."""
+    """Draw; returns the axes. The legend stands at their right, so axes of your own want `layout="constrained"`."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
-    ax = ax or plt.subplots(figsize=(7, 4.5), layout="constrained")[1]
-    for i, (label, part) in enumerate(lines(results, figure).items()):
-        colour, marker, line = look(i)
-        off = np.abs(part[["low", "high"]].to_numpy().T - part["value"].to_numpy())
-        bars = None if np.isnan(off).all() else np.nan_to_num(off)
-        ax.errorbar(
-            part["nfe"], part["value"], yerr=bars, label=label, color=colour, marker=marker, linestyle=line, capsize=2, ms=4
+    ax = ax or plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    log, look = logarithmic(results, figure), looks(results)
+    handles = []
+    for label, part in lines(results, figure).items():
+        (value, low, high), (colour, marker, line) = ends(part, log), look[label]
+        drawn = ax.errorbar(
+            part["nfe"], value, yerr=np.stack([value - low, high - value]), label=_text(label), color=COLOURS[colour],
+            marker=MARKERS[marker], linestyle=LINES[line], capsize=2.5, markersize=5, linewidth=1.3, elinewidth=0.9,
+        )  # fmt: skip
+        handles.append(drawn)
+    for level in across(results, figure):
+        dash = (0, (1, 1)) if level.floor else (0, (8, 2))
+        handles.append(
+            ax.axhline(level.mean.value, color=GREY, linestyle=dash, linewidth=1.2, zorder=0, label=_text(level.name))
         )
-    for name, mean in across(results, figure).items():
-        ax.axhline(mean.value, color="0.4", linestyle=":" if name == "floor" else "--", linewidth=1, label=name, zorder=0)
-        if math.isfinite(mean.low) and name == "floor":
-            ax.axhspan(mean.low, mean.high, color="0.5", alpha=0.15, linewidth=0)
+        if level.banded:
+            ax.axhspan(level.low, level.mean.high, color=GREY, alpha=0.2, linewidth=0, zorder=0)
+    at = budgets(results)
     ax.set_xscale("log")
-    if logarithmic(results, figure):
+    ax.set_xlim(*span(results))
+    ax.set_xticks(at, [f"{n}" for n in at])
+    ax.xaxis.set_minor_locator(NullLocator())
+    if log:
         ax.set_yscale("log")
-    ax.set(xlabel="network evaluations", ylabel=f"{figure} ({arrow(figure)})")
+        ax.yaxis.set_major_locator(_locator(spacing(*extent(results, figure))))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}"))
+    ax.set(xlabel="network evaluations", ylabel=_text(f"{figure} ({arrow(results, figure)})"))
     ax.grid(True, which="major", color="0.9", linewidth=0.6)
-    ax.legend(fontsize="small", frameon=False)
+    ax.set_axisbelow(True)
+    ax.legend(
+        handles=handles, fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0,
+        handlelength=3.2,
+    )  # fmt: skip
     return ax
+
+
+def _locator(ticks: int | str) -> Any:
+    """`spacing` in matplotlib's words."""
+    from matplotlib.ticker import LogLocator, MultipleLocator
+
+    if isinstance(ticks, int):
+        return LogLocator(10.0**ticks, numticks=30)
+    return LogLocator(subs=(1, 2, 5), numticks=30) if ticks == "D2" else MultipleLocator(float(ticks[1:]))
+
+
+def _text(label: str) -> str:
+    """What is between two dollars is a formula to matplotlib; names are none."""
+    return label.replace("$", r"\$")

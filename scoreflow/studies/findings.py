@@ -39,13 +39,11 @@ def _best(results: Results, figure: str) -> list[str]:
             continue
         if (best.sampler, best.nfe) != last:
             at = "" if best.nfe == budget else f" at {best.nfe:g}"
-            said.append(f"Best within {budget} evaluations: {best.sampler}{at}, {best.value}.")
+            said.append(f"{budget} evaluations {best.sampler}{at}, {best.value}")
         last = best.sampler, best.nfe
     front = results.pareto(figure)
-    if len(front) > 1:
-        points = ", ".join(f"{line.sampler} at {line.nfe:g}" for line in front.itertuples())
-        said.append(f"Pareto front, from few evaluations to many: {points}.")
-    return said
+    points = ", ".join(f"{line.sampler} at {line.nfe:g}" for line in front.itertuples())
+    return [f"Best within {'; within '.join(said)}."] * bool(said) + [f"Pareto front: {points}."] * (len(front) > 1)
 
 
 def _floor(results: Results, figure: str) -> list[str]:

@@ -1,26 +1,30 @@
-"""A study as one HTML file that needs no network: curves, a table that sorts, samples, findings, what was run, citations."""
+"""A study as one HTML file that needs no network: findings, curves, samples, a table that sorts, what was run, citations."""
 
 from __future__ import annotations
 
 import base64
+import html
 import io
-import json
 import math
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scoreflow.studies.draw import COLOURS, across, arrow, lines, logarithmic
-from scoreflow.studies.metrics import METRICS
+from scoreflow.studies import draw
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec
+from scoreflow.studies.stats import Interval
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 DASHES = ("solid", "dash", "dashdot", "dot")
 SHOWN = 8
-"""Samples shown of each cell."""
+"""Samples shown of each cell, of images no more than fit in `WIDE` pixels."""
+WIDE = 320
+HEADLINES = 2
+"""How many findings on the leading figure of a metric stand in the summary: the first ones."""
 
 
 def write(results: Results, file: Path, figures: list[str]) -> Path:
@@ -28,137 +32,248 @@ def write(results: Results, file: Path, figures: list[str]) -> Path:
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        files("scoreflow.studies").joinpath("report.html").read_text(encoding="utf-8")
-    )
-    page = template.render(
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    env.filters["number"] = number
+    page = env.from_string(files("scoreflow.studies").joinpath("report.html").read_text(encoding="utf-8")).render(
         plotly=get_plotlyjs(),
-        figures=[
-            dict(
-                name=figure, id=f"curve-{i}", meaning=_meaning(figure), arrow=arrow(figure),
-                chart=json.dumps(chart(results, figure)).replace("</", "<\\/"), findings=results.findings(figure),
-            )
-            for i, figure in enumerate(figures)
-        ],
+        metrics=metrics(results, figures),
+        headlines=HEADLINES,
         rows=results.frame[results.frame["figure"].isin(figures)].to_dict("records"),
         strips=strips(results),
-        budgets=sorted({spec.asked for spec in results.specs}),
-        failures=results.failures,
-        plans=_plans(results),
+        columns=_columns(results),
+        budgets=_budgets(results),
+        failures=failures(results),
+        plans=plans(results),
         identity=results.store.identity,
-        machines=sorted({cell["machine"] for cell in results._cells if cell["machine"]}),
+        machines=sorted({cell["machine"] for cell in results.runs if cell["machine"]}),
+        labels=results.labels,
         seeds=results.seeds,
         citations=results.citations,
-        number=_number,
-    )  # fmt: skip
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(file)
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        part.write_text(page, encoding="utf-8")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
     return file
+
+
+def metrics(results: Results, figures: list[str]) -> list[dict[str, Any]]:
+    """The figures by metric, with charts and findings; the first of a metric leads it."""
+    found: dict[str, dict[str, Any]] = {}
+    for i, figure in enumerate(figures):
+        name, known = draw.group(results, figure)
+        entry = found.setdefault(name, dict(name=name, meaning=known.meaning if known else "", parts=[]))
+        entry["parts"].append(
+            dict(
+                name=figure, id=f"curve-{i}", arrow=draw.arrow(results, figure), findings=results.findings(figure),
+                chart=chart(results, figure),
+            )
+        )  # fmt: skip
+    return list(found.values())
+
+
+# -- curves ---------------------------------------------------------------------------------------------------------------
 
 
 def chart(results: Results, figure: str) -> dict[str, Any]:
     """A Plotly figure as plain data: one line a sampler, with intervals; floor and reference across."""
-    traces: list[dict[str, Any]] = []
-    drawn = lines(results, figure)
-    for i, (label, part) in enumerate(drawn.items()):
-        value, low, high = (part[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
-        traces.append(
+    log, look, drawn = draw.logarithmic(results, figure), draw.looks(results), draw.lines(results, figure)
+    (least, most), ticks = draw.span(results), draw.budgets(results)
+    below: list[dict[str, Any]] = []
+    above: list[dict[str, Any]] = []
+    for level in draw.across(results, figure):
+        name, height = escaped(level.name), level.mean.value
+        line = dict(color=draw.GREY, dash="dot" if level.floor else "8px,2px", width=1.5)
+        common = dict(type="scatter", mode="lines", name=name, legendgroup=name)
+        said = dict(hoverinfo="text", hovertext=f"{name}<br>{escaped(f'{figure} {level.mean}')}")
+        above.append({**common, **said, "x": [least, most], "y": [height, height], "line": line})
+        if level.banded:
+            corners = dict(x=[least, most, most, least], y=[level.low] * 2 + [level.mean.high] * 2, fill="toself")
+            shade = dict(fillcolor="rgba(102, 102, 102, 0.18)", line=dict(width=0), hoverinfo="skip", showlegend=False)
+            below.append({**common, **corners, **shade})
+    curves = []
+    for label, part in drawn.items():
+        (value, low, high), (colour, marker, dash) = draw.ends(part, log), look[label]
+        curves.append(
             dict(
-                type="scatter", mode="lines+markers", name=label, x=part["nfe"].tolist(), y=_plain(value),
-                error_y=dict(type="data", symmetric=False, array=_plain(high - value), arrayminus=_plain(value - low), width=3),
-                line=dict(color=COLOURS[i % 8], dash=DASHES[i // 8 % 4]), marker=dict(symbol=SYMBOLS[i % 8], size=7),
+                type="scatter", mode="lines+markers", name=escaped(label), x=part["nfe"].tolist(), y=_plain(value),
+                error_y=dict(
+                    type="data", symmetric=False, array=_plain(high - value), arrayminus=_plain(value - low), width=3,
+                    thickness=1.2,
+                ),
+                line=dict(color=draw.COLOURS[colour], dash=DASHES[dash], width=1.8),
+                marker=dict(symbol=SYMBOLS[marker], size=8), hoverinfo="text",
+                hovertext=[escaped(text, "<br>") for text in _hover(label, figure, part)],
             )
         )  # fmt: skip
-    evaluations = [nfe for part in drawn.values() for nfe in part["nfe"]]
-    ends = [min(evaluations, default=1), max(evaluations, default=1)]
-    for name, mean in across(results, figure).items():
-        line = dict(color="#666666", dash="dot" if name == "floor" else "dash", width=1.5)
-        traces.append(dict(type="scatter", mode="lines", name=name, x=ends, y=[mean.value] * 2, line=line))
-    kind = "log" if logarithmic(results, figure) else "linear"
+    axis = dict(gridcolor="#e5e5e5", linecolor="#888888", ticks="outside", zeroline=False)
+    vertical: dict[str, Any] = axis | dict(title=dict(text=escaped(figure)), type="log" if log else "linear", tickformat=".6~g")
+    if log:
+        vertical["dtick"] = draw.spacing(*draw.extent(results, figure))
     layout = dict(
-        xaxis=dict(
-            type="log", title=dict(text="network evaluations"), gridcolor="#e5e5e5",
-            tickvals=sorted({spec.asked for spec in results.specs} - {0}) or None,
+        xaxis=axis | dict(
+            type="log", title=dict(text="network evaluations"), range=[math.log10(least), math.log10(most)],
+            tickvals=ticks, ticktext=[f"{n}" for n in ticks],
         ),
-        yaxis=dict(type=kind, title=dict(text=figure), gridcolor="#e5e5e5", exponentformat="power"),
-        plot_bgcolor="white", margin=dict(l=70, r=20, t=20, b=50), height=460, hovermode="closest",
+        yaxis=vertical | dict(automargin=True),
+        legend=dict(orientation="h", x=0, xanchor="left", y=1.02, yanchor="bottom"),
+        font=dict(family="system-ui, sans-serif", size=13, color="#1a1a1a"), paper_bgcolor="white", plot_bgcolor="white",
+        margin=dict(l=60, r=15, t=20, b=50), height=400 + 20 * (len(drawn) // 5), hovermode="closest",
     )  # fmt: skip
-    return dict(data=traces, layout=layout, config=dict(responsive=True, displaylogo=False))
+    config = dict(responsive=True, displaylogo=False, modeBarButtonsToRemove=["select2d", "lasso2d"])
+    return dict(data=[*below, *curves, *above], layout=layout, config=config)
 
 
-def strips(results: Results) -> list[dict[str, Any]]:
-    """The first samples of the first block, for every sampler and budget, as pictures; none where they cannot be drawn."""
-    found: dict[str, dict[int, str]] = {}
-    first = min(results.seeds, default=0)
-    for cell in results._cells:
-        if cell["kind"] in ("cell", "floor", "reference") and cell["seed"] == first and cell["error"] is None:
-            samples = results.store.samples(cell["key"])
-            if samples is not None and (drawn := picture(samples)):
-                label = {"floor": "data", "reference": "converged reference"}.get(cell["kind"]) or _spec(cell).label
-                url = "data:image/png;base64," + base64.b64encode(drawn).decode()
-                found.setdefault(label, {})[_spec(cell).asked if cell["kind"] == "cell" else 0] = url
-    ends = ("converged reference", "data")
-    order = [*(label for label in found if label not in ends), *(label for label in ends if label in found)]
-    return [dict(label=label, pictures=found[label]) for label in order]
+def _hover(label: str, figure: str, part: Any) -> list[str]:
+    return [
+        f"{label}\n{r['nfe']:g} evaluations\n{figure} {Interval(r['value'], r['low'], r['high'])}\n"
+        f"{r['blocks']} block{'s' if r['blocks'] > 1 else ''}"
+        for r in part.to_dict("records")
+    ]
 
 
-def picture(samples: np.ndarray, shown: int = SHOWN) -> bytes:
-    """Images side by side, at most 16 in a row, or points of the plane, as a PNG; empty for other shapes."""
-    import matplotlib.image
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    out, shape = io.BytesIO(), samples.shape[1:]
-    if len(shape) == 3 and shape[0] in (1, 3):
-        white = -1.0 if shape[0] == 1 else 1.0
-        images = np.pad(samples[:shown], ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=white).clip(-1, 1)
-        wide = min(16, len(images))
-        rows = -(-len(images) // wide)
-        full = np.full((rows * wide, *images.shape[1:]), white)
-        full[: len(images)] = images
-        sheet = (
-            full.reshape(rows, wide, *images.shape[1:]).transpose(0, 3, 1, 4, 2).reshape(rows * images.shape[2], -1, shape[0])
-        )
-        level = (1 - sheet) / 2 if shape[0] == 1 else (sheet + 1) / 2  # ink is dark
-        scale = max(1, round(24 / shape[1]))
-        pixels = np.repeat(level, 3 // shape[0], axis=2).repeat(scale, axis=0).repeat(scale, axis=1)
-        matplotlib.image.imsave(out, pixels.astype(np.float64), format="png")
-    elif shape == (2,):
-        figure = Figure(figsize=(1.2, 1.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
-        ax.plot(*samples.T, ".", markersize=2, color="#0072B2")
-        ax.set(xticks=[], yticks=[], xlim=(-2.2, 2.2), ylim=(-2.2, 2.2))
-        figure.savefig(out, format="png", dpi=90)
-    return out.getvalue()
-
-
-def _plans(results: Results) -> list[dict[str, Any]]:
-    """What ran: one line a sampler and budget."""
-    shown: dict[tuple[str, Spec], dict[str, Any]] = {}
-    for cell in results._cells:
-        if cell["kind"] != "floor" and cell["error"] is None:
-            line = dict(kind=cell["kind"], spec=str(_spec(cell)), counted=cell["counted"], plan=cell["plan"])
-            shown.setdefault((cell["kind"], _spec(cell)), line)
-    return list(shown.values())
-
-
-def _spec(cell: dict[str, Any]) -> Spec:
-    return Spec(cell["sampler"], cell["grid"], cell["nfe"], cell["steps"])
-
-
-def _meaning(figure: str) -> str:
-    known = METRICS.get(figure.partition("/")[0])
-    return known.meaning if known else ""
+def escaped(text: str, newline: str = " ") -> str:
+    """Text as Plotly shows it: it reads tags of HTML, and what is between two dollars as a formula."""
+    return html.escape(text, quote=False).replace("$", "&#36;").replace("\n", newline)
 
 
 def _plain(values: np.ndarray) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in values.tolist()]
 
 
-def _number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+# -- samples --------------------------------------------------------------------------------------------------------------
+
+
+def strips(results: Results) -> list[dict[str, Any]]:
+    """The first samples of the first block, for every sampler and budget, as pictures by column; none where they cannot be
+    drawn. What the samplers are compared to comes last, its picture under "".
+    """
+    seeds: dict[str, int] = {}  # data have blocks of their own
+    for cell in results.runs:
+        seeds[cell["kind"]] = min(cell["seed"], seeds.get(cell["kind"], cell["seed"]))
+    kinds = {"cell": "", "reference": "converged reference", "floor": "data"}
+    cells = [c for c in results.runs if c["kind"] in kinds and c["error"] is None and c["seed"] == seeds[c["kind"]]]
+    within = _within(results, [cell for cell in cells if cell["kind"] != "cell"])
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in sorted(cells, key=lambda cell: [*kinds].index(cell["kind"])):
+        samples = results.store.samples(cell["key"])
+        if samples is None or not (drawn := picture(samples, _room(samples), within)):
+            continue
+        label = kinds[cell["kind"]] or _spec(cell).label
+        strip = found.setdefault((cell["kind"], label), dict(label=label, points=samples.ndim == 2, pictures={}))
+        column = _column(_spec(cell)) if cell["kind"] == "cell" else ""
+        strip["pictures"][column] = "data:image/png;base64," + base64.b64encode(drawn).decode()
+    return list(found.values())
+
+
+def picture(samples: np.ndarray, shown: int = SHOWN, within: float | None = None) -> bytes:
+    """Images side by side, at most 16 in a row, or points of the plane, as a PNG; empty for other shapes.
+
+    One channel is ink, dark where it is 1. Points are drawn in a square from −`within` to `within`; None: all of them.
+    """
+    import matplotlib.image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    out, shape = io.BytesIO(), samples.shape[1:]
+    if not len(samples):
+        return b""
+    if len(shape) == 3 and shape[0] in (1, 3):
+        white = -1.0 if shape[0] == 1 else 1.0
+        images = np.nan_to_num(samples[:shown], nan=0, posinf=1, neginf=-1).clip(-1, 1)
+        images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=white)
+        wide = min(16, len(images))
+        rows = -(-len(images) // wide)
+        full = np.full((rows * wide, *images.shape[1:]), white)
+        full[: len(images)] = images
+        sheet = full.reshape(rows, wide, *images.shape[1:]).transpose(0, 3, 1, 4, 2)
+        sheet = sheet.reshape(rows * images.shape[2], -1, shape[0])
+        level = (1 - sheet) / 2 if shape[0] == 1 else (sheet + 1) / 2
+        scale = _scale(samples)
+        pixels = np.repeat(level, 3 // shape[0], axis=2).repeat(scale, axis=0).repeat(scale, axis=1)
+        matplotlib.image.imsave(out, pixels.astype(np.float64), format="png")
+    elif shape == (2,):
+        half = within or _most(samples)
+        figure = Figure(figsize=(1.2, 1.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        ax = figure.add_subplot()
+        ax.plot(*samples.T, ".", markersize=2, color=draw.COLOURS[0])
+        ax.set(xticks=[], yticks=[], xlim=(-half, half), ylim=(-half, half))
+        figure.savefig(out, format="png", dpi=180)
+    return out.getvalue()
+
+
+def _scale(images: np.ndarray) -> int:
+    """Screen pixels for one of theirs."""
+    return int(max(1, round(24 / images.shape[2])))
+
+
+def _room(samples: np.ndarray) -> int:
+    """How many samples a strip shows."""
+    return SHOWN if samples.ndim != 4 else max(1, min(SHOWN, WIDE // ((samples.shape[3] + 1) * _scale(samples))))
+
+
+def _within(results: Results, cells: list[dict[str, Any]]) -> float | None:
+    """The square in which points are drawn, the same for all: that of what they are compared to."""
+    drawn = [samples for cell in cells if (samples := results.store.samples(cell["key"])) is not None and samples.ndim == 2]
+    return max(map(_most, drawn), default=None)
+
+
+def _most(points: np.ndarray) -> float:
+    known = np.abs(points[np.isfinite(points)])
+    return 1.25 * float(known.max(initial=0.0)) or 1.0
+
+
+def _columns(results: Results) -> list[str]:
+    """Heads over the strips: the budgets."""
+    specs = sorted(results.specs, key=lambda spec: (spec.steps is not None, spec.asked))
+    return list(dict.fromkeys(map(_column, specs)))
+
+
+def _budgets(results: Results) -> str:
+    """The same in a sentence: 5, 10 evaluations."""
+    found: dict[str, list[str]] = {}
+    for column in _columns(results):
+        count, _, unit = column.partition(" ")
+        found.setdefault(unit, []).append(count)
+    return "; ".join(f"{', '.join(counts)} {unit}" for unit, counts in found.items())
+
+
+def _column(spec: Spec) -> str:
+    return f"{spec.asked} {'evaluations' if spec.nfe else 'steps'}" if spec.asked else "by tolerance"
+
+
+# -- words ----------------------------------------------------------------------------------------------------------------
+
+
+def plans(results: Results) -> list[dict[str, Any]]:
+    """What ran: one line a sampler and budget."""
+    found: dict[tuple[str, Spec], dict[str, Any]] = {}
+    for cell in results.runs:
+        if cell["kind"] != "floor" and cell["error"] is None:
+            line = dict(kind=cell["kind"], spec=str(_spec(cell)), counted=cell["counted"], plan=cell["plan"])
+            found.setdefault((cell["kind"], _spec(cell)), line)
+    return list(found.values())
+
+
+def failures(results: Results) -> list[dict[str, Any]]:
+    """What failed, one line for all blocks with the same error."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for kind, spec, seed, error in results.failures:
+        found.setdefault((f"{spec}{'' if kind == 'cell' else f' ({kind})'}", error), []).append(seed)
+    return [dict(cell=cell, error=error, seeds=sorted(seeds)) for (cell, error), seeds in found.items()]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A figure in few digits; empty if there is none."""
+    if value is None or math.isnan(value):
         return ""
-    return f"{value:.4g}"
+    return f"{value:.{digits}g}" if math.isfinite(value) else f"{'−' if value < 0 else ''}∞"
+
+
+def _spec(cell: dict[str, Any]) -> Spec:
+    return Spec(cell["sampler"], cell["grid"], cell["nfe"], cell["steps"])

@@ -62,13 +62,15 @@ class Results:
 
     # -- what was run -------------------------------------------------------------------------------------------------
     @cached_property
-    def _cells(self) -> list[dict[str, Any]]:
-        return self.store.rows("SELECT * FROM cell ORDER BY kind, sampler, grid, nfe, steps, counted, seed")
+    def runs(self) -> list[dict[str, Any]]:
+        """A line for every run of the store, without its samples."""
+        columns = "key, kind, sampler, grid, nfe, steps, seed, counted, seconds, plan, cites, error, machine"
+        return self.store.rows(f"SELECT {columns} FROM cell ORDER BY kind, sampler, grid, nfe, steps, counted, seed")
 
     @cached_property
     def _blocks(self) -> dict[tuple[str, Spec, str], Blocks]:
         """Values by kind, spec and figure, then by seed."""
-        spec = {c["key"]: (c["kind"], _spec(c), c["seed"]) for c in self._cells if c["error"] is None}
+        spec = {c["key"]: (c["kind"], _spec(c), c["seed"]) for c in self.runs if c["error"] is None}
         found: dict[tuple[str, Spec, str], Blocks] = {}
         for row in self.store.rows("SELECT key, figure, value FROM value WHERE error IS NULL"):
             if row["key"] in spec:
@@ -81,7 +83,7 @@ class Results:
     def specs(self) -> dict[Spec, float]:
         """Every sampler at every budget, and its evaluations as counted, the mean over samples."""
         counted: dict[Spec, list[float]] = {}
-        for cell in self._cells:
+        for cell in self.runs:
             if cell["kind"] == "cell" and cell["error"] is None and cell["counted"] is not None:
                 counted.setdefault(_spec(cell), []).append(cell["counted"])
         return {spec: float(np.mean(values)) for spec, values in counted.items()}
@@ -94,7 +96,7 @@ class Results:
     @cached_property
     def seeds(self) -> tuple[int, ...]:
         """Of the blocks."""
-        return tuple(sorted({cell["seed"] for cell in self._cells if cell["kind"] == "cell"}))
+        return tuple(sorted({cell["seed"] for cell in self.runs if cell["kind"] == "cell"}))
 
     @cached_property
     def figures(self) -> tuple[str, ...]:
@@ -107,13 +109,13 @@ class Results:
         metrics: dict[str, list[str]] = {}
         for row in self.store.rows("SELECT key, error FROM value WHERE error IS NOT NULL ORDER BY figure"):
             metrics.setdefault(row["key"], []).append(row["error"])
-        found = [(c, e) for c in self._cells for e in ([c["error"]] if c["error"] else metrics.get(c["key"], []))]
+        found = [(c, e) for c in self.runs for e in ([c["error"]] if c["error"] else metrics.get(c["key"], []))]
         return tuple(Failure(cell["kind"], _spec(cell), cell["seed"], error) for cell, error in found)
 
     @property
     def citations(self) -> str:
         """BibTeX of the works that the samplers rest on."""
-        keys = dict.fromkeys(key for cell in self._cells for key in json.loads(cell["cites"] or "[]"))
+        keys = dict.fromkeys(key for cell in self.runs for key in json.loads(cell["cites"] or "[]"))
         return "\n\n".join(references()[key] for key in keys if key in references())
 
     # -- figures ------------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ class Results:
                 **{name: cell[name] for name in ("kind", "sampler", "grid", "nfe", "steps", "seed", "counted")},
                 "figure": figure, "value": value, "plan": cell["plan"], "error": cell["error"], "key": cell["key"],
             }
-            for cell in self._cells
+            for cell in self.runs
             for figure, value in (values.get(cell["key"]) or {"": math.nan}).items()
         ]  # fmt: skip
         order = ["kind", "sampler", "grid", "nfe", "steps", "seed", "figure"]

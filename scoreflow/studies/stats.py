@@ -49,65 +49,111 @@ class Slope(NamedTuple):
 
 
 def interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> Interval:
-    """The mean and Student's interval for it."""
-    from scipy import stats
+    """The mean and Student's interval for it, without its skewness: `W + γW²/3 + γ²W³/27 + γ/(6n)` is taken as Student's
+    t/√n, with `W = (x̄ − μ)/s` and γ the skewness of the values.
 
+    As measured by its coverage at 95 % for 4, 8 and 16 blocks: 0.95 for normal values and for means of 64 exponentials; 0.91,
+    0.92 and 0.94 for the unbiased energy distance and MMD² of data to data, a weighted sum of chi-squares, where Student's
+    own has 0.89, 0.90 and 0.91. Two values have no skewness.
+
+    Equal values are an interval of no width. Where others are not finite, the ends are NaN.
+
+    Reference:
+        On the Removal of Skewness by Transformation (Hall, 1992).
+    """
     x = np.asarray(values, dtype=float)
-    mean = float(x.mean()) if len(x) else math.nan
-    if len(x) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + level) / 2, len(x) - 1)) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    return Interval(mean, mean - half, mean + half)
+    mean, error = _moments(x)
+    if not error > 0:
+        return Interval(mean, mean - error, mean + error)
+    n, s = len(x), error * math.sqrt(len(x))
+    skew = float((((x - mean) / s) ** 3).mean())
+
+    def w(t: float) -> float:
+        t = t / math.sqrt(n) - skew / (6 * n)
+        c = float(np.cbrt(1 + skew * t))
+        return 3 * t / (1 + c + c * c)
+
+    t = _student(level, n - 1)
+    return Interval(mean, mean - s * w(t), mean - s * w(-t))
 
 
 def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = LEVEL) -> Difference:
-    """a − b, block by block: Student's interval and p-value of the mean."""
-    off = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    return _tested(interval(off, level), off.std(ddof=1) / math.sqrt(len(off)) if len(off) > 1 else math.nan, len(off) - 1)
+    """a − b, block by block: Student's interval and p-value of the mean.
+
+    Differences of two samplers that are alike have no skewness: where the energy distance of data to data is the value, the
+    interval holds 0 in 96 % at 4 and 8 blocks.
+
+    Raises:
+        ValueError: not as many of each.
+    """
+    x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"paired blocks must be as many of each, got {len(x)} and {len(y)}")
+    with np.errstate(invalid="ignore"):
+        off = x - y
+    return _tested(*_moments(off), len(off) - 1, level)
 
 
 def unpaired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = LEVEL) -> Difference:
-    """a − b of unrelated blocks: Welch's interval and p-value."""
-    from scipy import stats
+    """a − b of unrelated blocks: Welch's interval and p-value.
 
+    Where energy distances of data to data are compared, 8 blocks with 16, it holds 0 in 95 %, 4 with 16 in 92 %. It then
+    errs to one side: it calls the 4 or the 8 the larger in 1 %, not in 2.5 %.
+    """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
-    mean = float(x.mean() - y.mean())
-    if min(len(x), len(y)) < 2:
-        return Difference(mean, math.nan, math.nan, math.nan)
-    u, v = x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)
-    if u + v == 0:
-        return _tested(Interval(mean, mean, mean), 0.0, 1)
-    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * math.sqrt(u + v)
-    return _tested(Interval(mean, mean - half, mean + half), math.sqrt(u + v), freedom)
+    (mean, u), (other, v) = _moments(x), _moments(y)
+    error = math.hypot(u, v)
+    freedom = 1 / ((u / error) ** 4 / (len(x) - 1) + (v / error) ** 4 / (len(y) - 1)) if error > 0 else 1.0
+    return _tested(mean - other, error, freedom, level)
 
 
-def _tested(mean: Interval, error: float, freedom: float) -> Difference:
-    from scipy import stats
+def _moments(x: np.ndarray) -> tuple[float, float]:
+    """The mean and its standard error: 0 for equal values, NaN where it is not known."""
+    if not len(x):
+        return math.nan, math.nan
+    if (x == x[0]).all():
+        return float(x[0]), 0.0 if len(x) > 1 else math.nan
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean, error = float(x.mean()), float(x.std(ddof=1)) / math.sqrt(len(x))
+    return mean, error if math.isfinite(error) else math.nan
 
-    if not error > 0:
-        return Difference(*mean, math.nan if math.isnan(error) else float(mean.value == 0))
-    return Difference(*mean, float(2 * stats.t.sf(abs(mean.value) / error, freedom)))
+
+def _student(level: float, freedom: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
+
+
+def _tested(mean: float, error: float, freedom: float, level: float) -> Difference:
+    from scipy.special import stdtr
+
+    if math.isnan(mean) or not error > 0:
+        certain = error == 0 and not math.isnan(mean)
+        return Difference(mean, mean - error, mean + error, float(mean == 0) if certain else math.nan)
+    half = error * _student(level, freedom)
+    return Difference(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
 
 
 def discoveries(p: Sequence[float], rate: float = 1 - LEVEL) -> list[bool]:
     """Which of many tests hold when at most this share of those held may be false.
 
+    For independent tests; as simulated also for all pairs of 8 samplers, which are not. A test that is NaN does not hold.
+
     Reference:
         Controlling the False Discovery Rate (Benjamini & Hochberg, 1995).
     """
-    from scipy import stats
-
-    known = [q for q in p if math.isfinite(q)]
-    if not known:
-        return [False] * len(p)
-    adjusted = iter(stats.false_discovery_control(known).tolist())
-    return [math.isfinite(q) and next(adjusted) <= rate for q in p]
+    known = sorted(q for q in p if math.isfinite(q))
+    most = max((q for k, q in enumerate(known, 1) if q <= k * rate / len(known)), default=-1.0)
+    return [q <= most for q in p]
 
 
 def slope(nfe: Sequence[float], errors: Sequence[float], least: float = 0.0) -> Slope | None:
     """The observed order where the error falls as a power: the longest run of three or more budgets in which no slope
-    between neighbours is further than 0.35 from the fit, the later one of two; errors below `least` are left out.
+    between neighbours is further from the fit than 0.35, nor than a quarter of it; the later one of two.
+
+    Errors up to `least` are left out: a few times the floor, for near it an order reads low. None if there is no such run in
+    which the error falls to less than 60 %. Six errors that do not fall but scatter, at doubled budgets, pass for a fall by
+    chance: fewer than 1 in 500 where they scatter by 10 %, 4 % of them by 20 %, 9 % by 30 %.
     """
     points = sorted((n, e) for n, e in zip(nfe, errors, strict=True) if math.isfinite(e) and e > least and n > 0)
     points = [point for i, point in enumerate(points) if i == 0 or point[0] > points[i - 1][0]]
@@ -115,8 +161,8 @@ def slope(nfe: Sequence[float], errors: Sequence[float], least: float = 0.0) -> 
     for i in range(len(points)):
         for j in range(i + 3, len(points) + 1):
             x, y = np.log(np.array(points[i:j])).T
-            order = -float(np.polyfit(x, y, 1)[0])
-            steady = np.abs(-np.diff(y) / np.diff(x) - order).max() <= 0.35
-            if steady and (best is None or j - i >= best.points):
+            order = -float((x - x.mean()) @ y / ((x - x.mean()) @ x))
+            steady = np.abs(-np.diff(y) / np.diff(x) - order).max() <= min(0.35, order / 4)
+            if steady and y[-1] - y[0] < math.log(0.6) and (best is None or j - i >= best.points):
                 best = Slope(order, points[i][0], points[j - 1][0], j - i)
     return best

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-FORMAT = "1"
+FORMAT = "2"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cell (
@@ -82,6 +82,8 @@ class Store:
                 names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
                 if names and not {"meta", "cell", "value", "claim"} <= names:
                     raise sqlite3.DatabaseError(f"it has the tables {', '.join(sorted(names))}")
+                if names and (known := self.identity.get("format", FORMAT)) != FORMAT:
+                    raise ValueError(f"{self.file} has format {known}, this version reads {FORMAT}; it was not touched")
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.executescript(SCHEMA)
         self._agree({} if identity is None else {"format": FORMAT, **identity})

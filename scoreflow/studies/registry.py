@@ -1,0 +1,190 @@
+"""What a metric is: what it sees, its figures, what it needs, which way is better; and the registry of them."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreflow.check import suggestion
+from scoreflow.noise import stream_key
+from scoreflow.oracle import GaussianMixture
+from scoreflow.path import GaussianPath
+from scoreflow.plan import Plan
+from scoreflow.studies.features import featured
+
+Better = Literal["lower", "higher", "either"]
+Need = Literal["reference", "deterministic", "finest", "rows", "data", "features", "oracle", "mixture", "gaussian", "timed"]
+
+
+class Scene(NamedTuple):
+    """What a metric sees: one block of a cell.
+
+    Attributes:
+        x: the samples (n, ...).
+        seed: of the block; what a metric draws is drawn from it, the same for every sampler.
+        reference: the converged solution from the same seeds, or None.
+        finest: the same sampler's samples along the same Brownian paths at many more steps, or None.
+        data: what the samples are compared to (m, ...), or None.
+        features: states (n, ...) to features (n, d), or None.
+        oracle: the data's distribution, if it is known.
+        path, plan: of the run; no plan for a sampler that is not made of rows.
+        seconds, evaluation: the run's time, and that of one network evaluation on the batch, measured beside it.
+    """
+
+    x: Tensor
+    seed: int
+    reference: Tensor | None = None
+    finest: Tensor | None = None
+    data: Tensor | None = None
+    features: Callable[[Tensor], Tensor] | None = None
+    oracle: GaussianMixture | None = None
+    path: GaussianPath | None = None
+    plan: Plan | None = None
+    seconds: float = math.nan
+    evaluation: float = math.nan
+
+    def pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Samples and data, flattened, float64: (n, d) and (m, d)."""
+        assert self.data is not None
+        return flat(self.x), flat(self.data)
+
+    def featured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Their features; the samples themselves where no features were given."""
+        if self.features is None:
+            return self.pair()
+        assert self.data is not None
+        x, y = featured(self.features, self.x, self.data)
+        return x, y
+
+
+Measure = Callable[[Scene], float | Mapping[str, float]]
+M = TypeVar("M", bound=Measure)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. Calling it gives its figures by name: one under its own name, several as `name/part`.
+
+    Attributes:
+        name: what is typed. better: which way is good. needs: what a study must have for it.
+        samples: whether it looks at samples, or at the rows of the run alone.
+        positive: whether it is drawn on a logarithmic axis.
+        measure: the function.
+        parts: of its figures; empty for one figure, or where they are known only when it is measured.
+    """
+
+    name: str
+    better: Better
+    needs: tuple[Need, ...]
+    measure: Measure
+    samples: bool = True
+    positive: bool = True
+    parts: tuple[str, ...] = ()
+
+    def __call__(self, scene: Scene) -> dict[str, float]:
+        """Its figures.
+
+        Raises:
+            ValueError: samples that are not finite, or a figure that is NaN.
+        """
+        if self.samples and not bool((finite := scene.x.detach().flatten(1).isfinite().all(1)).all()):
+            raise ValueError(f"metric {self.name!r}: {int((~finite).sum())} of {len(finite)} samples are not finite")
+        value = self.measure(scene)
+        parts = value if isinstance(value, Mapping) else {"": value}
+        figures = {f"{self.name}/{part}" if part else self.name: float(v) for part, v in parts.items()}
+        for figure, v in figures.items():
+            if math.isnan(v):
+                raise ValueError(f"metric {self.name!r} gives NaN for its figure {figure!r}")
+        return figures
+
+    @property
+    def meaning(self) -> str:
+        """The first line of its docstring."""
+        return (inspect.getdoc(self.measure) or "").partition("\n")[0]
+
+    @property
+    def floor(self) -> str:
+        """What it gives for data against data, as its docstring says under `Floor:`."""
+        return self._said("Floor")
+
+    @property
+    def reference(self) -> str:
+        """The works its docstring names under `Reference:`."""
+        return self._said("Reference")
+
+    def _said(self, section: str) -> str:
+        found = re.search(rf"^{section}:\n((?: +.+\n?)+)", inspect.getdoc(self.measure) or "", flags=re.M)
+        return " ".join(found[1].split()) if found else ""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its figures."""
+        return tuple(f"{self.name}/{part}" for part in self.parts) or (self.name,)
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(
+    name: str,
+    better: Better = "lower",
+    needs: Iterable[Need] = (),
+    *,
+    samples: bool = True,
+    positive: bool = True,
+    parts: Iterable[str] = (),
+) -> Callable[[M], M]:
+    """Register a metric by name: a function of a `Scene` whose docstring says what it means.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def register(measure: M) -> M:
+        if name in METRICS:
+            raise ValueError(f"the metric name {name!r} is taken")
+        METRICS[name] = Metric(name, better, tuple(needs), measure, samples, positive, tuple(parts))
+        return measure
+
+    return register
+
+
+def get_metric(name: str | Metric) -> Metric:
+    """The metric of this name.
+
+    Raises:
+        ValueError: nothing has the name; the near ones are named.
+    """
+    if isinstance(name, Metric):
+        return name
+    if name not in METRICS:
+        raise ValueError(f"no metric is called {name!r}{suggestion(name, METRICS)}")
+    return METRICS[name]
+
+
+def table() -> str:
+    """The registered metrics as a Markdown table."""
+    lines = ["| metric | meaning | better | needs | data against data | reference |", "|---|---|---|---|---|---|"]
+    for m in METRICS.values():
+        figures = "<br>".join(f"`{figure}`" for figure in m.figures)
+        cells = (figures, m.meaning, m.better, ", ".join(m.needs), m.floor, m.reference)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def draws(seed: int, *key: Any) -> torch.Generator:
+    """A generator of its own for what a study draws beside the runs."""
+    return torch.Generator().manual_seed(stream_key(seed, *key))
+
+
+def flat(x: Tensor) -> np.ndarray:
+    """(n, d) on the host, float64."""
+    return x.detach().to("cpu", torch.float64).flatten(1).numpy()
