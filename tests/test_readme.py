@@ -25,6 +25,16 @@ def test_the_ten_lines(capsys):
     assert "predictor-corrector" in printed and "5 steps, 5 evaluations" in printed and "@inproceedings{song2021ddim" in printed
 
 
+def test_the_blocks_on_studies(capsys):
+    """docs/study.md runs as printed."""
+    for code in blocks("docs/study.md"):
+        names = {}
+        exec(compile(code, "docs/study.md", "exec"), names)
+        assert not names["study"].failures and len(names["study"].frame)
+    printed = capsys.readouterr().out
+    assert "at 10 evaluations: trajectory/median" in printed and "Best within 5 evaluations" in printed
+
+
 def test_adding_a_sampler():
     """CONTRIBUTING's sampler is a sampler: registered by its decorator alone, and equal to ddim."""
     (code,) = blocks("CONTRIBUTING.md")

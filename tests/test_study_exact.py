@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ DRAWN = {
     "sa-solver": {},
     "seeds-2": {},
     "edm-churn": {},
+    "unipc analytic": {"analytic": 0.5},
 }
 N = 200_000
 RATE = 1e-6
@@ -64,9 +64,10 @@ def test_laws_agree_with_draws(case):
     of a variance moves them by less than a third.
     """
     sampler = sf.get_sampler(case.split()[0], **DRAWN[case])
-    law = analysis.law(sampler, VP, GAUSSIAN, 10)
-    x_T = torch.randn(N, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * VP.prior_std(1.0)
-    x = sf.solve(GAUSSIAN.model(VP), x_T, sampler, steps=10, seed=2).x
+    start = 0.5 if sampler.analytic else 1.0  # at 1 its first answer is too near the exact one to be told from it
+    law = analysis.law(sampler, VP, GAUSSIAN, 10, start=start)
+    x_T = torch.randn(N, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * VP.prior_std(start)
+    x = sf.solve(GAUSSIAN.model(VP), x_T, sampler, steps=10, start=start, seed=2).x
     mean, cov, C = x.mean(0), x.T.cov(), law.cov
     off = (mean - law.mean) / (C.diagonal() / N).sqrt()
     error = ((torch.outer(C.diagonal(), C.diagonal()) + C**2) / (N - 1)).sqrt()
@@ -86,18 +87,22 @@ def test_laws_agree_with_draws(case):
 @pytest.mark.parametrize("budget", [{"nfe": [5, 12]}, {"steps": [4, 11]}])
 def test_a_study_gives_the_law(budget):
     """`w2-exact` is the law's W₂, RMS an entry, and `kl-exact` its KL, to the bit; whatever the seeds, n and other samplers."""
+    from scoreflow.studies import ORACLES
+    from scoreflow.studies.spec import parse
+
     names = ["ddpm(variance=beta)", "ddim(eta=0.5)@logsnr", "pf-ode(method=heun)", "unipc", "euler-maruyama"]
-    power, digits = sf.studies.ORACLES["power-law"](d=5), sf.studies.ORACLES["digits"]()
-    for data, oracle, path in (("power-law(d=5, path=ddpm)", power, CHAIN), ("digits", digits, VP)):
-        for seeds, n in (((0,), 4), ((7, 3), 9)):
+    power, digits = ORACLES["power-law"](d=5), ORACLES["digits"]()
+    of = (("power-law(d=5, path=ddpm)", power, CHAIN, ((0,), (7, 3))), ("digits", digits, VP, ((5,),)))
+    for data, oracle, path, blocks in of:
+        for n, seeds in enumerate(blocks, start=2):
             study = sf.study(f"oracle:{data}", names, metrics=["w2-exact", "kl-exact"], n=n, seeds=seeds, **budget)
             assert not study.failures
             seen = study.cells[study.cells["kind"] == "cell"]
             assert len(seen) == len(names) * 2 * 2 * len(seeds)
             for _, cell in seen.iterrows():
-                name, options, _ = sf.studies.spec.parse(cell["sampler"])
-                asked = {k: int(cell[k]) for k in budget}
-                law = analysis.law(sf.get_sampler(name, **options), path, oracle, grid=cell["grid"], **asked)
+                name, options, _ = parse(cell["sampler"])
+                asked = {"grid": cell["grid"] if isinstance(cell["grid"], str) else None, **{k: int(cell[k]) for k in budget}}
+                law = analysis.law(sf.get_sampler(name, **options), path, oracle, **asked)
                 assert cell["value"] == (law.w2 / math.sqrt(len(law.mean)) if cell["figure"] == "w2-exact" else law.kl)
             if data == "digits":  # pixels that never change: no density, and W₂ all the same
                 kl = seen.loc[seen["figure"] == "kl-exact", "value"]
@@ -170,8 +175,9 @@ def test_the_analytic_variance_is_exact_on_white_data(steps):
 
 def test_the_analytic_variance_of_unit_data_is_beta():
     """With v = 1, its default, `analytic-dpm` is `ddpm` with β on a VP path: say the data's variance."""
+    beta = {"variance": "beta"}
     for steps in (4, 30):
-        a, b = (analysis.law(name, CHAIN, GAUSSIAN, steps, **kw) for name, kw in (("analytic-dpm", {}), ("ddpm", {"variance": "beta"})))
+        a, b = (analysis.law(name, CHAIN, GAUSSIAN, steps, **kw) for name, kw in (("analytic-dpm", {}), ("ddpm", beta)))
         torch.testing.assert_close(a.cov, b.cov, rtol=1e-10, atol=1e-12)
 
 
@@ -189,9 +195,135 @@ def test_orders_of_laws(case):
     """How far in W₂ the laws of n and 2n steps lie apart falls with the declared order, on a full covariance."""
     sampler = sf.get_sampler(case.split()[0], **ORDERS[case])
     grid = dict(grid="uniform", start=0.9, stop=0.05)
-    laws = {n: analysis.law(sampler, VP, GAUSSIAN, n, **grid) for n in (120, 240, 480)}
-    coarse, fine = (analysis.Law(laws[n].mean, laws[n].cov, sf.Gaussian(laws[2 * n].mean, laws[2 * n].cov)).w2 for n in (120, 240))
-    assert math.log2(coarse / fine) == pytest.approx(sampler.order, abs=0.15)
+    laws = {n: analysis.law(sampler, VP, GAUSSIAN, n, **grid) for n in (80, 160, 320)}
+    fine = {n: sf.Gaussian(laws[n].mean, laws[n].cov) for n in (160, 320)}
+    off = [laws[n]._replace(target=fine[2 * n]).w2 for n in (80, 160)]
+    assert math.log2(off[0] / off[1]) == pytest.approx(sampler.order, abs=0.15)
 
 
 # -- docs/theory.md -------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def theory():
+    spec = importlib.util.spec_from_file_location("theory", ROOT / "examples" / "theory.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def quoted(*heads):
+    """The cells of the page's table with these first heads, as text by row and column; its words are keys."""
+    tables = re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "theory.md").read_text(), flags=re.M)
+    for table in tables:
+        first, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        if tuple(first[: len(heads)]) == heads:
+            words = len(heads)
+            rows = {tuple(line[:words]): dict(zip(first[words:], line[words:], strict=True)) for line in lines}
+            return {key if words > 1 else key[0]: row for key, row in rows.items()}
+    raise LookupError(f"no table of {heads}")
+
+
+def budget(said, n):
+    """n evaluations; of all but Heun as steps, which need no search."""
+    return {"nfe" if "Heun" in said else "steps": n}
+
+
+@pytest.mark.parametrize("data", ["white", "power-law", "digits"])
+def test_the_page_quotes_w2(theory, data):
+    """Every row at 5 and 20 evaluations, some at 1000, all of the last step; and the least of a column is in bold."""
+    rows = quoted(data)
+    assert set(rows) == {*theory.SAMPLERS, theory.LAST}
+    for said in theory.SAMPLERS:
+        sampler = theory.made(said, data)
+        for n in (5, 20, *([1000] if said in ("DDIM", "DPM-Solver++ 2M") else [])):
+            law = analysis.law(sampler, theory.PATH, theory.gaussian(data), **budget(said, n))
+            assert rows[said][str(n)].strip("*") == theory.shown([theory.w2(law)])[0], (said, n)
+    assert list(rows[theory.LAST].values()) == theory.shown(theory.w2(theory.landing(data, n)) for n in theory.BUDGETS)
+    for n in map(str, theory.BUDGETS):
+        column = [rows[said][n] for said in theory.SAMPLERS]
+        (best,) = [cell.strip("*") for cell in column if cell.startswith("**")]
+        assert float(best) == min(float(cell.strip("*")) for cell in column)
+
+
+def test_the_page_quotes_variances_and_divergences(theory):
+    rows, kl = quoted("data", "variance"), quoted("KL")
+    for (data, said), row in rows.items():
+        if said == theory.LAST:
+            assert row["10"] == theory.percent(theory.excess(theory.landing(data, 10)))
+            continue
+        law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), 10)
+        assert row["10"] == theory.percent(theory.excess(law)), (data, said)
+        assert row["before the last step, 10"] == theory.percent(theory.before(said, data, 10)), (data, said)
+        if data != "digits":
+            assert kl[said][f"{data}, 10"] == theory.shown([law.kl])[0], (data, said)
+    assert len(rows) == 18 and set(kl) == set(theory.SAMPLERS)
+
+
+def test_the_page_quotes_steps_grids_and_priors(theory):
+    for (data, said), row in quoted("data", "steps").items():
+        for n in (10, 50):
+            law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), n)
+            assert row[str(n)] == theory.shown([theory.w2(law)])[0], (data, said, n)
+    for said, row in quoted("20").items():
+        for head, cell in row.items():
+            data, grid = head.split(", ")
+            if said == theory.LAST:
+                law = theory.landing(data, 20, grid)
+            elif grid == "quadratic":
+                continue
+            else:
+                law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), grid=grid, **budget(said, 20))
+            assert cell == theory.shown([theory.w2(law)])[0], (said, head)
+    for data, row in quoted("prior").items():
+        exact = (theory.perfect(data), theory.forgetful(data))
+        assert [row["probability-flow ODE"], row["reverse SDE"]] == theory.shown(map(theory.w2, exact))
+
+
+def test_the_page_quotes_orders(theory):
+    rows = quoted("order")
+    for said in ("DDIM", "DPM-Solver++ 2M", "DDPM, analytic variance"):
+        assert rows[said]["declared"] == str(theory.made(said, "white").order)
+        for data in ("white", "digits"):
+            assert rows[said][f"inside, {data}"] == theory.inside(said, data), (said, data)
+    errors = [
+        theory.w2(analysis.law(theory.made("DDIM", "digits"), theory.PATH, theory.gaussian("digits"), n)) for n in (500, 1000)
+    ]
+    assert rows["DDIM"]["to data, digits"] == theory.shown(theory.slopes(errors, (500, 1000)), "{:.2f}")[0]
+    sampler, rows = sf.get_sampler("exponential-ab", order=3, form="data"), quoted("order 3")
+    for data in ("white", "power-law"):
+        exact = theory.perfect(data, theory.WIDE["start"], theory.WIDE["stop"], VP)
+        off = [theory.apart(analysis.law(sampler, VP, theory.gaussian(data), n, **theory.WIDE), exact) for n in (40, 80)]
+        assert [rows[data]["40"], rows[data]["80"]] == theory.shown(off)
+        assert rows[data]["40–80"] == theory.shown(theory.slopes(off, (40, 80)), "{:.1f}")[0]
+    mixture, x = analysis.problem(), torch.randn(64, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rough, fine = (
+        sf.solve(mixture.model(VP), x, name, steps=n, **theory.WIDE).x for name, n in ((sampler, 20), ("exponential-ab-4", 120))
+    )
+    assert rows["mixture"]["20"] == theory.shown([(rough - fine).norm(dim=1).median()])[0]
+
+
+def test_what_the_page_says_beside_its_tables(theory):
+    """Of the data, the chain's end, the mean that the prior lacks, and the first step of a multistep method."""
+    spread = [float(theory.spectrum(data)[0].mean().sqrt()) for data in theory.DATA]
+    assert spread == [0.5, pytest.approx(1), pytest.approx(0.54, abs=0.005)]
+    big = [v for v in theory.spectrum("power-law")[0].tolist() if v > 1]
+    assert len(big) == 6 and round(max(big)) == 39
+    assert int((theory.gaussian("digits").cov.diagonal() < 1e-12).sum()) == 4
+    assert theory.PATH.alpha(1.0) ** 2 == pytest.approx(4e-5, rel=0.02)
+    lacking = theory.perfect("digits")
+    assert float((lacking.mean - lacking.target.mean).norm()) > 0.99 * lacking.w2
+
+    wide, sampler = sf.Gaussian(torch.zeros(1), 39.3), sf.get_sampler("exponential-ab", order=3, form="data")
+    exact = float(wide.flow(VP, torch.ones(1, 1).double(), 1.0, 1e-3))
+
+    def missed(n, halvings):
+        even = np.linspace(VP.lam(1.0), VP.lam(1e-3), n + 1)
+        first = even[0] + (even[1] - even[0]) * 0.5 ** np.arange(halvings, 0, -1)
+        times = [1.0, *(VP.time(float(lam)) for lam in (*first, *even[1:-1])), 1e-3]
+        return abs(float(analysis.law(sampler, VP, wide, grid=times).cov.sqrt()) - exact)
+
+    assert math.log2(missed(160, 0) / missed(320, 0)) == pytest.approx(2, abs=0.3)
+    assert math.log2(missed(160, 8) / missed(320, 8)) == pytest.approx(4, abs=0.3)

@@ -29,6 +29,9 @@ class Counted(torch.nn.Module):
         return self.c * x
 
 
+SCALE = [1.0]
+
+
 # -- what is kept -------------------------------------------------------------------------------------------------------
 
 
@@ -50,9 +53,8 @@ def test_what_differs_is_computed_again():
     for c, batch in ((2.0, x), (3.0, x), (3.0, y)):
         np.testing.assert_array_equal(featured(Counted(c), batch)[0], (c * batch).numpy())
     assert Counted.calls == [5, 5, 6]
-    scale = [1.0]
-    for scale[0] in (1.0, 2.0):
-        np.testing.assert_array_equal(featured(lambda x: scale[0] * x, x)[0], (scale[0] * x).numpy())
+    for SCALE[0] in (1.0, 2.0):
+        np.testing.assert_array_equal(featured(lambda x: SCALE[0] * x, x)[0], (SCALE[0] * x).numpy())
 
 
 def test_few_are_kept():

@@ -34,7 +34,7 @@ def test_equal_sets_are_at_distance_zero(seed, size):
     y = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
     assert value("w2", x, y, seed=seed) == 0
     assert value("sliced-w2", x, y, seed=seed) == pytest.approx(0, abs=1e-15)
-    assert value("frechet", x, y) == pytest.approx(0, abs=1e-12)
+    assert 0 <= value("frechet", x, y) < 1e-12
     assert figures("manifold", x, y) == dict.fromkeys(("precision", "recall", "density", "coverage"), 1.0)
     for name in ("trajectory", "strong"):
         assert set(figures(name, x, reference=x, finest=x).values()) == {0.0}

@@ -127,7 +127,7 @@ def _student(level: float, freedom: float) -> float:
 def _tested(mean: float, error: float, freedom: float, level: float) -> Difference:
     from scipy.special import stdtr
 
-    if math.isnan(mean) or not error > 0:
+    if not error > 0:
         certain = error == 0 and not math.isnan(mean)
         return Difference(mean, mean - error, mean + error, float(mean == 0) if certain else math.nan)
     half = error * _student(level, freedom)
