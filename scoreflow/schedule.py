@@ -74,7 +74,13 @@ def _within(sampler: Sampler, path: GaussianPath, lay: Callable[[int], tuple[flo
 
     if nfe < cost(1):
         raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")
-    n = 1
+    # Far from the ends every step costs the same: the guess is the answer, or near it.
+    n, few = 1, cost(8)
+    if few <= nfe and (each := cost(9) - few) > 0:
+        guess = 8 + (nfe - few) // each
+        n = guess if cost(guess) <= nfe else 8
+        if cost(n + 1) > nfe:
+            return n
     while cost(2 * n) <= nfe:
         n *= 2
     high = 2 * n

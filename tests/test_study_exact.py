@@ -327,3 +327,11 @@ def test_what_the_page_says_beside_its_tables(theory):
 
     assert math.log2(missed(160, 0) / missed(320, 0)) == pytest.approx(2, abs=0.3)
     assert math.log2(missed(160, 8) / missed(320, 8)) == pytest.approx(4, abs=0.3)
+
+
+def test_one_block_of_an_exact_figure_is_sure():
+    """It has no chance, so its interval has no width and every difference is told."""
+    study = sf.study("oracle:white(d=4)", ["ddim", "ddpm", "unipc"], nfe=[5, 10], seeds=1, metrics=["w2-exact"])
+    assert (study.frame["low"] == study.frame["value"]).all() and (study.frame["high"] == study.frame["value"]).all()
+    assert study.differences()["significant"].all() and not study.best(10).rivals
+    assert study.cheapest(within=study.frame["value"].min()).value.value == study.frame["value"].min()

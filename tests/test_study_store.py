@@ -127,7 +127,7 @@ def test_adding_runs_what_is_new(tmp_path):
         *_, small = go(["ddim"], [4], 2)
         *_, again = go(["ddim"], [4], 2)
         *grown, more = go(["ddim", "ddpm"], [4, 5], 3)
-        _, frame, measured = go(["ddim", "ddpm"], [4, 5], 3, metrics=["modes", "trajectory", "first"])
+        _, frame, measured = go(["ddim", "ddpm"], [4, 5], 3, metrics=["modes", "trajectory", sweeps.FIRST])
         assert (small, again, more, measured) == (2, 2, 12, 12)
     finally:
         del os.environ[sweeps.LOG]

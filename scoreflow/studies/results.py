@@ -123,6 +123,10 @@ class Results:
         """The values of a cell by seed."""
         return self._blocks.get(("cell", spec, figure), {})
 
+    def mean(self, spec: Spec, figure: str) -> Interval:
+        """The mean of a cell over its blocks."""
+        return interval(_sure(figure, list(self.blocks(spec, figure).values())))
+
     def floor(self, figure: str) -> Interval | None:
         """Data against data, as many samples; for a distance to the reference, the reference's own error."""
         values = self.beside(figure)
@@ -155,7 +159,7 @@ class Results:
         lines = [
             dict(
                 sampler=spec.label, nfe=nfe, asked=spec.nfe, steps=spec.steps, figure=figure,
-                **interval(list(values.values()))._asdict(), blocks=len(values),
+                **self.mean(spec, figure)._asdict(), blocks=len(values),
                 floor=means[figure][0], reference=means[figure][1],
             )
             for spec, nfe in sorted(self.specs.items(), key=lambda item: (self.labels.index(item[0].label), item[1]))
@@ -207,7 +211,7 @@ class Results:
             ValueError: no cell is within the budget, or no figure has that name.
         """
         figure = self._figure(figure)
-        means = {s: interval(list(b.values())) for s in self.specs if self.specs[s] <= nfe and (b := self.blocks(s, figure))}
+        means = {s: self.mean(s, figure) for s in self.specs if self.specs[s] <= nfe and self.blocks(s, figure)}
         means = {spec: mean for spec, mean in means.items() if math.isfinite(mean.value)}
         if not means:
             least = min(self.specs.values(), default=math.nan)
@@ -229,10 +233,9 @@ class Results:
         if within is None and floor is None:
             raise ValueError(f"within=None needs a floor, and {figure!r} has none: give a bound")
         for spec, nfe in sorted(self.specs.items(), key=lambda item: item[1]):
-            values = list(self.blocks(spec, figure).values())
-            if not values:
+            if not self.blocks(spec, figure):
                 continue
-            mean = interval(values)
+            mean = self.mean(spec, figure)
             worst = max((self.loss(figure, v) for v in mean if math.isfinite(v)), default=math.inf)
             good = self.at_floor(spec, figure) if within is None else worst <= self._bound(figure, within)
             if good:
@@ -265,7 +268,7 @@ class Results:
     def _differ(self, a: Spec, b: Spec, figure: str) -> Difference:
         x, y = self.blocks(a, figure), self.blocks(b, figure)
         both = sorted(set(x) & set(y))
-        return paired([x[seed] for seed in both], [y[seed] for seed in both])
+        return paired(_sure(figure, [x[seed] for seed in both]), _sure(figure, [y[seed] for seed in both]))
 
     def at_floor(self, spec: Spec, figure: str) -> bool:
         """Whether the cell cannot be told to be worse than its floor."""
@@ -318,7 +321,7 @@ class Results:
 
         figure, lines = self._figure(figure), []
         there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.asked, s.label))
-        losses = {s: self.loss(figure, interval(list(self.blocks(s, figure).values())).value) for s in there}
+        losses = {s: self.loss(figure, self.mean(s, figure).value) for s in there}
         for i, b in enumerate(there):
             for a in there[:i]:
                 if a.budget == b.budget:
@@ -354,6 +357,12 @@ def _place(figure: str) -> tuple[int, int, str]:
         return len(METRICS), 0, figure
     parts = METRICS[name].figures
     return list(METRICS).index(name), parts.index(figure) if figure in parts else len(parts), figure
+
+
+def _sure(figure: str, values: list[float]) -> list[float]:
+    """One value of a figure without chance is as good as two: its interval has no width."""
+    known = METRICS.get(figure.partition("/")[0])
+    return values * 2 if known and not known.samples and len(values) == 1 else values
 
 
 def _needs(figure: str) -> tuple[str, ...]:
