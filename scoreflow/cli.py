@@ -192,7 +192,7 @@ def report(
 def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
     """The report, and the findings on every figure that leads a metric."""
     done.report(file)
-    leading = list({figure.partition("/")[0]: figure for figure in reversed(done.figures)}.values())[::-1]
+    leading = list({done.metrics[figure]: figure for figure in reversed(done.figures)}.values())[::-1]
     findings = {figure: done.findings(figure) for figure in leading}
     if as_json:
         lines = json.loads(done.frame.to_json(orient="records"))

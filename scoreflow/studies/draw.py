@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from scoreflow.studies.metrics import METRICS, Metric
 from scoreflow.studies.results import Results
 from scoreflow.studies.stats import Interval
 
@@ -52,24 +51,15 @@ def looks(results: Results) -> dict[str, Look]:
 # -- what is drawn --------------------------------------------------------------------------------------------------------
 
 
-def group(results: Results, figure: str) -> tuple[str, Metric | None]:
-    """The name of the metric that a figure is of, and the metric if it is registered here.
-
-    The store knows the name: one with a slash in it cannot be told from `name/part`.
-    """
-    name = results.store.rows("SELECT metric FROM value WHERE figure = ? LIMIT 1", figure)[0]["metric"]
-    return name, METRICS.get(name)
-
-
 def arrow(results: Results, figure: str) -> str:
     """Which way is good, in words."""
-    known = group(results, figure)[1]
+    known = results.metric(figure)
     return WORDS[known.better if known else "lower"]
 
 
 def logarithmic(results: Results, figure: str) -> bool:
     """Whether its axis is logarithmic: a positive metric, and every value above 0."""
-    known = group(results, figure)[1]
+    known = results.metric(figure)
     values = results.frame.loc[results.frame["figure"] == figure, "value"].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
     return (known is None or known.positive) and len(values) > 0 and bool((values > 0).all())

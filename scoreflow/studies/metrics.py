@@ -12,9 +12,9 @@ from torch import Tensor
 
 from scoreflow.analysis import Law, law
 from scoreflow.oracle import Gaussian
-from scoreflow.studies.registry import METRICS, Metric, Need, Scene, draws, flat, get_metric, metric, table
+from scoreflow.studies.registry import METRICS, Better, Metric, Need, Scene, draws, flat, get_metric, metric, table
 
-__all__ = ["METRICS", "Metric", "Need", "Scene", "draws", "flat", "get_metric", "metric", "table"]
+__all__ = ["METRICS", "Better", "Metric", "Need", "Scene", "draws", "flat", "get_metric", "metric", "table"]
 
 # -- to the solution from the same seeds -----------------------------------------------------------------------------------
 

@@ -65,7 +65,7 @@ def metrics(results: Results, figures: list[str]) -> list[dict[str, Any]]:
     """The figures by metric, with charts and findings; the first of a metric leads it."""
     found: dict[str, dict[str, Any]] = {}
     for i, figure in enumerate(figures):
-        name, known = draw.group(results, figure)
+        name, known = results.metrics[figure], results.metric(figure)
         entry = found.setdefault(name, dict(name=name, meaning=known.meaning if known else "", parts=[]))
         entry["parts"].append(
             dict(

@@ -13,7 +13,7 @@ import numpy as np
 from scoreflow.check import suggestion
 from scoreflow.cite import references
 from scoreflow.studies.findings import findings
-from scoreflow.studies.metrics import METRICS
+from scoreflow.studies.metrics import METRICS, Better, Metric
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
 from scoreflow.studies.store import Store
@@ -101,7 +101,37 @@ class Results:
     @cached_property
     def figures(self) -> tuple[str, ...]:
         """What was measured: a metric's name, or `name/part`."""
-        return tuple(sorted({figure for kind, _, figure in self._blocks if kind == "cell"}, key=_place))
+        return tuple(sorted({figure for kind, _, figure in self._blocks if kind == "cell"}, key=self._place))
+
+    @cached_property
+    def metrics(self) -> dict[str, str]:
+        """The name of the metric that each figure is of."""
+        rows = self.store.rows("SELECT DISTINCT figure, metric FROM value WHERE error IS NULL")
+        return {row["figure"]: row["metric"] for row in rows}
+
+    def metric(self, figure: str) -> Metric | None:
+        """The metric of a figure, if it is registered here."""
+        return METRICS.get(self.metrics.get(figure, figure))
+
+    def _place(self, figure: str) -> tuple[int, int, str]:
+        """Metrics as they were registered, their parts as declared; then the rest, by name."""
+        known = self.metric(figure)
+        if known is None:
+            return len(METRICS), 0, figure
+        return (
+            list(METRICS).index(known.name),
+            known.figures.index(figure) if figure in known.figures else len(known.figures),
+            figure,
+        )
+
+    def _better(self, figure: str) -> Better:
+        known = self.metric(figure)
+        return known.better if known else "lower"
+
+    def _sure(self, figure: str, values: list[float]) -> list[float]:
+        """One value of a figure without chance is as good as two: its interval has no width."""
+        known = self.metric(figure)
+        return values * 2 if known and not known.samples and len(values) == 1 else values
 
     @cached_property
     def failures(self) -> tuple[Failure, ...]:
@@ -125,7 +155,7 @@ class Results:
 
     def mean(self, spec: Spec, figure: str) -> Interval:
         """The mean of a cell over its blocks."""
-        return interval(_sure(figure, list(self.blocks(spec, figure).values())))
+        return interval(self._sure(figure, list(self.blocks(spec, figure).values())))
 
     def floor(self, figure: str) -> Interval | None:
         """Data against data, as many samples; for a distance to the reference, the reference's own error."""
@@ -136,10 +166,10 @@ class Results:
         """The values of the floor's blocks."""
         return self.values("reference" if self.to_reference(figure) else "floor", figure)
 
-    @staticmethod
-    def to_reference(figure: str) -> bool:
+    def to_reference(self, figure: str) -> bool:
         """Whether the figure is a distance to the converged reference."""
-        return "reference" in _needs(figure)
+        known = self.metric(figure)
+        return known is not None and "reference" in known.needs
 
     def reference(self, figure: str) -> Interval | None:
         """The converged reference's own value."""
@@ -200,7 +230,7 @@ class Results:
 
     def loss(self, figure: str, value: float) -> float:
         """Lower is better."""
-        better = _better(figure)
+        better = self._better(figure)
         floor = self.floor(figure) if better == "either" else None
         return -value if better == "higher" else abs(value - floor.value) if floor else value
 
@@ -246,7 +276,7 @@ class Results:
         raise ValueError(f"no cell of this study is as good as {bound} in {figure}")
 
     def _bound(self, figure: str, within: float) -> float:
-        return -within if _better(figure) == "higher" else within
+        return -within if self._better(figure) == "higher" else within
 
     def compare(self, a: str, b: str, nfe: float, figure: str | None = None) -> Difference:
         """The figure of sampler a minus that of b at these evaluations, block by block.
@@ -268,7 +298,7 @@ class Results:
     def _differ(self, a: Spec, b: Spec, figure: str) -> Difference:
         x, y = self.blocks(a, figure), self.blocks(b, figure)
         both = sorted(set(x) & set(y))
-        return paired(_sure(figure, [x[seed] for seed in both]), _sure(figure, [y[seed] for seed in both]))
+        return paired(self._sure(figure, [x[seed] for seed in both]), self._sure(figure, [y[seed] for seed in both]))
 
     def at_floor(self, spec: Spec, figure: str) -> bool:
         """Whether the cell cannot be told to be worse than its floor."""
@@ -276,7 +306,7 @@ class Results:
         if not values or not beside:
             return False
         off = unpaired(values, beside)
-        worse = {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[_better(figure)]
+        worse = {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[self._better(figure)]
         return not worse and math.isfinite(off.low)
 
     def floor_from(self, label: str, figure: str | None = None) -> float | None:
@@ -348,28 +378,3 @@ class Results:
 
 def _spec(cell: dict[str, Any]) -> Spec:
     return Spec(cell["sampler"], cell["grid"], cell["nfe"], cell["steps"])
-
-
-def _place(figure: str) -> tuple[int, int, str]:
-    """Metrics as they were registered, their parts as declared; then the rest, by name."""
-    name = figure.partition("/")[0]
-    if name not in METRICS:
-        return len(METRICS), 0, figure
-    parts = METRICS[name].figures
-    return list(METRICS).index(name), parts.index(figure) if figure in parts else len(parts), figure
-
-
-def _sure(figure: str, values: list[float]) -> list[float]:
-    """One value of a figure without chance is as good as two: its interval has no width."""
-    known = METRICS.get(figure.partition("/")[0])
-    return values * 2 if known and not known.samples and len(values) == 1 else values
-
-
-def _needs(figure: str) -> tuple[str, ...]:
-    known = METRICS.get(figure.partition("/")[0])
-    return known.needs if known else ()
-
-
-def _better(figure: str) -> str:
-    known = METRICS.get(figure.partition("/")[0])
-    return known.better if known else "lower"
