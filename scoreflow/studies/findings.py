@@ -24,7 +24,7 @@ def findings(results: Results, figure: str) -> list[str]:
     for label in results.labels:
         if results.to_reference(figure) and (fit := results.order(label, figure)) is not None:
             said.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
-    said += _differences(results, figure)
+    said += [*_differences(results, figure), *_front(results, figure)]
     if results.failures:
         said.append(f"{len(results.failures)} runs or metrics failed; the figures are without them.")
     return said
@@ -41,9 +41,13 @@ def _best(results: Results, figure: str) -> list[str]:
             at = "" if best.nfe == budget else f" at {best.nfe:g}"
             said.append(f"{budget} evaluations {best.sampler}{at}, {best.value}")
         last = best.sampler, best.nfe
+    return [f"Best within {'; within '.join(said)}."] if said else []
+
+
+def _front(results: Results, figure: str) -> list[str]:
     front = results.pareto(figure)
     points = ", ".join(f"{line.sampler} at {line.nfe:g}" for line in front.itertuples())
-    return [f"Best within {'; within '.join(said)}."] * bool(said) + [f"Pareto front: {points}."] * (len(front) > 1)
+    return [f"Pareto front: {points}."] if len(front) > 1 else []
 
 
 def _floor(results: Results, figure: str) -> list[str]:
@@ -58,7 +62,7 @@ def _floor(results: Results, figure: str) -> list[str]:
     at = [f"{label} from {k:g} evaluations" for label, k in reached.items() if k is not None]
     never = [label for label, k in reached.items() if k is None]
     if at:
-        said.append(f"Not told apart from the floor: {'; '.join(at)}. {_resolution(results, figure)}")
+        said[0] += f" Not told apart from it: {'; '.join(at)}. {_resolution(results, figure)}"
     if never:
         said.append(f"Told apart from the floor at the largest budget: {', '.join(never)}.")
     exact = [] if own else results.values("reference", figure)

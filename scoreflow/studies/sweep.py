@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ def study(
             anything runs; a store of another model, data or version; a damaged store. OSError: a full disk; what was
             finished is safe. A cell that fails is recorded with its error, and the rest goes on.
     """
+    if missing := [name for name in ("ot", "pandas", "scipy") if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"studies need the extra scoreflow[study]: {', '.join(missing)} cannot be imported")
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
     what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
     wrong = list[str]()
