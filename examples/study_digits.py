@@ -33,8 +33,8 @@ SHOWN = ("trajectory/median", "sliced-w2", "kid", "manifold/recall")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="study-digits", help="a folder for the cells, the report and the picture")
-    parser.add_argument("-n", type=int, default=32, help="samples in a block")
-    parser.add_argument("--seeds", type=int, default=6, help="blocks")
+    parser.add_argument("-n", type=int, default=20, help="samples in a block")
+    parser.add_argument("--seeds", type=int, default=5, help="blocks")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
     with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:

@@ -1,20 +1,43 @@
 """The command line: what it prints, and that a mistake is one line and exit code 2."""
 
+import io
 import json
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 import scoreflow as sf
+from scoreflow import cli
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*words):
-    return subprocess.run([sys.executable, "-m", "scoreflow", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+    """In this process: exit code, what was printed, what was said of errors."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["scoreflow", *words]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(words, ended.value.code or 0, out.getvalue(), err.getvalue())
+
+
+def test_as_a_module():
+    """`python -m scoreflow` in a process of its own, with a mistake."""
+    words = [sys.executable, "-m", "scoreflow", "cite", "nobody"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+    told = run("cite", "nobody")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (
+        told.returncode,
+        told.stdout,
+        told.stderr,
+    ) and told.returncode == 2
 
 
 def test_samplers():

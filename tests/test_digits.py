@@ -6,7 +6,7 @@ from problems import states
 
 import scoreflow as sf
 
-B, T = 4, 1000
+B, T = 2, 1000
 
 
 def textbook(net, x, draws, beta):
