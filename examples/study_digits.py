@@ -33,7 +33,7 @@ SHOWN = ("trajectory/median", "sliced-w2", "kid", "manifold/recall")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="study-digits", help="a folder for the cells, the report and the picture")
-    parser.add_argument("-n", type=int, default=20, help="samples in a block")
+    parser.add_argument("-n", type=int, default=16, help="samples in a block")
     parser.add_argument("--seeds", type=int, default=5, help="blocks")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
@@ -57,7 +57,7 @@ def main():
     console.print(table)
     for figure in SHOWN[:3]:
         console.print(f"\n[bold]{figure}[/bold]", *study.findings(figure), sep="\n  ", highlight=False)
-    axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")[1]
+    axes = plt.subplots(2, 1, figsize=(10, 9), layout="constrained")[1]
     for ax, figure in zip(axes, SHOWN, strict=False):
         study.plot(figure, ax)
     plt.savefig(Path(args.out) / "study.png", dpi=110)

@@ -470,3 +470,10 @@ def test_strips_are_of_every_sampler_and_what_they_are_compared_to(study):
     assert [list(s["pictures"]) for s in strips] == [["5 evaluations", "10 evaluations"]] * 3 + [[""]] * 2
     assert len({url for s in strips for url in s["pictures"].values()}) == 8
     assert all(url.startswith("data:image/png;base64,iVBOR") for s in strips for url in s["pictures"].values())
+
+
+def test_a_value_of_0_does_not_take_the_logarithm_away():
+    """The reference itself has no distance to itself: a gap in its line, and the others stay readable."""
+    some = made({("cell", "a", 5): [0.1, 0.2, 0.3], ("cell", "a", 9): [0.0, 0.0, 0.0]}, name="trajectory")
+    figure = chart(some, "trajectory")
+    assert figure["layout"]["yaxis"]["type"] == "log" and curves(some, "trajectory")["a"]["y"][1] is None

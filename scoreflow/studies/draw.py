@@ -58,10 +58,14 @@ def arrow(results: Results, figure: str) -> str:
 
 
 def logarithmic(results: Results, figure: str) -> bool:
-    """Whether its axis is logarithmic: a positive metric, and every value above 0."""
+    """Whether its axis is logarithmic: a positive metric, and every value above 0; the reference's own distance to itself, 0,
+    is left out.
+    """
     known = results.metric(figure)
     values = results.frame.loc[results.frame["figure"] == figure, "value"].to_numpy(dtype=float)
     values = values[np.isfinite(values)]
+    if results.to_reference(figure):
+        values = values[values != 0]
     return (known is None or known.positive) and len(values) > 0 and bool((values > 0).all())
 
 
@@ -78,7 +82,10 @@ def ends(part: pd.DataFrame, log: bool) -> tuple[np.ndarray, np.ndarray, np.ndar
     """
     value, low, high = (part[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
     value, low, high = (np.where(np.isfinite(v), v, np.nan) for v in (value, low, high))
-    return value, np.maximum(low, value / 10) if log else low, high
+    if not log:
+        return value, low, high
+    value = np.where(value > 0, value, np.nan)
+    return value, np.maximum(low, value / 10), np.where(np.isnan(value), np.nan, high)
 
 
 def across(results: Results, figure: str) -> list[Level]:
