@@ -32,7 +32,8 @@ from scoreflow.table import Table, samplers
 from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, nets, zoo
+    from scoreflow import analysis, data, nets, training, zoo
+    from scoreflow.checkpoint import load_model, save_model
     from scoreflow.studies import Study, Subject, metric, study
 
 __version__ = "0.1.0"
@@ -40,9 +41,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Inversion", "Levels",
     "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study",
-    "SubVPSDE", "Subject", "Table", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "dmn_grid",
-    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "metric", "nets", "plan", "sample",
-    "sampler", "samplers", "solve", "step_log_prob", "study", "walk", "zoo",
+    "SubVPSDE", "Subject", "Table", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "data", "dmn_grid",
+    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "load_model", "metric", "nets", "plan",
+    "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters
@@ -50,8 +51,10 @@ del _chapters
 
 def __getattr__(name: str) -> Any:
     """Load what is heavy or seldom used when it is first named."""
-    if name in ("analysis", "nets", "zoo"):
+    if name in ("analysis", "data", "nets", "training", "zoo"):
         return importlib.import_module(f"scoreflow.{name}")
+    if name in ("load_model", "save_model"):
+        return getattr(importlib.import_module("scoreflow.checkpoint"), name)
     if name in ("Study", "Subject", "metric", "study"):
         return getattr(importlib.import_module("scoreflow.studies"), name)
     raise AttributeError(f"module 'scoreflow' has no attribute {name!r}")

@@ -174,3 +174,27 @@ def _times(coefficient: Tensor, x: Tensor) -> Tensor:
     if coefficient.ndim:
         coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
     return coefficient.to(x) * x
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor, other: Tensor, other_log_var: Tensor) -> Tensor:
+    """`KL(N(m, v) ‖ N(m', v')) = ½ (log v'/v − 1 + v/v' + (m − m')²/v')`, in nats, entry by entry."""
+    ratio = log_var - other_log_var
+    kl: Tensor = 0.5 * (-ratio - 1 + ratio.exp() + (mean - other).square() * (-other_log_var).exp())
+    return kl
+
+
+def discretised_nll(x_0: Tensor, mean: Tensor, log_std: Tensor, bins: int = 256) -> Tensor:
+    """`−log ∫ N(x; m, s²) dx` over the bin of x_0 among `bins` levels from −1 to 1, in nats, entry by entry.
+
+    The first and last bin reach to −∞ and ∞ (Ho et al., 2020, Eq. 13).
+    """
+    half, scale = 1 / (bins - 1), (-log_std).exp()
+    below, above = (x_0 - half - mean) * scale, (x_0 + half - mean) * scale
+    # Φ(b) − Φ(a) = Φ(−a) − Φ(−b): on the side where both are small.
+    flip = below + above > 0
+    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
+    low = torch.where((x_0 < -1 + half) & ~flip | (x_0 > 1 - half) & flip, -math.inf, low)
+    high = torch.where((x_0 > 1 - half) & ~flip | (x_0 < -1 + half) & flip, math.inf, high)
+    small, large = torch.special.log_ndtr(low.clamp(min=-1e4)), torch.special.log_ndtr(high.clamp(max=1e4))
+    nll: Tensor = -(large + torch.log1p(-(small - large).exp().clamp(max=1 - 1e-7)))
+    return nll

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 import typer
 
-from scoreflow import studies
+from scoreflow import studies, training
 from scoreflow.check import whole
 from scoreflow.cite import cite as bibtex
+from scoreflow.data import DATA
 from scoreflow.noise import White
 from scoreflow.sde import PATHS
 from scoreflow.solve import plan as lay_out
@@ -32,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Model = Annotated[str, typer.Option(help="zoo:digits, oracle:ring, or package.module:factory.")]
+Model = Annotated[str, typer.Option(help="zoo:digits, oracle:ring, run:folder, or package.module:factory.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -170,6 +172,27 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="A folder for the run; the same command goes on where it was cut.")],
+    data: Annotated[str | None, typer.Option(help=f"{', '.join(DATA)}, or a folder of images.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML: data, network, model, objective, recipe.")] = None,
+    change: Annotated[list[str] | None, typer.Option("--set", help="table.name=value, such as recipe.steps=2000.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a score network; under torchrun, on all its processes.
+
+    The folder holds the log, the state to go on from, the model, curves and sample sheets. `--model run:folder` uses it.
+    """
+    run = training.setup(data, config, training.parse(change or []))
+    run.run(out, progress=sys.stderr.isatty())
+    if int(os.environ.get("RANK", 0)):
+        return
+    last = json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    said = f"{last['step']} steps, loss {last['loss']:.4g}, held out {last['held_out']:.4g}. Model: {out / 'model.safetensors'}"
+    typer.echo(json.dumps({**last, "folder": str(out)}) if as_json else said)
 
 
 @app.command()

@@ -116,6 +116,11 @@ def default_t_min(path: GaussianPath) -> float:
     return 1 / path.T if path.T else 1e-3
 
 
+def inner_ends(path: GaussianPath) -> tuple[float, float]:
+    """What networks are trained on: from `default_t_min` to 1, or just below it where α(1) = 0."""
+    return default_t_min(path), 1.0 if path.alpha(1.0) > 0 else 1 - 1e-3
+
+
 @grid_rule("uniform")
 def uniform(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
     """Equal steps in t."""

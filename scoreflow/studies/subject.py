@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +15,10 @@ from torch import Tensor
 
 from scoreflow import analysis, zoo
 from scoreflow.check import one_of, suggestion, whole
+from scoreflow.checkpoint import load_model
+from scoreflow.data import Images
+from scoreflow.data import load as named_data
+from scoreflow.grid import inner_ends
 from scoreflow.model import ScoreModel
 from scoreflow.oracle import Gaussian, GaussianMixture
 from scoreflow.sde import PATHS
@@ -162,16 +169,33 @@ def _zoo_digits() -> Subject:
     return Subject(zoo.digits(), (1, 8, 8), data.held_out, zoo.digits_features(), {"y": _classes})
 
 
-def _classes(n: int, seed: int) -> Tensor:
+def _classes(n: int, seed: int, of: int = 10) -> Tensor:
     """Classes at random, as often as in the data."""
-    return torch.randint(10, (n,), generator=draws(seed, "classes"))
+    return torch.randint(of, (n,), generator=draws(seed, "classes"))
 
 
 ZOO: dict[str, Callable[[], Subject]] = {"digits": _zoo_digits}
 
 
+def trained(folder: str | Path) -> Subject:
+    """What `scoreflow train` left in a folder, with its data; images in memory are kept for comparison.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or one whose data have no name.
+    """
+    model, file = load_model(folder), Path(folder) / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))["said"]
+    if "name" not in said:
+        raise ValueError(f"the run in {folder} does not name its data: make a Subject of load_model({str(folder)!r}) and them")
+    found = named_data(said["name"], **{k: v for k, v in said.items() if k in ("size", "channels")})
+    held_out = found.held_out.x if isinstance(found.held_out, Images) else None
+    classes = found.classes if said["labels"] else 0
+    conditions = {"y": functools.partial(_classes, of=classes)} if classes else {}
+    return Subject(model, found.shape, held_out, conditions=conditions, start=inner_ends(model.path)[1])
+
+
 def load(text: str) -> Subject:
-    """A subject by name: `zoo:digits`, `oracle:mixture(d=2, path=cosine)`, or `package.module:factory`.
+    """A subject by name: `zoo:digits`, `oracle:mixture(d=2, path=cosine)`, `run:folder`, or `package.module:factory`.
 
     A factory is called without arguments and returns a Subject, or a ScoreModel of an oracle.
 
@@ -180,11 +204,13 @@ def load(text: str) -> Subject:
     """
     kind, colon, rest = text.partition(":")
     if not colon:
-        raise ValueError(f"model must be zoo:name, oracle:name or package.module:factory, got {text!r}")
+        raise ValueError(f"model must be zoo:name, oracle:name, run:folder or package.module:factory, got {text!r}")
     if kind == "zoo":
         if rest not in ZOO:
             raise ValueError(f"no network of the zoo is called {rest!r}{suggestion(rest, ZOO)}")
         found: Any = ZOO[rest]()
+    elif kind == "run":
+        found = trained(rest)
     elif kind == "oracle":
         name, options, _ = parse(rest)
         if name not in ORACLES:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from scoreflow import data
 from scoreflow.chain import DDPMChain
+from scoreflow.checkpoint import load, save
 from scoreflow.model import ScoreModel
-from scoreflow.nets import Classifier, UNet
+from scoreflow.nets import Classifier
 from scoreflow.sde import VPSDE
 
 __all__ = ["Digits", "digits", "digits_classifier", "digits_data", "digits_features", "load", "save"]
-
-NETWORKS: dict[str, type[nn.Module]] = {"Classifier": Classifier, "UNet": UNet}
 
 
 def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
@@ -34,7 +33,7 @@ def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = tor
 
 
 def digits_classifier() -> Classifier:
-    """A classifier of 8×8 digits, trained by `examples/train_digits_features.py`; 98.6 % right on those held out."""
+    """A classifier of 8×8 digits, trained by `examples/train_features.py`; 98.6 % right on those held out."""
     net = load(Path(__file__).with_name("digits_features.safetensors"))
     assert isinstance(net, Classifier)
     return net
@@ -74,58 +73,5 @@ def digits_data() -> Digits:
     Reference:
         Optical Recognition of Handwritten Digits (Alpaydin & Kaynak, 1998), UCI Machine Learning Repository.
     """
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    order = torch.randperm(len(data.images), generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(data.images / 8 - 1).float()[order, None]
-    labels = torch.from_numpy(data.target).long()[order]
-    return Digits(images[500:], labels[500:], images[:500], labels[:500])
-
-
-def save(net: nn.Module, file: str | Path) -> None:
-    """Write a network of `scoreflow.nets` as safetensors: its weights, its class and its configuration."""
-    from safetensors.torch import save_file
-
-    weights = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
-    save_file(weights, file, metadata={"network": type(net).__name__, "config": json.dumps(net.config)})
-
-
-def load(file: str | Path) -> nn.Module:
-    """Read what `save` wrote, in evaluation mode. Only safetensors are read; nothing is unpickled.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is cut short or no safetensors file, names no known network, or its weights have other
-            names or shapes than the network's.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"no checkpoint at {file}")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-            weights: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a whole safetensors file: {error}") from error
-    if metadata.get("network") not in NETWORKS:
-        raise ValueError(f"{file} names the network {metadata.get('network')!r}; known are {', '.join(NETWORKS)}")
-    try:
-        config: dict[str, Any] = json.loads(metadata["config"])
-        net = NETWORKS[metadata["network"]](**config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} has no config that makes a {metadata['network']}: {error!r}") from error
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        missing, extra = (sum(n not in d for n in wrong) for d in (found, expected))
-        raise ValueError(
-            f"{file} does not fit {metadata['network']}: {missing} weights missing, {extra} unknown, "
-            f"{len(wrong) - missing - extra} of another shape; first {wrong[0]!r}: "
-            f"expected {expected.get(wrong[0])}, found {found.get(wrong[0])}"
-        )
-    net.load_state_dict(weights)
-    return net.eval()
+    found: Any = data.digits()
+    return Digits(found.train.x, found.train.y, found.held_out.x, found.held_out.y)

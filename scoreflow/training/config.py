@@ -1,0 +1,149 @@
+"""A training run as a TOML file: data, network, model, objective, recipe."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from scoreflow import checkpoint, data
+from scoreflow.check import one_of, suggestion, whole
+from scoreflow.model import ScoreModel
+from scoreflow.noise import stream_key
+from scoreflow.sde import PATHS
+from scoreflow.training.objective import Objective
+from scoreflow.training.show import Show
+from scoreflow.training.trainer import Recipe, train
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "data": ("name", "size", "channels", "labels"),
+    "network": (),
+    "model": ("path", "prediction", "time"),
+    "objective": tuple(f.name for f in fields(Objective) if f.name != "null"),
+    "recipe": tuple(f.name for f in fields(Recipe)),
+}
+"""The tables of a file and what each may hold; that of the network holds its arguments."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run needs.
+
+    Attributes:
+        config: the file's tables, with what was left out filled in.
+    """
+
+    config: dict[str, dict[str, Any]]
+    data: data.Data
+    model: ScoreModel
+    objective: Objective
+    recipe: Recipe
+
+    def run(self, out: str | Path, progress: bool = False) -> ScoreModel:
+        """Train, with curves and sample sheets in `out`; goes on where it was cut."""
+        shown = Show(Path(out), self.data.shape, _conditions(self.data.train, self.recipe.shown), self.recipe.shown)
+        return train(
+            self.model, self.data.train, self.objective, self.recipe, out=out, held_out=self.data.held_out,
+            said=self.config["data"], show=shown, progress=progress,
+        )  # fmt: skip
+
+
+def setup(name: str | None = None, file: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Setup:
+    """A run from a name of data, a TOML file, or both.
+
+    Left out, the network is a U-Net for the data's shape and classes, the path the linear chain of 1000 steps, the prediction
+    ε, and a tenth of the classes is dropped.
+
+    Args:
+        name: of the data; it goes before what the file says.
+        file: TOML with the tables data, network, model, objective, recipe.
+        changes: single values, such as `{"recipe.steps": 100}`; they go before the file's.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError, TypeError: a table or a value that is not allowed; says which.
+    """
+    config: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    if file is not None:
+        try:
+            read = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"config {file} is no TOML: {error}") from error
+        for part, values in read.items():
+            values = {"name": values} if part == "data" and isinstance(values, str) else values
+            if part not in PARTS or not isinstance(values, dict):
+                raise ValueError(f"config {file}: {part!r} is none of its tables{suggestion(part, PARTS)}")
+            config[part] |= values
+    for key, value in (changes or {}).items():
+        part, _, inner = key.partition(".")
+        if part not in PARTS or not inner:
+            raise ValueError(f"set must be table.name=value, the table one of {', '.join(PARTS)}, got {key!r}")
+        config[part][inner] = value
+    if name is not None:
+        config["data"]["name"] = name
+    for part, known in PARTS.items():
+        for inner in config[part]:
+            if known and inner not in known:
+                raise ValueError(f"{part} has no {inner!r}{suggestion(inner, known)}")
+    return _filled(config)
+
+
+def _filled(config: dict[str, dict[str, Any]]) -> Setup:
+    of_data, of_model, of_net = config["data"], config["model"], config["network"]
+    if "name" not in of_data:
+        raise ValueError(f"data has no name: give one of {', '.join(data.DATA)}, or a folder of images")
+    sizes = {k: v for k, v in of_data.items() if k in ("size", "channels")}
+    found = data.load(of_data["name"], **sizes)
+    if not of_data.setdefault("labels", bool(found.classes)):
+        found = data.without_labels(found)
+    of_net.setdefault("name", "UNet")
+    kind = of_net["name"]
+    one_of("network.name", kind, checkpoint.NETWORKS)
+    given = {k: v for k, v in of_net.items() if k != "name"}
+    of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | given
+    if kind == "DiT":
+        of_net.setdefault("size", found.shape[-1])
+    of_model |= {"path": "ddpm", "prediction": "eps"} | of_model
+    one_of("model.path", of_model["path"], PATHS)
+    path = PATHS[of_model["path"]]()
+    of_model.setdefault("time", "index" if path.T else "unit")
+    if of_model["time"] == "unit" and kind in ("UNet", "DiT"):
+        of_net.setdefault("time_scale", 1000.0)
+    if found.classes:
+        config["objective"].setdefault("drop", 0.1)
+    recipe = Recipe(**config["recipe"])
+    torch.manual_seed(stream_key(recipe.seed, "weights"))
+    try:
+        net = checkpoint.make(kind, **{k: v for k, v in of_net.items() if k != "name"})
+    except TypeError as error:
+        raise ValueError(f"network {kind}: {error}") from error
+    model = ScoreModel(net, path, of_model["prediction"], of_model["time"])
+    return Setup(config, found, model, Objective(**config["objective"]), recipe)
+
+
+def parse(pairs: list[str]) -> dict[str, Any]:
+    """`table.name=value` as changes; a value is read as TOML, else it is text."""
+    out = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"set must be table.name=value, got {pair!r}")
+        try:
+            out[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key] = value
+    return out
+
+
+def _conditions(train: Dataset[Any], n: int) -> dict[str, Any]:
+    """The conditions of the first n samples; classes in turn, where there are any."""
+    from torch.utils.data import default_collate
+
+    whole("n", n)
+    items = [train[i] for i in range(min(n, len(train)))]  # type: ignore[arg-type]
+    _, conditions = data.read(default_collate(items))
+    return conditions

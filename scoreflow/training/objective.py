@@ -1,0 +1,196 @@
+"""Denoising score matching, in every prediction, as one loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreflow.chain import VARIANCES, discretised_nll, gaussian_kl
+from scoreflow.check import number, one_of, whole
+from scoreflow.model import ScoreModel
+from scoreflow.noise import White, stream_key
+from scoreflow.training.times import LossHistory, check_times_options, draw_times
+from scoreflow.training.weighting import Weighting, get_weighting
+
+
+class Draw(NamedTuple):
+    """What chance gives a batch.
+
+    Attributes:
+        t: times (B,), float64. eps: the noise, (B, ...). even: what undoes an uneven choice of times, (B,).
+        dropped: whose conditions are dropped, (B,).
+    """
+
+    t: Tensor
+    eps: Tensor
+    even: Tensor
+    dropped: Tensor
+
+
+class Loss(NamedTuple):
+    """A loss.
+
+    Attributes:
+        mean: over the batch, each times `even`; to be minimised.
+        each: of every sample, (B,), detached. eps: the plain ε-error of every sample, (B,), detached.
+        t: times (B,).
+    """
+
+    mean: Tensor
+    each: Tensor
+    eps: Tensor
+    t: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`E w(t) ‖ε̂ − ε‖²/d` over data, noise and times, d the entries of a sample; with a learned variance
+    `+ vlb · L_vlb`.
+
+    The network is asked for what it predicts, and its squared error is weighed by `w/b²`, where `b (ε̂ − ε)` is its error: so
+    networks of all predictions have the same loss where they say the same.
+
+    Args:
+        weighting: a name of `WEIGHTINGS`, or a function (path, t) to weights on the ε-error.
+        times: a name of `QUANTILES`.
+        drop: the share of samples whose conditions are replaced by what means "none given", for classifier-free guidance.
+        null: what means "none given", by the condition's name; of the network (`net.null`) if None.
+        vlb: λ of the hybrid objective `L_simple + λ L_vlb`, L_vlb in bits an entry, T times the mean over steps; 0.001 in the
+            paper. The network must give twice the channels, the path be a chain, and times be "uniform" or "importance". The
+            mean is held fixed in L_vlb.
+        variance: what the second half says: "interpolated" between β̃ and β, or "learned", its logarithm.
+        bins: levels of the data between −1 and 1, for the last term of L_vlb.
+        weighting_options, times_options: such as `{"gamma": 3}`.
+
+    Raises:
+        ValueError, TypeError: for names and values that are not allowed.
+
+    Reference:
+        Ho et al. (2020), Eq. 14; Improved DDPM (Nichol & Dhariwal, 2021), Eqs. 14 to 16; Ho & Salimans (2022), Algorithm 1.
+    """
+
+    weighting: str | Weighting = "simple"
+    times: str = "uniform"
+    drop: float = 0.0
+    null: Mapping[str, Any] | None = None
+    vlb: float = 0.0
+    variance: str = "interpolated"
+    bins: int = 256
+    weighting_options: Mapping[str, float] = field(default_factory=dict)
+    times_options: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        get_weighting(self.weighting, **self.weighting_options)
+        check_times_options(self.times, dict(self.times_options))
+        number("drop", self.drop, 0, 1)
+        number("vlb", self.vlb, 0)
+        one_of("variance", self.variance, VARIANCES[2:])
+        whole("bins", self.bins, 2)
+        if self.vlb and self.times not in ("uniform", "importance"):
+            raise ValueError(
+                f"times must be uniform or importance with vlb={self.vlb}, whose terms are steps, got {self.times!r}"
+            )
+
+    def check(self, model: ScoreModel) -> None:
+        """Raise ValueError if the model cannot be trained so."""
+        if self.vlb and model.path.T is None:
+            raise ValueError(f"vlb={self.vlb} sums over the steps of a chain, and {model.path} has none; use VPSDE.from_betas")
+        if self.drop and not self.nulls(model):
+            raise ValueError(
+                f"drop={self.drop} drops conditions, and {type(model.net).__name__} has none: give null={{name: value}}, what "
+                "means 'none given', or a network whose `null` says it"
+            )
+
+    def nulls(self, model: ScoreModel) -> Mapping[str, Any]:
+        """What means "none given"."""
+        found: Mapping[str, Any] = self.null if self.null is not None else getattr(model.net, "null", {})
+        return found
+
+    def draw(
+        self,
+        model: ScoreModel,
+        x_0: Tensor,
+        seed: int,
+        step: int = 0,
+        part: tuple[int, int] = (0, 1),
+        history: LossHistory | None = None,
+    ) -> Draw:
+        """The draws of a batch: the same for the same seed and step, whatever was drawn before.
+
+        Args:
+            x_0: the batch, or this process's part of it, (B, ...).
+            part: which of how many equal parts; the parts together are the draws of the whole.
+            history: of the losses, for times="importance".
+        """
+        which, parts = part
+        n, rows = len(x_0) * parts, slice(which * len(x_0), (which + 1) * len(x_0))
+        generator = torch.Generator().manual_seed(stream_key(seed, "times", step))
+        t, even = draw_times(model.path, n, self.times, dict(self.times_options), generator, history)
+        dropped = torch.rand(n, generator=generator) < self.drop
+        eps = White(range(rows.start, rows.stop)).normal(x_0, seed, "eps", step)
+        return Draw(*(v.to(x_0.device) if v.device.type != "meta" else v for v in (t[rows], eps, even[rows], dropped[rows])))
+
+    def __call__(self, model: ScoreModel, x_0: Tensor, draw: Draw, **conditions: Any) -> Loss:
+        """The loss of a batch x_0 (B, ...), with conditions of the network.
+
+        Raises:
+            ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given.
+        """
+        path, t, shape = model.path, draw.t, (-1, *[1] * (x_0.ndim - 1))
+
+        def of(curve: Tensor) -> Tensor:
+            return curve.to(x_0).reshape(shape)
+
+        x_t = of(path.alpha(t)) * x_0 + of(path.sigma(t)) * draw.eps
+        output, word = model.evaluate(x_t, t, **self.dropped(model, conditions, draw.dropped))
+        a, b = path.convert("eps", model.prediction, t)
+        error = (output - (of(a) * x_t + of(b) * draw.eps)).flatten(1).square().mean(1)
+        weight = get_weighting(self.weighting, **self.weighting_options)(path, t)
+        each = error * (weight / b**2).to(error)
+        if self.vlb:
+            if word is None:
+                raise ValueError(
+                    f"vlb={self.vlb} trains a learned variance, and the network returned {output.shape[1]} channels for "
+                    f"{x_0.shape[1]}: it must return {2 * x_0.shape[1]}; for ours, learned_variance=True"
+                )
+            each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), word, t)
+        return Loss((each * draw.even.to(each)).mean(), each.detach(), (error / (b**2).to(error)).detach(), t)
+
+    def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any]:
+        """The conditions, "none given" for the samples `which` (B,)."""
+        if not self.drop:
+            return conditions
+        nulls, out = self.nulls(model), dict(conditions)
+        if not set(nulls) & set(conditions):
+            raise ValueError(f"drop={self.drop} drops {', '.join(nulls)}, and the data give {', '.join(conditions) or 'none'}")
+        for name in set(nulls) & set(conditions):
+            value = conditions[name]
+            mask = which.reshape(-1, *[1] * (value.ndim - 1))
+            out[name] = torch.where(mask, torch.as_tensor(nulls[name], dtype=value.dtype, device=value.device), value)
+        return out
+
+    def _vlb(self, model: ScoreModel, x_0: Tensor, x_t: Tensor, output: Tensor, word: Tensor, t: Tensor) -> Tensor:
+        """The term of the bound at the step from t to the node before, in bits an entry, (B,)."""
+        path, shape = model.path, (-1, *[1] * (x_0.ndim - 1))
+        s = (t - 1 / (path.T or 1)).clamp(min=0)
+        s = torch.where(s < 0.5 / (path.T or 1), 0.0, s)
+        row, beta = path.bridge(t, s, 1.0), path.forward(s, t).z
+
+        def of(curve: Any) -> Tensor:
+            return torch.as_tensor(curve).to(x_0).reshape(shape)
+
+        x, m = of(row.x), of(row.m[0])
+        mean = x * x_t + m * model.express(output, x_t, t, "x0")
+        std, last = of(row.z), of(s) == 0
+        # At the last step β̃ = 0: there its logarithm is that of the step before, as in the authors' code.
+        floor = path.posterior_std(2 / (path.T or 1), 1 / (path.T or 1)) if (path.T or 0) > 1 else path.sigma(1.0)
+        low = 2 * torch.where(last, floor, std).log()
+        log_var = word if self.variance == "learned" else low + (word + 1) / 2 * (2 * of(beta).log() - low)
+        kl = gaussian_kl(x * x_t + m * x_0, low, mean, log_var)
+        nll = discretised_nll(x_0, mean, log_var / 2, self.bins)
+        return torch.where(last, nll, kl).flatten(1).mean(1) / math.log(2)

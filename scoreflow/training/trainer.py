@@ -1,0 +1,375 @@
+"""The training loop: one process or many, resumable to the bit.
+
+All chance is a function of (seed, step): which samples, times, noise, dropped conditions. So a run that was cut goes on as
+if it had not been, and the parts of several processes make up the batch that one would see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from scoreflow import checkpoint
+from scoreflow.check import number, one_of, whole
+from scoreflow.data import read
+from scoreflow.model import ScoreModel
+from scoreflow.noise import stream_key
+from scoreflow.training.objective import Loss, Objective
+from scoreflow.training.times import LossHistory
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+FREE = ("workers", "save_every", "show_every", "shown")
+"""What a run may change when it goes on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps. batch: samples a step, of all processes together.
+        rate: the learning rate after `warmup` steps of rise; `decay`: "cosine", falling to 0, "linear", or "constant".
+        weight_decay: of AdamW. clip: the largest norm of the gradient; 0 for any.
+        ema: what the average of the weights keeps at every step.
+        precision: as of Lightning Fabric: "32-true", "bf16-mixed", …
+        seed: of all chance.
+        workers: processes that read data. save_every: steps between checkpoints. show_every: steps between losses on held-out
+            data, sample sheets and curves. shown: samples on a sheet.
+
+    Raises:
+        ValueError, TypeError: a value that is not allowed.
+    """
+
+    steps: int = 10_000
+    batch: int = 64
+    rate: float = 1e-3
+    warmup: int = 200
+    decay: str = "cosine"
+    weight_decay: float = 1e-3
+    clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "32-true"
+    seed: int = 0
+    workers: int = 0
+    save_every: int = 500
+    show_every: int = 1000
+    shown: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "save_every", "show_every", "shown"):
+            whole(name, getattr(self, name))
+        for name in ("warmup", "workers", "seed"):
+            whole(name, getattr(self, name), 0)
+        number("rate", self.rate, above=0)
+        number("weight_decay", self.weight_decay, 0)
+        number("clip", self.clip, 0)
+        number("ema", self.ema, 0, 1)
+        one_of("decay", self.decay, ("cosine", "linear", "constant"))
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        left = 1 - step / self.steps
+        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "linear": left, "constant": 1.0}[self.decay]
+        return self.rate * min((step + 1) / max(1, self.warmup), fall)
+
+
+class Progress(NamedTuple):
+    """Where a run stands, after a step.
+
+    Attributes:
+        step: steps made. loss: of this step, over all processes. history: of the ε-error by level.
+        model: with the averaged weights.
+    """
+
+    step: int
+    loss: float
+    history: LossHistory
+    model: ScoreModel
+
+
+def train(
+    model: ScoreModel,
+    data: Dataset[Any] | Tensor,
+    objective: Objective | None = None,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    held_out: Dataset[Any] | Tensor | None = None,
+    said: Mapping[str, Any] | None = None,
+    show: Callable[[Progress], object] | None = None,
+    progress: bool = False,
+) -> ScoreModel:
+    """Train the model's network, and give the model with averaged weights; the network itself is left with its last ones.
+
+    Started by `torchrun`, every process takes its part of each batch.
+
+    Args:
+        model: what is trained, with the path and prediction that it will be used with.
+        data: a tensor of states, or a dataset of x, (x, class) or (x, {condition: value}).
+        objective, recipe: what is minimised, and how.
+        out: a folder for `log.jsonl`, `state.safetensors` and `model.safetensors`. A run that was cut goes on from its last
+            state. None: nothing is written.
+        held_out: data for a loss with draws that are the same every time.
+        said: what else to write down with the run, such as the name of the data.
+        show: called after the first and every `show_every` steps, and at the end.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an objective that does not go with the model, a batch that does not split, or a folder with a run of
+            another recipe. FloatingPointError: a loss that is not finite; names the step. ModuleNotFoundError: without
+            Lightning Fabric (the extra `scoreflow[train]`).
+    """
+    if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
+        raise TypeError("model must be a ScoreModel of a torch module")
+    objective, recipe = objective or Objective(), recipe or Recipe()
+    objective = dataclasses.replace(objective, null=objective.nulls(model))
+    objective.check(model)
+    return _Run(model, _dataset(data), objective, recipe, Path(out) if out else None, held_out, said or {}).go(show, progress)
+
+
+class _Run:
+    """One process of a training run."""
+
+    def __init__(
+        self, model: ScoreModel, data: Dataset[Any], objective: Objective, recipe: Recipe, out: Path | None,
+        held_out: Dataset[Any] | Tensor | None, said: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.fabric = _fabric(recipe.precision)
+        self.part = (self.fabric.global_rank, self.fabric.world_size)
+        if recipe.batch % self.part[1]:
+            raise ValueError(f"batch={recipe.batch} must be a multiple of the {self.part[1]} processes")
+        self.objective, self.recipe, self.out = objective, recipe, out
+        self.data: Any = data  # it has a length
+        self.held_out = None if held_out is None else _dataset(held_out)
+        assert isinstance(model.net, nn.Module)
+        optimizer = torch.optim.AdamW(model.net.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
+        self.net, self.optimizer = self.fabric.setup(model.net, optimizer)
+        self.average = AveragedModel(model.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+        self.model, self.averaged = (
+            ScoreModel(net, model.path, model.prediction, model.time) for net in (self.net, self.average.module)
+        )
+        self.plain, self.history, self.step = model, LossHistory(), 0
+        self.config = _config(model, objective, recipe, said)
+        if out is not None:
+            self._open(out)
+
+    def go(self, show: Callable[[Progress], object] | None, progress: bool) -> ScoreModel:
+        recipe = self.recipe
+        batches = DataLoader(
+            self.data, batch_sampler=Batches(len(self.data), recipe, self.step, self.part), num_workers=recipe.workers
+        )
+        bar = self._bar() if progress and not self.part[0] else None
+        for batch in batches:
+            loss = self._one(*read(self.fabric.to_device(batch)))
+            last = self.step == recipe.steps
+            shown = self.step % recipe.show_every == 0 or last or self.step == 1
+            line: dict[str, Any] = {"step": self.step, "loss": loss, "rate": recipe.rate_at(self.step - 1)}
+            if shown and self.held_out is not None:
+                line["held_out"] = self.held_out_loss()
+            if self.part[0] == 0:
+                if self.out is not None:
+                    self._log(line)
+                    if self.step % recipe.save_every == 0 or last:
+                        self._save()
+                if shown and show is not None:
+                    show(Progress(self.step, loss, self.history, self.averaged))
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix_str(f"loss {float(self.history.state[1].mean()):.4f}", refresh=False)
+            self.fabric.barrier() if shown else None
+        if bar is not None:
+            bar.close()
+        self.averaged.net.eval()  # type: ignore[attr-defined]
+        return self.averaged
+
+    def _one(self, x_0: Tensor, conditions: dict[str, Any]) -> float:
+        """One step of the optimiser; the loss over all processes."""
+        recipe = self.recipe
+        torch.manual_seed(stream_key(recipe.seed, "network", self.step, self.part[0]))  # for dropout
+        self.net.train()
+        draw = self.objective.draw(self.model, x_0, recipe.seed, self.step, self.part, self.history)
+        found = self.objective(self.model, x_0, draw, **conditions)
+        self.optimizer.zero_grad()
+        self.fabric.backward(found.mean)
+        if recipe.clip:
+            self.fabric.clip_gradients(self.net, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate_at(self.step)
+        loss = self._together(found)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step + 1} is not finite: lower the rate, or look at the data")
+        self.optimizer.step()
+        self.average.update_parameters(self.plain.net)  # type: ignore[arg-type]
+        self.step += 1
+        return loss
+
+    def _together(self, found: Loss) -> float:
+        """The mean loss of all processes; the history takes in the losses of all."""
+        seen = found.each if self.objective.times == "importance" else found.eps
+        sums: Any = self.fabric.all_reduce(self.history.sums(found.t.to("cpu"), seen.to("cpu")), reduce_op="sum")
+        mean: Any = self.fabric.all_reduce(found.mean.detach().double(), reduce_op="mean")
+        self.history.update(sums)
+        return float(mean)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The averaged model's loss on held-out data, always with the same draws; at most 1000 of them."""
+        assert self.held_out is not None
+        self.average.eval()
+        n, losses = min(len(self.held_out), 1000), list[Tensor]()  # type: ignore[arg-type]
+        plain = dataclasses.replace(self.objective, drop=0.0, times="stratified", vlb=0.0, times_options={})
+        for step, batch in enumerate(
+            DataLoader(torch.utils.data.Subset(self.held_out, range(n)), batch_size=self.recipe.batch)
+        ):
+            x_0, conditions = read(self.fabric.to_device(batch))
+            losses.append(plain(self.averaged, x_0, plain.draw(self.averaged, x_0, 1, step), **conditions).each)
+        return float(torch.cat(losses).mean())
+
+    # -- what is written ---------------------------------------------------------------------------------------------
+    def _open(self, out: Path) -> None:
+        """Begin, or go on from the state that is there."""
+        if self.part[0] == 0:
+            out.mkdir(parents=True, exist_ok=True)
+        state = out / "state.safetensors"
+        if state.is_file():
+            self._load(state)
+        elif self.part[0] == 0:
+            (out / "config.json").write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
+        self.fabric.barrier()
+        if self.part[0] == 0:
+            log = out / "log.jsonl"
+            kept = _log(log, self.step) if log.is_file() else []
+            part = log.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(part, log)
+
+    def _log(self, line: dict[str, Any]) -> None:
+        assert self.out is not None
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as opened:
+            opened.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        assert self.out is not None and isinstance(self.plain.net, nn.Module)
+        tensors = {f"net.{k}": v.detach().contiguous() for k, v in self.plain.net.state_dict().items()}
+        tensors |= {f"average.{k}": v.detach().clone().contiguous() for k, v in self.average.state_dict().items()}
+        tensors["history"] = self.history.state
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
+        checkpoint.write(tensors, self.out / "state.safetensors", {"step": str(self.step), "config": json.dumps(self.config)})
+        checkpoint.save_model(self.averaged, self.out / "model.safetensors")
+
+    def _load(self, file: Path) -> None:
+        tensors, metadata = checkpoint.read(file)
+        before, now = json.loads(metadata["config"]), json.loads(json.dumps(self.config))
+        differ = [
+            f"{part}.{name}={now[part].get(name)!r} there {before[part].get(name)!r}"
+            for part in now
+            for name in {*now[part], *before.get(part, {})}
+            if name not in FREE and now[part].get(name) != before.get(part, {}).get(name)
+        ]
+        if differ:
+            raise ValueError(
+                f"{file.parent} holds another run: {'; '.join(sorted(differ))}. Give another out, or the same values"
+            )
+
+        def under(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
+
+        assert isinstance(self.plain.net, nn.Module)
+        self.plain.net.load_state_dict(under("net"))
+        self.average.load_state_dict(under("average"))
+        self.history.state = tensors["history"]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in under("optimizer").items():
+            i, name = key.split(".", 1)
+            moments.setdefault(int(i), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = int(metadata["step"])
+
+    def _bar(self) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=self.recipe.steps, initial=self.step, desc="training", unit="step")
+
+
+class Batches:
+    """The numbers of the samples of every step from `first` on, for one of several processes: the data in a new order each
+    time through, as if all steps had been made in one go."""
+
+    def __init__(self, n: int, recipe: Recipe, first: int, part: tuple[int, int]) -> None:
+        if n < 1:
+            raise ValueError("data must hold at least one sample")
+        self.n, self.recipe, self.first, self.part = n, recipe, first, part
+
+    def __len__(self) -> int:
+        return self.recipe.steps - self.first
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batch, (which, parts) = self.recipe.batch, self.part
+        known: dict[int, list[int]] = {}
+        for step in range(self.first, self.recipe.steps):
+            places = range(step * batch + which * (batch // parts), step * batch + (which + 1) * (batch // parts))
+            for epoch in {place // self.n for place in places} - set(known):
+                known = {e: order for e, order in known.items() if e >= places[0] // self.n}
+                generator = torch.Generator().manual_seed(stream_key(self.recipe.seed, "order", epoch))
+                known[epoch] = torch.randperm(self.n, generator=generator).tolist()
+            yield [known[place // self.n][place % self.n] for place in places]
+
+
+def _fabric(precision: str) -> Fabric:
+    """The processes there are: those of torchrun, or this one."""
+    try:
+        from lightning_fabric import Fabric
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("training needs Lightning Fabric: pip install 'scoreflow[train]'") from error
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    fabric = Fabric(devices=local, num_nodes=max(1, world // local), precision=precision)  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
+
+
+def _dataset(data: Dataset[Any] | Tensor) -> Dataset[Any]:
+    return TensorDataset(data) if isinstance(data, Tensor) else data
+
+
+def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """All that a run depends on, as JSON can hold it."""
+    own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
+    texts = {
+        k: dict(v) if isinstance(v, Mapping) else v if isinstance(v, str | int | float) else repr(v) for k, v in own.items()
+    }
+    network = {"network": type(model.net).__name__, "config": getattr(model.net, "config", None)}
+    named = model.time if isinstance(model.time, str) else "a function"
+    return {
+        "model": {**network, "path": repr(model.path), "prediction": model.prediction, "time": named},
+        "objective": texts,
+        "recipe": dataclasses.asdict(recipe),
+        "said": dict(said),
+    }
+
+
+def _log(file: Path, steps: int) -> list[dict[str, Any]]:
+    """The whole lines of a log, up to a step."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if line["step"] <= steps:
+            lines.append(line)
+    return lines
