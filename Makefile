@@ -29,6 +29,7 @@ check: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps fugue-icons  # its one requirement is a tool of long ago
 	touch $@
 
 clean:

@@ -32,18 +32,19 @@ from scoreflow.table import Table, samplers
 from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, data, nets, training, zoo
+    from scoreflow import analysis, data, latent, nets, training, zoo
     from scoreflow.checkpoint import load_model, save_model
+    from scoreflow.latent import Latent
     from scoreflow.studies import Study, Subject, metric, study
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Inversion", "Levels",
-    "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study",
+    "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Inversion", "Latent",
+    "Levels", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study",
     "SubVPSDE", "Subject", "Table", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "data", "dmn_grid",
-    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "load_model", "metric", "nets", "plan",
-    "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
+    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "latent", "load_model", "metric", "nets",
+    "plan", "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters
@@ -51,8 +52,10 @@ del _chapters
 
 def __getattr__(name: str) -> Any:
     """Load what is heavy or seldom used when it is first named."""
-    if name in ("analysis", "data", "nets", "training", "zoo"):
+    if name in ("analysis", "data", "latent", "nets", "training", "zoo"):
         return importlib.import_module(f"scoreflow.{name}")
+    if name == "Latent":
+        return importlib.import_module("scoreflow.latent").Latent
     if name in ("load_model", "save_model"):
         return getattr(importlib.import_module("scoreflow.checkpoint"), name)
     if name in ("Study", "Subject", "metric", "study"):

@@ -41,7 +41,7 @@ FLOORS = [
     {"auto"},
     {"solve"},
     {"invert", "log_prob", "analysis", "optimal", "table", "nets", "data"},
-    {"checkpoint"},
+    {"checkpoint", "latent"},
     {"zoo"},
     {"studies"},
     {"training"},

@@ -1,8 +1,14 @@
-"""A small convolutional classifier, whose last hidden layer serves as a feature space."""
+"""Small convolutional classifiers: one of clean images, whose last hidden layer serves as a feature space, and one of noisy."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
+
+from scoreflow.check import whole
+from scoreflow.nets.embedding import Embedding
+from scoreflow.nets.unet import ResidualBlock
 
 
 class Classifier(nn.Module):
@@ -32,4 +38,44 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.last(self.features(x))
+        return out
+
+
+class NoisyClassifier(nn.Module):
+    """`net(x, t)`: noisy states (B, C, H, W) and times or labels (B,) to logits (B, classes), for classifier guidance.
+
+    Args:
+        channels: C. classes: how many. widths: of the levels, multiples of 8; every level but the first halves the resolution.
+        time_scale, dropout: as of `UNet`.
+
+    Reference:
+        Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), Section 4.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        classes: int = 10,
+        widths: Sequence[int] = (32, 64),
+        time_scale: float = 1.0,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.config = dict(channels=channels, classes=classes, widths=list(widths), time_scale=time_scale, dropout=dropout)
+        if not widths or any(whole("widths", w) % 8 for w in widths):
+            raise ValueError(f"widths must be multiples of 8, one or more, got {list(widths)}")
+        size = 4 * widths[0]
+        self.embedding = Embedding(widths[0], size, time_scale=time_scale)
+        self.first, self.levels = nn.Conv2d(channels, widths[0], 3, padding=1), nn.ModuleList()
+        for i, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            self.levels += [nn.Conv2d(before, before, 3, stride=2, padding=1) if i else nn.Identity()]
+            self.levels += [ResidualBlock(before, width, size, dropout)]
+        self.last = nn.Sequential(nn.GroupNorm(8, widths[-1]), nn.SiLU(), nn.Flatten(2))
+        self.logits = nn.Linear(widths[-1], whole("classes", classes, 2))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        embedding, h = self.embedding(t), self.first(x)
+        for layer in self.levels:
+            h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
+        out: Tensor = self.logits(self.last(h).mean(-1))
         return out

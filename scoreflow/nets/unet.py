@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """The features `cos(t ω_k), sin(t ω_k)` with `ω_k = max_period^{−k/(width/2)}`; t of shape (B,) gives (B, width).
-
-    Reference:
-        Attention Is All You Need (Vaswani et al., 2017), Section 3.5.
-    """
-    rates = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
-    angles = t[:, None].float() * rates
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+from scoreflow.check import number, whole
+from scoreflow.nets.embedding import CrossAttention, Embedding, nulls
 
 
 class ResidualBlock(nn.Module):
@@ -59,21 +51,30 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """`net(x, t, y)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,) or None, to (B, C, H, W).
+    """`net(x, t, y, tokens)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,) or None, tokens (B, L, D) or
+    None, to (B, C, H, W).
 
     Args:
         channels: C, of the images.
-        widths: the number of features at each level; every level but the first halves the resolution.
+        widths: the number of features at each level, multiples of 8; every level but the first halves the resolution.
         blocks: residual blocks at each level, on the way down and (one more) on the way up.
         attention: the levels, counted from 0, that have attention after each block.
         classes: how many classes; 0 for a network without. The label `classes` stands for "none given", and
             `y=None` means it for the whole batch, so one network runs conditionally and unconditionally.
+        tokens: D, the width of tokens that the levels with attention attend to; 0 for a network without. A token of zeros is
+            no token, and `tokens=None` means a sequence of none.
         heads: attention heads.
         dropout: inside the residual blocks.
-        time_scale: t is multiplied by it before the sinusoidal features; 1 for labels 0…T−1, 1000 for t in [0, 1].
+        time_scale: t is multiplied by it before its features; 1 for labels 0…T−1, 1000 for t in [0, 1].
+        time: "sinusoidal" or "fourier" features.
+        patch: the side of the squares of pixels that are taken as one place with more channels.
+        learned_variance: give twice the channels, the second half the word on the variance.
+
+    Raises:
+        ValueError: widths, heads or levels that do not go together; tokens without a level of attention.
 
     Reference:
-        Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021).
+        Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021); cross-attention from Rombach et al. (2022).
     """
 
     def __init__(
@@ -86,24 +87,31 @@ class UNet(nn.Module):
         heads: int = 4,
         dropout: float = 0.0,
         time_scale: float = 1.0,
+        tokens: int = 0,
+        time: str = "sinusoidal",
+        patch: int = 1,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.config = dict(
             channels=channels, widths=list(widths), blocks=blocks, attention=list(attention), classes=classes,
-            heads=heads, dropout=dropout, time_scale=time_scale,
+            heads=heads, dropout=dropout, time_scale=time_scale, tokens=tokens, time=time, patch=patch,
+            learned_variance=learned_variance,
         )  # fmt: skip
-        self.classes, self.time_scale = classes, time_scale
+        _check(self.config)
+        self.classes, self.tokens, self.patch, self.levels = classes, tokens, patch, len(widths)
         width = widths[0]
-        self.features = width
         size = 4 * width
-        self.time = nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
-        self.label = nn.Embedding(classes + 1, size) if classes else None
+        self.embedding = Embedding(width, size, classes, time, time_scale)
 
         def block(inputs: int, level: int) -> nn.ModuleList:
-            attend = Attention(widths[level], heads) if level in attention else nn.Identity()
-            return nn.ModuleList([ResidualBlock(inputs, widths[level], size, dropout), attend])
+            parts: list[nn.Module] = [ResidualBlock(inputs, widths[level], size, dropout)]
+            if level in attention:
+                parts += [Attention(widths[level], heads)]
+                parts += [CrossAttention(widths[level], tokens, heads)] if tokens else []
+            return nn.ModuleList(parts)
 
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.first = nn.Conv2d(channels * patch**2, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips = [width]
         for level in range(len(widths)):
@@ -121,30 +129,60 @@ class UNet(nn.Module):
                 width = widths[level]
             if level:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)))
-        self.last = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, channels, 3, padding=1))
+        outputs = channels * (1 + learned_variance) * patch**2
+        self.last = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        embedding = self.time(sinusoidal(t * self.time_scale, self.features).to(x.dtype))
-        if self.label is not None:
-            embedding = embedding + self.label(torch.full_like(t, self.classes, dtype=torch.long) if y is None else y)
-        elif y is not None:
-            raise ValueError("y was given to a network without classes")
-        h = self.first(x)
+    @property
+    def null(self) -> dict[str, float]:
+        """What means "none given", by the condition's name."""
+        return nulls(self.classes, self.tokens)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        if tokens is not None and not self.tokens:
+            raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
+        step = self.patch * 2 ** (self.levels - 1)
+        if x.shape[-2] % step or x.shape[-1] % step:
+            raise ValueError(f"height and width must be multiples of {step}, got states of shape {tuple(x.shape)}")
+        embedding = self.embedding(t, y)
+        h = self.first(F.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.down:
-            h = _run(layer, h, embedding)
+            h = _run(layer, h, embedding, tokens)
             skips.append(h)
-        h = _run(self.middle, h, embedding)
+        h = _run(self.middle, h, embedding, tokens)
         for layer in self.up:
-            h = _run(layer, torch.cat([h, skips.pop()], dim=1) if isinstance(layer, nn.ModuleList) else h, embedding)
-        out: Tensor = self.last(h)
+            h = torch.cat([h, skips.pop()], dim=1) if isinstance(layer, nn.ModuleList) else h
+            h = _run(layer, h, embedding, tokens)
+        return F.pixel_shuffle(self.last(h), self.patch)
+
+
+def _run(layer: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor | None) -> Tensor:
+    if not isinstance(layer, nn.ModuleList):
+        out: Tensor = layer(h)
         return out
+    residual, *attend = layer
+    h = residual(h, embedding)
+    for part in attend:
+        if isinstance(part, CrossAttention):
+            h = part(h.flatten(2).mT, tokens).mT.reshape(h.shape)
+        else:
+            h = part(h)
+    return h
 
 
-def _run(layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    if isinstance(layer, nn.ModuleList):
-        residual, attend = layer
-        h = attend(residual(h, embedding))
-        return h
-    out: Tensor = layer(h)
-    return out
+def _check(config: dict[str, Any]) -> None:
+    widths, heads = config["widths"], config["heads"]
+    for name in ("channels", "blocks", "heads", "patch"):
+        whole(name, config[name])
+    for name in ("classes", "tokens"):
+        whole(name, config[name], 0)
+    if not widths or any(whole("widths", w) % 8 for w in widths):
+        raise ValueError(f"widths must be multiples of 8, one or more, got {widths}")
+    for level in config["attention"]:
+        if whole("attention", level, 0) >= len(widths):
+            raise ValueError(f"attention must name levels from 0 to {len(widths) - 1}, got {level}")
+        if widths[level] % heads:
+            raise ValueError(f"heads={heads} must divide the width of every level with attention, got {widths[level]}")
+    if config["tokens"] and not config["attention"]:
+        raise ValueError(f"tokens={config['tokens']} are attended to at the levels in attention, and attention=() names none")
+    number("dropout", config["dropout"], 0, 1)

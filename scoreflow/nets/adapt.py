@@ -1,0 +1,27 @@
+"""Networks of other libraries, as `net(x, t, **conditions)`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+NAMES = {"y": "class_labels", "tokens": "encoder_hidden_states"}
+
+
+class FromDiffusers(nn.Module):
+    """`UNet2DModel` and its like: `y` is passed as `class_labels`, `tokens` as `encoder_hidden_states`, the rest as it is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+        named = {NAMES.get(name, name): value for name, value in conditions.items()}
+        out: Tensor = self.net(x, t, **named).sample
+        return out
+
+
+def from_diffusers(net: nn.Module) -> nn.Module:
+    """A network of diffusers that returns an object with `sample`, as a network of ours. Its time is `time="index"`."""
+    return FromDiffusers(net)

@@ -1,0 +1,116 @@
+"""A diffusion transformer: patches, blocks with adaptive layer norms, tokens by cross-attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoreflow.check import number, whole
+from scoreflow.nets.embedding import CrossAttention, Embedding, nulls, sinusoidal
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and a perceptron, each beside a skip; the embedding scales, shifts and gates."""
+
+    def __init__(self, width: int, heads: int, tokens: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.cross = CrossAttention(width, tokens, heads) if tokens else None
+        self.body = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(4 * width, width)
+        )  # fmt: skip
+        self.embed = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.embed.weight)
+        nn.init.zeros_(self.embed.bias)
+
+    def forward(self, h: Tensor, embedding: Tensor, tokens: Tensor | None) -> Tensor:
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.embed(embedding)[:, None].chunk(6, dim=-1)
+        inner = self.norm_1(h) * (1 + scale_1) + shift_1
+        q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(1, 2) for u in self.qkv(inner).chunk(3, dim=-1))
+        h = h + gate_1 * self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        if self.cross is not None:
+            h = self.cross(h, tokens)
+        out: Tensor = h + gate_2 * self.body(self.norm_2(h) * (1 + scale_2) + shift_2)
+        return out
+
+
+class DiT(nn.Module):
+    """`net(x, t, y, tokens)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0.
+
+    Args:
+        channels: C. size: S. patch: the side of the squares that are one place each.
+        width: of a place, a multiple of 4 and of `heads`. depth: how many blocks.
+        classes, tokens, heads, dropout, time_scale, time, learned_variance: as of `UNet`.
+
+    Raises:
+        ValueError: sizes that do not go together.
+
+    Reference:
+        Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), Section 3.2, adaLN-Zero; cross-attention after
+        self-attention as in PixArt-α (Chen et al., 2024).
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int = 8,
+        patch: int = 2,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        classes: int = 0,
+        tokens: int = 0,
+        dropout: float = 0.0,
+        time_scale: float = 1.0,
+        time: str = "sinusoidal",
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = dict(
+            channels=channels, size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, tokens=tokens,
+            dropout=dropout, time_scale=time_scale, time=time, learned_variance=learned_variance,
+        )  # fmt: skip
+        for name in ("channels", "size", "patch", "width", "depth", "heads"):
+            whole(name, self.config[name])
+        for name in ("classes", "tokens"):
+            whole(name, self.config[name], 0)
+        number("dropout", dropout, 0, 1)
+        if size % patch:
+            raise ValueError(f"patch={patch} must divide size={size}")
+        if width % 4 or width % heads:
+            raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
+        self.size, self.patch, self.classes, self.tokens = size, patch, classes, tokens
+        self.embedding = Embedding(width, width, classes, time, time_scale)
+        self.first = nn.Linear(channels * patch**2, width)
+        side = torch.arange(size // patch, dtype=torch.float32)
+        rows, columns = (sinusoidal(v.flatten(), width // 2) for v in torch.meshgrid(side, side, indexing="ij"))
+        self.register_buffer("places", torch.cat([rows, columns], dim=1), persistent=False)
+        self.blocks = nn.ModuleList(Block(width, heads, tokens, dropout) for _ in range(depth))
+        self.norm, self.embed = nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, channels * (1 + learned_variance) * patch**2)
+        for layer in (self.embed, self.last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def null(self) -> dict[str, float]:
+        """What means "none given", by the condition's name."""
+        return nulls(self.classes, self.tokens)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        if x.shape[-2:] != (self.size, self.size):
+            raise ValueError(f"states must be (B, C, {self.size}, {self.size}), got shape {tuple(x.shape)}")
+        if tokens is not None and not self.tokens:
+            raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
+        embedding = F.silu(self.embedding(t, y))
+        h = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).mT) + self.places.to(x.dtype)
+        for block in self.blocks:
+            h = block(h, embedding, tokens)
+        scale, shift = self.embed(embedding)[:, None].chunk(2, dim=-1)
+        h = self.last(self.norm(h) * (1 + scale) + shift)
+        return F.pixel_shuffle(h.mT.unflatten(-1, (self.size // self.patch, -1)), self.patch)

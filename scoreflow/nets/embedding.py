@@ -1,0 +1,112 @@
+"""What a network is told of the time, and tokens that may be missing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from scoreflow.check import one_of
+
+
+def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
+    """The features `cos(t ω_k), sin(t ω_k)` with `ω_k = max_period^{−k/(width/2)}`; t of shape (B,) gives (B, width).
+
+    Reference:
+        Attention Is All You Need (Vaswani et al., 2017), Section 3.5.
+    """
+    rates = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
+    angles = t[:, None].float() * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Fourier(nn.Module):
+    """The features `cos(2π t ω), sin(2π t ω)` with `ω ~ N(0, scale²)`, drawn once and kept; t of shape (B,) gives (B, width).
+
+    Reference:
+        Fourier Features Let Networks Learn High Frequency Functions (Tancik et al., 2020); scale 16 in Song et al. (2021).
+    """
+
+    rates: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0) -> None:
+        super().__init__()
+        draws = torch.randn(width // 2, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("rates", scale * draws)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angles = 2 * math.pi * t[:, None].float() * self.rates.float()
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Embedding(nn.Module):
+    """Time and class as one vector: times (B,), and classes (B,) or None, to (B, size).
+
+    Args:
+        width: of the features of the time. size: of the embedding.
+        classes: how many. The label `classes` stands for "none given", and so does None.
+        time: "sinusoidal", or "fourier" features. time_scale: what t is multiplied by before.
+    """
+
+    def __init__(self, width: int, size: int, classes: int = 0, time: str = "sinusoidal", time_scale: float = 1.0) -> None:
+        super().__init__()
+        one_of("time", time, ("sinusoidal", "fourier"))
+        self.width, self.classes, self.time_scale = width, classes, time_scale
+        self.fourier = Fourier(width, scale=1.0) if time == "fourier" else None
+        self.time = nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
+        self.label = nn.Embedding(classes + 1, size) if classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The embedding, in the dtype of the weights."""
+        t = t * self.time_scale
+        features = sinusoidal(t, self.width) if self.fourier is None else self.fourier(t)
+        embedding: Tensor = self.time(features.to(next(self.time.parameters()).dtype))
+        if self.label is None:
+            if y is not None:
+                raise ValueError("y was given to a network without classes: make it with classes=")
+            return embedding
+        if y is None:
+            y = torch.full_like(t, self.classes, dtype=torch.long)
+        elif y.shape != t.shape or y.is_floating_point():
+            raise ValueError(f"y must be whole numbers of shape {tuple(t.shape)}, got {y.dtype} of shape {tuple(y.shape)}")
+        elif y.device.type == "cpu" and bool(((y < 0) | (y > self.classes)).any()):
+            raise ValueError(f"y must lie in 0…{self.classes - 1}, or be {self.classes} for none given, got {y.tolist()}")
+        embedding = embedding + self.label(y)
+        return embedding
+
+
+class CrossAttention(nn.Module):
+    """Attention of places (B, N, C) to tokens (B, L, D), beside a skip.
+
+    A token of zeros is no token: so may sequences be padded, and conditions dropped. A learned token that is always there
+    stands for "none given"; None is a sequence of none.
+    """
+
+    def __init__(self, channels: int, tokens: int, heads: int) -> None:
+        super().__init__()
+        self.tokens, self.heads = tokens, heads
+        self.norm = nn.LayerNorm(channels)
+        self.q, self.kv = nn.Linear(channels, channels), nn.Linear(tokens, 2 * channels)
+        self.none, self.out = nn.Parameter(torch.randn(1, 1, tokens)), nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, h: Tensor, tokens: Tensor | None) -> Tensor:
+        none = self.none.expand(len(h), 1, -1)
+        if tokens is None:
+            tokens = none[:, :0]
+        if tokens.ndim != 3 or tokens.shape[::2] != (len(h), self.tokens):
+            raise ValueError(f"tokens must be ({len(h)}, L, {self.tokens}), got shape {tuple(tokens.shape)}")
+        there = torch.cat([torch.ones_like(none[..., 0], dtype=torch.bool), tokens.any(-1)], dim=1)
+        k, v = self.kv(torch.cat([none, tokens.to(none.dtype)], dim=1)).chunk(2, dim=-1)
+        q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(1, 2) for u in (self.q(self.norm(h)), k, v))
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :])
+        out: Tensor = h + self.out(found.transpose(1, 2).flatten(-2))
+        return out
+
+
+def nulls(classes: int, tokens: int) -> dict[str, float]:
+    """What means "none given", by the condition's name."""
+    return {**({"y": classes} if classes else {}), **({"tokens": 0.0} if tokens else {})}

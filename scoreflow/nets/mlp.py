@@ -1,0 +1,76 @@
+"""A network for vectors: residual layers, time and class in every one."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from scoreflow.check import number, whole
+from scoreflow.nets.embedding import Embedding, nulls
+
+
+class Layer(nn.Module):
+    """`h + W₂ SiLU(W₁ (norm(h)(1 + a) + b))`, a and b from the embedding; at first it changes nothing."""
+
+    def __init__(self, width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm, self.embed = nn.LayerNorm(width, elementwise_affine=False), nn.Linear(embedding, 2 * width)
+        self.body = nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+        nn.init.zeros_(self.body[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.body[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        scale, shift = self.embed(embedding).chunk(2, dim=1)
+        out: Tensor = h + self.body(self.norm(h) * (1 + scale) + shift)
+        return out
+
+
+class MLP(nn.Module):
+    """`net(x, t, y)`: x of shape (B, d), times t (B,), classes y (B,) or None, to (B, d).
+
+    Args:
+        channels: d. width: of the layers. depth: how many.
+        classes, time_scale, time, dropout, learned_variance: as of `UNet`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        classes: int = 0,
+        dropout: float = 0.0,
+        time_scale: float = 1000.0,
+        time: str = "sinusoidal",
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = dict(
+            channels=channels, width=width, depth=depth, classes=classes, dropout=dropout, time_scale=time_scale, time=time,
+            learned_variance=learned_variance,
+        )  # fmt: skip
+        for name, value, least in (
+            ("channels", channels, 1),
+            ("width", width, 2),
+            ("depth", depth, 1),
+            ("classes", classes, 0),
+        ):
+            whole(name, value, least)
+        number("dropout", dropout, 0, 1)
+        self.classes = classes
+        self.embedding = Embedding(width // 2 * 2, 2 * width, classes, time, time_scale)
+        self.first = nn.Linear(channels, width)
+        self.layers = nn.ModuleList(Layer(width, 2 * width, dropout) for _ in range(depth))
+        self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * (1 + learned_variance)))
+
+    @property
+    def null(self) -> dict[str, float]:
+        """What means "none given", by the condition's name."""
+        return nulls(self.classes, 0)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        embedding = nn.functional.silu(self.embedding(t, y))
+        h = self.first(x)
+        for layer in self.layers:
+            h = layer(h, embedding)
+        out: Tensor = self.last(h)
+        return out

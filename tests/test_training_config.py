@@ -1,0 +1,136 @@
+"""`scoreflow train`: the TOML file, what is filled in, what is refused, and what the folder is good for."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import scoreflow as sf
+from scoreflow import cli
+from scoreflow.studies import load
+from scoreflow.training import parse, setup
+
+TOML = """
+data = "digits"
+
+[network]
+widths = [8, 16]
+attention = []
+
+[model]
+path = "cosine"
+prediction = "v"
+
+[objective]
+weighting = "min-snr"
+weighting_options = { gamma = 3.0 }
+
+[recipe]
+steps = 6
+batch = 8
+show_every = 3
+shown = 4
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(TOML)
+    return file
+
+
+def test_what_is_filled_in():
+    """Digits alone: a class-conditional U-Net for their shape on the linear chain, ε, a tenth of the classes dropped."""
+    found = setup("digits")
+    assert found.model.net.config["classes"] == 10 and found.model.net.config["channels"] == 1
+    assert (found.model.prediction, found.model.time, found.model.path.T) == ("eps", "index", 1000)
+    assert found.objective.drop == 0.1 and found.recipe.steps == 10_000
+    again = setup("digits")
+    assert all(torch.equal(a, b) for a, b in zip(found.model.net.parameters(), again.model.net.parameters(), strict=True))
+    other = setup("digits", changes={"recipe.seed": 1, "data.labels": False, "model.path": "vp"})
+    assert other.model.net.config["classes"] == 0 and other.objective.drop == 0 and other.model.net.config["time_scale"] == 1000
+    assert not torch.equal(next(found.model.net.parameters()), next(other.model.net.parameters()))
+
+
+def test_a_file_and_changes(file):
+    """The file's values go before what is filled in, changes before the file's, the name of the data before all."""
+    found = setup(file=file, changes=parse(["recipe.batch=4", "objective.times=stratified", "network.widths=[8]"]))
+    assert found.recipe.batch == 4 and found.recipe.steps == 6 and found.objective.times == "stratified"
+    assert found.model.net.config["widths"] == [8] and found.model.prediction == "v"
+    assert found.objective.weighting_options == {"gamma": 3.0}
+
+
+def test_every_network_can_be_trained(tmp_path):
+    """The configured networks run a step: U-Net, DiT."""
+    for changes in ({"network.name": "DiT", "network.width": 16, "network.depth": 1, "network.heads": 2}, {"network.patch": 2}):
+        small = {"network.widths": [8]} if "network.patch" in changes else {}
+        run = setup("digits", changes={**changes, **small, "recipe.steps": 1, "recipe.batch": 2, "recipe.shown": 2})
+        model = run.run(tmp_path / str(len(changes)))
+        assert sf.load_model(tmp_path / str(len(changes))).net.config == model.net.config
+
+
+def test_train_sample_study(file, tmp_path):
+    """The command trains, goes on where it was, and `run:folder` is a model to sample from and to study."""
+    out = tmp_path / "run"
+    command = ["train", "--config", str(file), "--out", str(out)]
+    first = CliRunner().invoke(cli.app, command)
+    assert first.exit_code == 0 and "6 steps, loss" in first.stdout, first.output
+    files = {f.name for f in out.iterdir()}
+    assert files == {
+        "config.json", "log.jsonl", "loss.png", "model.safetensors", "state.safetensors",
+        "samples-000001.png", "samples-000003.png", "samples-000006.png",
+    }  # fmt: skip
+    said = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
+    assert said["step"] == 6 and said["held_out"] > 0
+    sheet = tmp_path / "x.png"
+    drawn = CliRunner().invoke(cli.app, ["sample", "--model", f"run:{out}", "--out", str(sheet), "--nfe", "3", "-n", "4"])
+    assert drawn.exit_code == 0 and sheet.stat().st_size > 100, drawn.output
+    what = load(f"run:{out}")
+    assert what.shape == (1, 8, 8) and what.data.shape == (500, 1, 8, 8) and what.start < 1
+    assert what.conditioned(5, 0)["y"].max() < 10
+    study = sf.study(what, ["ddim"], nfe=[2], n=4, seeds=2, metrics=["sliced-w2"], reference="scipy(rtol=1e-1, atol=1e-1)")
+    assert not study.failures
+
+
+REFUSED = [
+    ({}, "data has no name: give one of digits, mnist"),
+    ({"data.name": "digits", "recipe.step": 5}, "recipe has no 'step'; did you mean steps"),
+    ({"data.name": "digits", "recipe": 5}, "set must be table.name=value"),
+    ({"data.name": "digits", "network.name": "Unet"}, "network.name must be one of .*UNet"),
+    ({"data.name": "digits", "network.width": 5}, "network UNet: .*'width'"),
+    ({"data.name": "digits", "model.path": "linear"}, "model.path must be one of vp, cosine, ddpm"),
+    ({"data.name": "digits", "model.prediction": "noise"}, "prediction must be one of eps, x0"),
+    ({"data.name": "digits", "objective.weighting": "none"}, "weighting must be one of"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), REFUSED)
+def test_refusals(changes, says):
+    with pytest.raises(ValueError, match=says):
+        setup(changes=changes)
+
+
+def test_files_refused(tmp_path):
+    bad = tmp_path / "bad.toml"
+    bad.write_text("data = ")
+    with pytest.raises(ValueError, match="is no TOML"):
+        setup(file=bad)
+    bad.write_text("[recipy]\nsteps = 3")
+    with pytest.raises(ValueError, match="'recipy' is none of its tables; did you mean recipe"):
+        setup("digits", file=bad)
+    with pytest.raises(FileNotFoundError):
+        setup(file=tmp_path / "none.toml")
+    with pytest.raises(ValueError, match=r"set must be table.name=value, got 'steps'"):
+        parse(["steps"])
+    none = CliRunner().invoke(cli.app, ["sample", "--model", f"run:{tmp_path}", "--out", "x.png"])
+    assert isinstance(none.exception, FileNotFoundError)
+
+
+def test_a_run_without_the_name_of_its_data(tmp_path):
+    data = torch.zeros(8, 1, 8, 8)
+    model = sf.ScoreModel(sf.nets.UNet(widths=(8,), attention=()), sf.VPSDE())
+    sf.training.train(model, data, recipe=sf.training.Recipe(steps=1, batch=2), out=tmp_path)
+    with pytest.raises(ValueError, match="does not name its data"):
+        load(f"run:{tmp_path}")
