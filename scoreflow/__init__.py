@@ -14,6 +14,15 @@ from scoreflow import samplers as _chapters
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
 from scoreflow.grid import grid
+from scoreflow.guidance import (
+    APG,
+    Autoguidance,
+    CFGPlusPlus,
+    ClassifierFree,
+    ClassifierGuidance,
+    Guided,
+    Thresholding,
+)
 from scoreflow.invert import Inversion, invert
 from scoreflow.log_prob import Transitions, step_log_prob
 from scoreflow.model import ScoreModel
@@ -40,11 +49,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Brownian", "DDPMChain", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Inversion", "Latent",
-    "Levels", "Linear", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study",
-    "SubVPSDE", "Subject", "Table", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "data", "dmn_grid",
-    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "invert", "latent", "load_model", "metric", "nets",
-    "plan", "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
+    "APG", "Autoguidance", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain", "Empirical",
+    "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent", "Levels", "Linear", "Picard",
+    "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table",
+    "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "data", "dmn_grid", "estimate_variance",
+    "family", "get_sampler", "gits_grid", "grid", "invert", "latent", "load_model", "metric", "nets", "plan", "sample",
+    "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

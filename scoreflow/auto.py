@@ -6,6 +6,7 @@ are printed by `python benchmarks/auto.py table`; docs/auto.md says how good the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -79,6 +80,7 @@ def choose(
     steady: bool = False,
     labels: bool = False,
     analytic: float | None = 1.0,
+    per_call: Callable[[float], int] | None = None,
 ) -> tuple[Linear, tuple[float, ...]]:
     """The sampler and the times for a budget; arguments as of `solve`.
 
@@ -86,6 +88,7 @@ def choose(
         steady: whether the model is guided or thresholded.
         labels: whether the network knows the nodes of its chain only, so that times are moved to the nearest.
         analytic: the variance of the data, for the first answer; used where the run starts in noise.
+        per_call: network evaluations of a call at t, if not 1: the table is entered with the calls that the budget pays for.
 
     Raises:
         ValueError, TypeError: as of `solve`.
@@ -95,6 +98,8 @@ def choose(
         if steps is None and nfe is None:
             nfe = DEFAULT_NFE
         budget = whole("nfe", nfe) if steps is None else whole("steps", steps)
+        if steps is None and per_call is not None:
+            budget = max(1, budget // max(per_call(start), per_call((start + stop) / 2)))
     else:
         budget = len(check_times(grid)) - 1
     table = STEADY if steady or path.alpha(start) == 0 else TABLE
@@ -102,7 +107,7 @@ def choose(
     first = analytic if path.kappa(start) > 40 else None
     chosen = made(choice.sampler, choice.form, first)
     rule = partial(nodes, power=choice.power, shift=choice.shift, labels=labels) if grid is None else grid
-    return chosen, schedule(chosen, path, steps, nfe, rule, start, stop, denoise)
+    return chosen, schedule(chosen, path, steps, nfe, rule, start, stop, denoise, per_call)
 
 
 def made(name: str, form: str, analytic: float | None) -> Linear:

@@ -18,7 +18,7 @@ from scoreflow.row import Row
 from scoreflow.run import State
 from scoreflow.samplers.invertible import Invertible
 from scoreflow.schedule import Grid, schedule
-from scoreflow.solve import Solution, carry, check_conditions, check_model, check_state, split
+from scoreflow.solve import Solution, carry, check_conditions, check_model, check_state, per_call, split
 from scoreflow.step import Linear, Sampler, get_sampler
 
 
@@ -109,7 +109,7 @@ def invert(
     rising = ascent(chosen, whole("iterations", iterations, 0))
     check_conditions(model, chosen, conditions)
     low = (default_t_min(path) if grid is None or isinstance(grid, str) else 0.0) if stop is None else stop
-    times = schedule(rising, path, steps, nfe, grid, start, low)[::-1]
+    times = schedule(rising, path, steps, nfe, grid, start, low, per_call=per_call(model))[::-1]
     if path.sigma(times[0]) == 0 and not (isinstance(rising, Invertible) and rising.from_data):
         raise ValueError(
             f"{chosen!r} cannot leave t={times[0]} upwards, where sigma=0 and the network knows nothing of its noise: "

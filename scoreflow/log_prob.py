@@ -70,7 +70,7 @@ def step_log_prob(
         raise TypeError("states must be a floating-point tensor of shape (N + 1, B, ...), as of solve(..., trajectory=True)")
     if len(states) != len(plan.times):
         raise ValueError(f"states must be {len(plan.times)}, one at each time of the plan, got {len(states)}")
-    run, none = Run(model, conditions, states.shape[1]), White(0).draws()
+    run, none = Run(model.begin(plan), conditions, states.shape[1]), White(0).draws()
     run.analytic = plan.analytic
     means, memory = [], run.memory
     with torch.set_grad_enabled(grad):

@@ -41,8 +41,6 @@ class ScoreModel:
         Song et al. (2021), Section 3; v: Salimans & Ho (2022); flow: Lipman et al. (2023).
     """
 
-    cost = 1
-    """Network evaluations a call."""
     guided = False
     """Whether its answers are guided or thresholded, so that noise form and high orders are unstable."""
     oracle: Any = None
@@ -121,16 +119,8 @@ class ScoreModel:
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
-        if isinstance(t, Tensor):
-            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
-            label = self._label(self._times(x, t), x, slack)
-        else:
-            key = (t, len(x), x.device, x.dtype, self.time)
-            if (known := self._labels.get(key)) is None:
-                times = torch.full((2,), check.time("t", t), dtype=torch.float64)
-                known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
-            label = known
-        self.nfe += self.cost
+        label = self.label(x, t)
+        self.nfe += 1
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
@@ -144,6 +134,29 @@ class ScoreModel:
             f"the network returned shape {tuple(output.shape)} for states of shape {tuple(x.shape)}: expected that "
             "shape, or twice its channels when the variance is learned"
         )
+
+    def evaluations(self, t: float | Tensor) -> int | Tensor:
+        """Network evaluations of a call at t; at times (n,), of each sample."""
+        return 1
+
+    def begin(self, steps: object) -> ScoreModel:
+        """The model for one run of these steps, a plan or a sampler: itself, unless it depends on them or follows a run."""
+        return self
+
+    def label(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """What the network is told of the time t, a float or (B,), for states x (B, ...): of shape (B,).
+
+        Raises:
+            ValueError, TypeError: times that are not allowed.
+        """
+        if isinstance(t, Tensor):
+            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
+            return self._label(self._times(x, t), x, slack)
+        key = (t, len(x), x.device, x.dtype, self.time)
+        if (known := self._labels.get(key)) is None:
+            times = torch.full((2,), check.time("t", t), dtype=torch.float64)
+            known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
+        return known
 
     def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
         """The network's prediction `output` at (x, t) said as `want`: `a·x + b·output`, a and b from the path."""

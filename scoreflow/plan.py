@@ -119,6 +119,12 @@ class Plan:
         return sum(step.nfe for step in self.steps) - (self.analytic is not None)
 
     @property
+    def asked(self) -> tuple[float, ...]:
+        """The times at which the network is asked, in order."""
+        times = [u for step in self.steps for u in (*([step.t] if step.asks else []), *(u for u, _ in step.stages[:-1]))]
+        return tuple(times[self.analytic is not None :])
+
+    @property
     def noise_count(self) -> int:
         """Draws of the size of the state that the run asks for, without the prior."""
         return sum(step.noise_count for step in self.steps)

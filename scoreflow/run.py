@@ -50,7 +50,7 @@ class Run:
         if self.analytic is not None:
             raise ValueError("analytic has no word on the variance: use it with a sampler that needs none")
         output = self.model.evaluate(x, t, **self.conditions)
-        self.counts += self.model.cost
+        self.counts += int(self.model.evaluations(t))
         self.watch.word(output[0], t)
         return output
 
@@ -61,7 +61,8 @@ class Run:
     def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
         """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
         output = self.model.evaluate(x, t, **self._conditions_of(samples))[0]
-        np.add.at(self.counts, samples.tolist(), self.model.cost)
+        asked = self.model.evaluations(t)
+        np.add.at(self.counts, samples.tolist(), asked.tolist() if isinstance(asked, Tensor) else asked)
         self.rounds += 1
         self.watch.look(output, "the network's output")
         return output

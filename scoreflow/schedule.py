@@ -10,7 +10,7 @@ from scoreflow.check import whole
 from scoreflow.grid import CHAIN_GRIDS, GridRule, check_ends, check_path, check_times, default_t_min
 from scoreflow.grid import grid as make_grid
 from scoreflow.path import GaussianPath
-from scoreflow.step import Sampler
+from scoreflow.step import Linear, Sampler
 
 Grid = str | GridRule | Sequence[float] | Tensor | None
 
@@ -24,8 +24,12 @@ def schedule(
     start: float = 1.0,
     stop: float = 0.0,
     denoise: bool = False,
+    per_call: Callable[[float], int] | None = None,
 ) -> tuple[float, ...]:
     """The times of a run: from explicit ones, a number of steps, a budget, or the sampler's default.
+
+    Args:
+        per_call: network evaluations of a call at t, if not 1.
 
     Raises:
         ValueError, TypeError: as `solve` says.
@@ -54,16 +58,26 @@ def schedule(
     def lay(n: int) -> tuple[float, ...]:
         return (*make_grid(path, n, grid, start=start, stop=stop), *tail)
 
-    return lay(steps) if steps is not None else lay(_within(sampler, path, lay, nfe))
+    return lay(steps) if steps is not None else lay(_within(sampler, path, lay, nfe, per_call))
 
 
-def _within(sampler: Sampler, path: GaussianPath, lay: Callable[[int], tuple[float, ...]], nfe: int | None) -> int:
+def _within(
+    sampler: Sampler,
+    path: GaussianPath,
+    lay: Callable[[int], tuple[float, ...]],
+    nfe: int | None,
+    per_call: Callable[[float], int] | None,
+) -> int:
     """The most steps whose evaluations stay within the budget."""
     nfe = whole("nfe", nfe)
 
     def cost(n: int) -> int:
         try:
-            asked = sampler.evaluations(path, lay(n))
+            times = lay(n)
+            asked = sampler.evaluations(path, times)
+            if per_call is not None and asked is not None:
+                calls = sampler.plan(path, times).asked if isinstance(sampler, Linear) else None
+                asked = sum(map(per_call, calls)) if calls is not None else asked * max(map(per_call, times))
         except ValueError:
             if n == 1:
                 raise

@@ -41,6 +41,7 @@ class Solution:
         seed: of the run, so that it can be had again; None when the noise was given.
         memory: what a further step would want of the run.
         rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
+        model: the score model with its guidance, as text.
     """
 
     x: Tensor
@@ -54,6 +55,7 @@ class Solution:
     seed: int | tuple[int, ...] | None
     memory: tuple[Any, ...] = field(default=(), repr=False)
     rounds: int = field(default=0, repr=False)
+    model: str = field(default="", repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -162,11 +164,11 @@ def solve(
     else:
         options, conditions = split(sampler, keywords)
         if sampler == AUTO:
-            known = {"steady": model.guided, "labels": model.time == "label", **options}
+            known = {"steady": model.guided, "labels": model.time == "label", "per_call": per_call(model), **options}
             chosen, times = choose(path, steps, nfe, grid, start, stop, denoise, **known)
         else:
             chosen = get_sampler(sampler, **options)
-            times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise)
+            times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise, per_call(model))
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
     check_conditions(model, chosen, conditions)
@@ -205,7 +207,7 @@ def carry(
     grad: bool = False,
 ) -> Solution:
     """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
-    run, draws = Run(model, conditions, len(x)), source.draws("step")
+    run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
     run.memory = memory
     states: list[Tensor] = []
     with torch.set_grad_enabled(grad):
@@ -235,6 +237,7 @@ def carry(
         seed=seed,
         memory=run.memory,
         rounds=int(run.counts.max(initial=0)) if parallel is None else run.rounds,
+        model=repr(model),
     )
 
 
@@ -317,6 +320,11 @@ def check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, 
                 f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has {options}), "
                 f"nor a condition that the network {type(model.net).__name__} takes"
             )
+
+
+def per_call(model: ScoreModel) -> Callable[[float], int] | None:
+    """Network evaluations of a call at t; None where it is 1."""
+    return (lambda t: int(model.evaluations(t))) if model.guided else None
 
 
 def _source(

@@ -33,7 +33,7 @@ FLOORS = [
     {"path"},
     {"sde"},
     {"model"},
-    {"oracle", "grid"},
+    {"oracle", "grid", "guidance"},
     {"plan"},
     {"step"},
     {"run", "schedule", "variance"},

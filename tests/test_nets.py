@@ -1,13 +1,21 @@
 """The networks: what reaches the output and what does not, conditions that are none, dtypes, the shipped weights, refusals."""
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from problems import states
+from torch.nn import functional as F
 
 import scoreflow as sf
+from scoreflow import zoo
+from scoreflow.checkpoint import read
 from scoreflow.nets import MLP, Autoencoder, Classifier, DiT, Fourier, NoisyClassifier, UNet, from_diffusers, sinusoidal
+from scoreflow.nets.embedding import Embedding
 
 CLASSES, D = 10, 6
 IMAGES = {
@@ -98,19 +106,31 @@ def test_none_given(name):
 
 @pytest.mark.parametrize("name", WITH_TOKENS)
 def test_a_token_of_zeros_is_no_token(name):
-    """Padding changes nothing, wherever it stands; only zeros, no tokens and None are one; the order does not count."""
-    net, given = awake(NETS[name]), tokens()
-    out = net(x(name), T, Y, given)
+    """Padding changes nothing, wherever it stands; only zeros, no tokens and None are one; the order does not count. To
+    rounding in float64: a weight of exp(−∞) is 0, and only the order of sums differs."""
+    net, state, given = awake(NETS[name]).double(), x(name).double(), tokens().double()
+
+    def same(tokens, expected):
+        torch.testing.assert_close(net(state, T, Y, tokens), expected, rtol=1e-11, atol=1e-11)
+
+    out, none = net(state, T, Y, given), net(state, T, Y)
     zeros = torch.zeros(2, 2, D)
     for padded in (torch.cat([given, zeros], 1), torch.cat([zeros, given], 1), given.flip(1)):
-        torch.testing.assert_close(net(x(name), T, Y, padded), out, rtol=1e-4, atol=1e-5)
-    none = net(x(name), T, Y)
-    for empty in (zeros, zeros[:, :0]):
-        torch.testing.assert_close(net(x(name), T, Y, empty), none, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(out, none, atol=1e-3)
+        same(padded, out)
+    for empty in (zeros, zeros[:, :0], torch.full_like(given, net.null["tokens"])):
+        same(empty, none)
+    assert bool(((out - none).flatten(1).abs().amax(1) > 1e-3).all())
     # One sample's tokens may be dropped beside another's.
-    half = torch.cat([given[:1], torch.zeros(1, 3, D)])
-    torch.testing.assert_close(net(x(name), T, Y, half)[1], none[1], rtol=1e-4, atol=1e-5)
+    same(torch.cat([given[:1], torch.zeros(1, 3, D)]), torch.stack([out[0], none[1]]))
+
+
+@pytest.mark.parametrize("name", WITH_TOKENS)
+def test_every_token_has_a_gradient(name):
+    """Through the score model too, by the name `tokens`."""
+    model = sf.ScoreModel(awake(NETS[name]), sf.VPSDE(), time=lambda t: 999 * t)
+    given = tokens().requires_grad_()
+    model.eps(x(name), 0.5, y=Y, tokens=given).square().sum().backward()
+    assert bool((given.grad.abs().amax(-1) > 1e-6).all())
 
 
 @pytest.mark.parametrize("net", [*(make() for make in NETS.values()), Autoencoder(2), Classifier(2), NoisyClassifier(2, 4)])
@@ -121,8 +141,42 @@ def test_the_configuration_makes_the_network(net):
     assert again.config == net.config
 
 
-def test_dit_begins_with_zero():
-    assert not NETS["dit"]()(x("dit"), T, Y).any()
+@pytest.mark.parametrize("name", ["dit", "dit tokens", "mlp"])
+def test_it_begins_with_zero(name):
+    assert not NETS[name]()(x(name), T, Y).any()
+
+
+@settings(max_examples=8)
+@given(
+    channels=st.integers(1, 3),
+    patch=st.sampled_from([2, 3, 4]),
+    rows=st.integers(1, 3),
+    columns=st.integers(1, 3),
+    learned_variance=st.booleans(),
+)
+def test_patches_are_channels(channels, patch, rows, columns, learned_variance):
+    """A network on patches is, to the bit, the network without on `pixel_unshuffle` of the state, with the same weights."""
+    options = dict(widths=(8, 8), heads=2, learned_variance=learned_variance)
+    net = awake(lambda: UNet(channels, patch=patch, **options))
+    plain = UNet(channels * patch**2, **options)
+    plain.load_state_dict(net.state_dict())
+    state = states(2, channels, 2 * rows * patch, 2 * columns * patch, dtype=torch.float32)
+    small = F.pixel_unshuffle(state, patch)
+    assert torch.equal(F.pixel_shuffle(small, patch), state)
+    out = net(state, T)
+    assert torch.equal(out, F.pixel_shuffle(plain(small, T), patch))
+    assert out.shape == (2, channels * (1 + learned_variance), *state.shape[2:])
+
+
+def test_places_of_a_transformer():
+    """Patches are channels there too; its places differ, so that a moved image is not a moved answer."""
+    dit, plain = awake(lambda: DiT(2, 8, 2, 16, 2, 2)), DiT(8, 4, 1, 16, 2, 2)
+    plain.load_state_dict(dit.state_dict())
+    state = x("dit")
+    out = dit(state, T)
+    assert torch.equal(out, F.pixel_shuffle(plain(F.pixel_unshuffle(state, 2), T), 2))
+    assert len(dit.places.unique(dim=0)) == 16
+    assert not torch.allclose(dit(state.roll(2, -1), T), out.roll(2, -1), atol=1e-3)
 
 
 def test_the_time_features():
@@ -135,6 +189,20 @@ def test_the_time_features():
     fourier = Fourier(8)
     assert torch.equal(fourier(t), Fourier(8)(t)) and "rates" in fourier.state_dict()
     assert fourier(t).square().sum(1).tolist() == pytest.approx([4, 4, 4])
+    assert not torch.equal(Fourier(8, seed=1).rates, fourier.rates)
+    assert float(Fourier(4096, 3.0).rates.std()) == pytest.approx(3, rel=0.05)
+
+
+def test_fourier_features_tell_levels_apart_and_neighbours_alike():
+    """In a network, at either `time_scale`, those of Song et al. of t in [0, 1]: `E cos(2π ω Δt) = exp(−2 (16π Δt)²)`."""
+    labels = Embedding(4096, 8, time="fourier")
+    unit = Embedding(4096, 8, time="fourier", time_scale=1000.0)
+    for step in (1.0, 5.0, 300.0):
+        likeness = []
+        for net, t in ((labels, torch.tensor([400.0, 400.0 + step])), (unit, torch.tensor([0.4, 0.4 + step / 1000]))):
+            first, second = net.fourier(t * net.time_scale) / 2048**0.5
+            likeness.append(float(first @ second))
+        assert likeness == pytest.approx([math.exp(-2 * (16 * math.pi * step / 1000) ** 2)] * 2, abs=0.05)
 
 
 def test_the_shipped_digits_still_say_the_same():
@@ -143,7 +211,17 @@ def test_the_shipped_digits_still_say_the_same():
     state = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
     with torch.no_grad():
         out = net(state, torch.tensor([500.0]), torch.tensor([3]))
-    assert [round(float(v), 4) for v in out[0, 0, 0, :4]] == SAID
+    assert out[0, 0, 0, :4].tolist() == pytest.approx(SAID, abs=1e-4)
+
+
+def test_the_shipped_digits_were_made_before():
+    """Their configuration has none of the later arguments, whose defaults are the old network."""
+    weights, said = read(Path(zoo.__file__).with_name("digits.safetensors"))
+    config = json.loads(said["config"])
+    assert not {"tokens", "time", "patch", "learned_variance"} & set(config)
+    net = UNet(**config)
+    net.load_state_dict(weights)
+    assert net.config == {**config, "tokens": 0, "time": "sinusoidal", "patch": 1, "learned_variance": False}
 
 
 SAID = [-0.7115, -0.6977, -0.9413, -1.14]
@@ -228,6 +306,10 @@ REFUSED = [
     ),
     (lambda: UNet(time="learned"), "time must be one of sinusoidal, fourier, got 'learned'"),
     (lambda: UNet(dropout=2.0), "dropout must be"),
+    (lambda: UNet(time_scale=0.0), "time_scale must be a finite number > 0, got 0.0"),
+    (lambda: UNet(patch=0), "patch must be a whole number ≥ 1, got 0"),
+    (lambda: UNet(attention=(-1,)), "attention must be a whole number ≥ 0, got -1"),
+    (lambda: Fourier(8, scale=0.0), "scale must be a finite number > 0, got 0.0"),
     (lambda: DiT(size=9), "patch=2 must divide size=9"),
     (lambda: DiT(width=18), "width=18 must be a multiple of 4 and of heads=4"),
     (lambda: MLP(channels=0), "channels must be a whole number ≥ 1, got 0"),
@@ -247,10 +329,19 @@ REFUSED = [
         lambda: IMAGES["dit tokens"]()(x("dit"), T, None, tokens()[..., :4]),
         r"tokens must be \(2, L, 6\), got shape \(2, 3, 4\)",
     ),
+    (
+        lambda: IMAGES["unet tokens"]()(x("unet"), T, None, tokens()[0]),
+        r"tokens must be \(2, L, 6\), got shape \(3, 6\)",
+    ),
+    (lambda: IMAGES["dit"]()(x("dit"), T, tokens=tokens()), "tokens were given to a network without cross-attention"),
+    (lambda: MLP(3)(x("mlp"), T, Y), "y was given to a network without classes"),
+    (lambda: Autoencoder().fit(torch.zeros(1, 1, 4, 4)), r"latents must vary in every channel, got the variances \[nan"),
+    (lambda: NoisyClassifier(channels=0), "channels must be a whole number ≥ 1, got 0"),
     (lambda: Autoencoder().encode(states(1, 1, 6, 8)), "height and width must be multiples of 4"),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:var_mean")
 @pytest.mark.parametrize(("call", "says"), REFUSED)
 def test_refusals(call, says):
     with pytest.raises(ValueError, match=says):

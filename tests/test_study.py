@@ -56,7 +56,8 @@ def test_evaluations_are_counted(ring):
     assert nfe["scipy(rtol=1e-2)"].item() > 20
 
     class Twice(sf.ScoreModel):
-        cost = 2
+        def evaluations(self, t):
+            return 2
 
     oracle = load("oracle:ring").model
     model = Twice(oracle.net, oracle.path, prediction="x0")

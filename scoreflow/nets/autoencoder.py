@@ -61,10 +61,17 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set shift and scale so that the latents of these states have mean 0 and variance 1 in every channel."""
+        """Set shift and scale so that the latents of these states have mean 0 and variance 1 in every channel.
+
+        Raises:
+            ValueError: a channel that is the same for all of them, or not finite.
+        """
         z = torch.cat([self.encoder(part) for part in torch.split(x, 256)])
-        self.shift.copy_(z.mean((0, 2, 3), keepdim=True))
-        self.scale.copy_(1 / z.std((0, 2, 3), keepdim=True))
+        variance, mean = torch.var_mean(z, (0, 2, 3), keepdim=True)
+        if not bool((variance.isfinite() & (variance > 0)).all()):
+            raise ValueError(f"latents must vary in every channel, got the variances {variance.flatten().tolist()}")
+        self.shift.copy_(mean)
+        self.scale.copy_(variance.rsqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """`decode(encode(x))`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from scoreflow.check import whole
+from scoreflow.check import number, whole
 from scoreflow.nets.embedding import Embedding
 from scoreflow.nets.unet import ResidualBlock
 
@@ -62,6 +62,7 @@ class NoisyClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.config = dict(channels=channels, classes=classes, widths=list(widths), time_scale=time_scale, dropout=dropout)
+        whole("channels", channels), number("dropout", dropout, 0, 1)
         if not widths or any(whole("widths", w) % 8 for w in widths):
             raise ValueError(f"widths must be multiples of 8, one or more, got {list(widths)}")
         size = 4 * widths[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import one_of
+from scoreflow.check import number, one_of
 
 
 def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
@@ -25,16 +25,19 @@ def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
 class Fourier(nn.Module):
     """The features `cos(2π t ω), sin(2π t ω)` with `ω ~ N(0, scale²)`, drawn once and kept; t of shape (B,) gives (B, width).
 
+    Times much nearer than `1/(2π scale)` look alike, others look unlike. The ω are a function of the seed; they are a buffer and
+    saved with the weights.
+
     Reference:
         Fourier Features Let Networks Learn High Frequency Functions (Tancik et al., 2020); scale 16 in Song et al. (2021).
     """
 
     rates: Tensor
 
-    def __init__(self, width: int, scale: float = 16.0) -> None:
+    def __init__(self, width: int, scale: float = 16.0, seed: int = 0) -> None:
         super().__init__()
-        draws = torch.randn(width // 2, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("rates", scale * draws)
+        draws = torch.randn(width // 2, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("rates", number("scale", scale, above=0) * draws)
 
     def forward(self, t: Tensor) -> Tensor:
         angles = 2 * math.pi * t[:, None].float() * self.rates.float()
@@ -47,14 +50,23 @@ class Embedding(nn.Module):
     Args:
         width: of the features of the time. size: of the embedding.
         classes: how many. The label `classes` stands for "none given", and so does None.
-        time: "sinusoidal", or "fourier" features. time_scale: what t is multiplied by before.
+        time: "sinusoidal", or "fourier" features. time_scale: what t is multiplied by before, so that it runs to about 1000.
+        scale: of the Fourier features, for a time from 0 to 1: of `t·time_scale/1000`.
     """
 
-    def __init__(self, width: int, size: int, classes: int = 0, time: str = "sinusoidal", time_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        width: int,
+        size: int,
+        classes: int = 0,
+        time: str = "sinusoidal",
+        time_scale: float = 1.0,
+        scale: float = 16.0,
+    ) -> None:
         super().__init__()
         one_of("time", time, ("sinusoidal", "fourier"))
-        self.width, self.classes, self.time_scale = width, classes, time_scale
-        self.fourier = Fourier(width, scale=1.0) if time == "fourier" else None
+        self.width, self.classes, self.time_scale = width, classes, number("time_scale", time_scale, above=0)
+        self.fourier = Fourier(width, scale / 1000) if time == "fourier" else None
         self.time = nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
         self.label = nn.Embedding(classes + 1, size) if classes else None
 

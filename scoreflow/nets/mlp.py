@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
 
 class MLP(nn.Module):
-    """`net(x, t, y)`: x of shape (B, d), times t (B,), classes y (B,) or None, to (B, d).
+    """`net(x, t, y)`: x of shape (B, d), times t (B,), classes y (B,) or None, to (B, d). At first it gives 0.
 
     Args:
         channels: d. width: of the layers. depth: how many.
@@ -61,6 +61,8 @@ class MLP(nn.Module):
         self.first = nn.Linear(channels, width)
         self.layers = nn.ModuleList(Layer(width, 2 * width, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * (1 + learned_variance)))
+        nn.init.zeros_(self.last[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.last[-1].bias)  # type: ignore[arg-type]
 
     @property
     def null(self) -> dict[str, float]:

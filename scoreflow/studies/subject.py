@@ -19,6 +19,7 @@ from scoreflow.checkpoint import load_model
 from scoreflow.data import Images
 from scoreflow.data import load as named_data
 from scoreflow.grid import inner_ends
+from scoreflow.guidance import Guided
 from scoreflow.model import ScoreModel
 from scoreflow.oracle import Gaussian, GaussianMixture
 from scoreflow.sde import PATHS
@@ -119,7 +120,7 @@ class Subject:
     def identity(self) -> dict[str, str]:
         """What its figures depend on, as text."""
         return {
-            "network": type(self.oracle or self.model.net).__name__,
+            "network": type(self.oracle or self.model.net).__name__ + _guidance(self.model),
             "model": fingerprint(self.model),
             "path": repr(self.model.path),
             "shape": str(tuple(self.shape)),
@@ -131,6 +132,11 @@ class Subject:
             "start": repr(self.start),
             "stop": repr(self.stop),
         }
+
+
+def _guidance(model: ScoreModel) -> str:
+    """Its wrappers, from the outer to the inner."""
+    return f", {model.said}{_guidance(model.model)}" if isinstance(model, Guided) else ""
 
 
 # -- by name --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from scoreflow import checkpoint, data
 from scoreflow.check import one_of, suggestion, whole
@@ -141,8 +141,6 @@ def parse(pairs: list[str]) -> dict[str, Any]:
 
 def _conditions(train: Dataset[Any], n: int) -> dict[str, Any]:
     """The conditions of the first n samples; classes in turn, where there are any."""
-    from torch.utils.data import default_collate
-
     whole("n", n)
     items = [train[i] for i in range(min(n, len(train)))]  # type: ignore[arg-type]
     _, conditions = data.read(default_collate(items))

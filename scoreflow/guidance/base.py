@@ -1,0 +1,175 @@
+"""What all wrappers of a score model share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow import check
+from scoreflow.model import ScoreModel
+from scoreflow.path import Prediction
+
+Scale = float | Callable[[float], float]
+"""A number, or a function of t."""
+
+
+class Guided(ScoreModel):
+    """A score model made of another. It stands on its path and is told its conditions.
+
+    Attributes:
+        model: the inner one.
+        options: what it was made with, for `repr`, a solution's record and a study's.
+    """
+
+    guided = True
+
+    def __init__(self, model: ScoreModel, prediction: Prediction | None = None, **options: Any) -> None:
+        if not isinstance(model, ScoreModel):
+            raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+        self.model, self.options = model, options
+        self.net, self.path, self.time = model.net, model.path, model.time
+        self.prediction = prediction or model.prediction
+
+    def __repr__(self) -> str:
+        return f"{self.said} of {self.model!r}"
+
+    @property
+    def said(self) -> str:
+        """Its name and options."""
+        return f"{type(self).__name__}({', '.join(f'{k}={_text(v)}' for k, v in self.options.items())})"
+
+    @property
+    def nfe(self) -> int:  # type: ignore[override]
+        """Network evaluations since the inner model was made."""
+        return self.model.nfe
+
+    def accepts(self, keyword: str) -> bool:
+        return self.model.accepts(keyword)
+
+    def evaluations(self, t: float | Tensor) -> int | Tensor:
+        return self.model.evaluations(t)
+
+    def label(self, x: Tensor, t: float | Tensor) -> Tensor:
+        return self.model.label(x, t)
+
+    def begin(self, steps: object) -> ScoreModel:
+        began = copy.copy(self)
+        began.model = self.model.begin(steps)
+        return began
+
+    def _inner(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """What the inner model says, as this one's prediction."""
+        output, word = self.model.evaluate(x, t, **conditions)
+        return self.model.express(output, x, t, self.prediction), word
+
+
+class Contrast(Guided):
+    """`other + scale (model − other)`, where t lies in `interval`; elsewhere the model alone.
+
+    A branch that has no weight is not evaluated: at scale 1, at scale 0, and outside the interval a call costs one branch.
+    """
+
+    scale: Scale
+    interval: tuple[float, float]
+
+    def __init__(
+        self, model: ScoreModel, scale: Scale, interval: Sequence[float] | None = None, prediction: Prediction | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        if not callable(scale):
+            check.number("scale", scale)
+        low, high = (0.0, 1.0) if interval is None else check_interval(interval)
+        super().__init__(model, prediction, scale=scale, **({} if interval is None else {"interval": (low, high)}), **options)
+        self.scale, self.interval = scale, (low, high)
+
+    def scale_at(self, t: float | Tensor) -> float | Tensor:
+        """The scale at t; for times (n,), one a sample."""
+        if isinstance(t, Tensor) and t.ndim:
+            if not callable(self.scale):
+                inside = (t >= self.interval[0]) & (t <= self.interval[1])
+                return torch.where(inside, float(self.scale), 1.0).double()
+            if t.device.type == "meta":
+                return t.double()
+            return torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
+        if not self.interval[0] <= float(t) <= self.interval[1]:
+            return 1.0
+        return float(self.scale(float(t))) if callable(self.scale) else float(self.scale)
+
+    def evaluations(self, t: float | Tensor) -> int | Tensor:
+        w, this, other = self.scale_at(t), self.model.evaluations(t), self._other_evaluations(t)
+        if isinstance(w, Tensor):
+            return torch.where(w == 0, 0, 1) * this + torch.where(w == 1, 0, 1) * other
+        return (w != 0) * this + (w != 1) * other
+
+    def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
+        w = self.scale_at(t)
+        if not isinstance(w, Tensor):
+            return self._weighed(x, t, w, conditions)
+        assert isinstance(t, Tensor)
+        kind = torch.where(w == 1, 1, torch.where(w == 0, 0, 2))
+        if x.device.type == "meta" or bool((kind == kind[0]).all()):
+            alike = x.device.type != "meta" and int(kind[0]) < 2
+            return self._weighed(x, t, float(w[0]) if alike else w, conditions)
+        groups = [found for k in range(3) if len(found := (kind == k).nonzero().flatten())]
+        parts = [self.evaluate(x[g], t[g], **rows(conditions, g, len(x))) for g in groups]
+        back = torch.cat(groups).argsort().to(x.device)
+        words = [word for _, word in parts if word is not None]
+        return torch.cat([out for out, _ in parts])[back], torch.cat(words)[back] if len(words) == len(parts) else None
+
+    def _weighed(
+        self, x: Tensor, t: float | Tensor, w: float | Tensor, conditions: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(w, Tensor):
+            if w == 1:
+                return self._inner(x, t, conditions)
+            if w == 0:
+                return self._other(x, t, conditions)
+        ours, other, word = self._both(x, t, conditions)
+        return self.combine(ours, other, like(w, x), x, t), word
+
+    def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        """One prediction of two."""
+        return other + w * (ours - other)
+
+    def _both(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        ours, word = self._inner(x, t, conditions)
+        return ours, self._other(x, t, conditions)[0], word
+
+    def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The other branch, as this one's prediction."""
+        raise NotImplementedError(f"{type(self).__name__} must say what its other branch is")
+
+    def _other_evaluations(self, t: float | Tensor) -> int | Tensor:
+        return self.model.evaluations(t)
+
+
+def rows(conditions: dict[str, Any], at: Tensor, batch: int) -> dict[str, Any]:
+    """The conditions of some samples of a batch."""
+    return {name: value[at.to(value.device)] if has_rows(value, batch) else value for name, value in conditions.items()}
+
+
+def has_rows(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+
+def like(weight: float | Tensor, x: Tensor) -> Any:
+    """One weight, or one a sample, to go with states."""
+    return weight.to(x).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(weight, Tensor) and weight.ndim else weight
+
+
+def check_interval(interval: Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = interval
+    except (TypeError, ValueError):
+        raise ValueError(f"interval must be two times, (low, high), got {interval!r}") from None
+    if not check.time("interval", low) < check.time("interval", high):
+        raise ValueError(f"interval must rise, (low, high), got {interval!r}")
+    return float(low), float(high)
+
+
+def _text(value: Any) -> str:
+    return getattr(value, "__name__", repr(value))

@@ -1,0 +1,189 @@
+"""A model against itself without its condition: classifier-free guidance, and two that do more with the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow import check
+from scoreflow.guidance.base import Contrast, Scale, has_rows, like
+from scoreflow.model import ScoreModel
+from scoreflow.path import Prediction
+
+
+class ClassifierFree(Contrast):
+    """Classifier-free guidance: `ε̂(x, ∅) + scale (ε̂(x, c) − ε̂(x, ∅))`. In the paper's w, scale = 1 + w.
+
+    Args:
+        model: conditional, and trained with conditions dropped.
+        scale: 1 is the conditional model, 0 the unconditional; a number or a function of t.
+        null: what means "none given", by the condition's name, such as `{"y": 10}`; the network's own (`net.null`) if None.
+        interval: (low, high), the times in which to guide (Kynkäänniemi et al., 2024). They give κ: `path.time(-math.log(κ))`.
+        rescale: φ of Lin et al. (2024), Eqs. 14 to 16: by how much a sample's standard deviation is brought back to that of the
+            conditional prediction.
+
+    Both branches run as one batch of 2B, unless the network is in training mode or a condition is no tensor of B rows.
+
+    Raises:
+        ValueError: a network without a null; on a call, conditions that hold none of those it names.
+
+    Reference:
+        Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), Eq. 6; Applying Guidance in a Limited Interval
+        (Kynkäänniemi et al., 2024); Common Diffusion Noise Schedules and Sample Steps Are Flawed (Lin et al., 2024).
+    """
+
+    def __init__(
+        self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None,
+        interval: Sequence[float] | None = None, rescale: float = 0.0, prediction: Prediction | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        check.number("rescale", rescale, 0, 1)
+        super().__init__(model, scale, interval, prediction, **({"rescale": rescale} if rescale else {}), **options)
+        found = getattr(model.net, "null", None) if null is None else null
+        if not isinstance(found, Mapping) or not found:
+            raise ValueError(
+                f"null={null}: guidance needs an unconditional branch, and {type(model.net).__name__} does not say what means "
+                "'none given'; give null={name: value}, such as null={'y': 10}, or train a network with conditions dropped"
+            )
+        self.null, self.rescale = dict(found), rescale
+
+    def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        out = super().combine(ours, other, w, x, t)
+        if not self.rescale:
+            return out
+        ratio = like(ours.flatten(1).std(1) / out.flatten(1).std(1), x)
+        rescaled: Tensor = out * (self.rescale * ratio + (1 - self.rescale))
+        return rescaled
+
+    def _none(self, conditions: dict[str, Any]) -> dict[str, Any]:
+        """The conditions, none given."""
+        names = set(self.null) & {name for name, value in conditions.items() if value is not None}
+        if not names:
+            raise ValueError(
+                f"guidance drops {' or '.join(self.null)}, and the conditions are {', '.join(conditions) or 'none'}: give one, "
+                "such as solve(..., y=labels)"
+            )
+        return {name: none_given(value, self.null[name]) if name in names else value for name, value in conditions.items()}
+
+    def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        return self._inner(x, t, self._none(conditions))
+
+    def _both(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        none = self._none(conditions)
+        alike = [has_rows(value, len(x)) for name, value in conditions.items() if name in self.null and value is not None]
+        if (
+            getattr(self.net, "training", False)
+            or not all(alike)
+            or not all(has_rows(none[k], len(x)) for k in none if k in self.null)
+        ):
+            return super()._both(x, t, conditions)
+        two = {k: torch.cat([v, none[k]]) if has_rows(v, len(x)) else v for k, v in conditions.items()}
+        output, word = self._inner(torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two)
+        ours, other = output.chunk(2)
+        return ours, other, None if word is None else word.chunk(2)[0]
+
+
+class APG(ClassifierFree):
+    """Adaptive projected guidance: `x̂_c + (scale − 1) (Δ_⊥ + η Δ_∥)`, Δ = x̂_c − x̂_∅, split along x̂_c.
+
+    Before, `Δ ← Δ + momentum · Δ_before`, the sum along the run, and Δ is shortened to the length `norm`. η = 1 without the
+    two is classifier-free guidance. All in x̂_0, sample by sample.
+
+    Args:
+        model, scale, null, interval: as of `ClassifierFree`.
+        eta: what is left of the part along x̂_c, which saturates. norm: the largest length of Δ; 0 for any.
+        momentum: negative to push away from where the run went. It follows a run, whose batch must stay together: it goes with
+            neither adaptive steps nor `parallel`. A call outside a run is a first step.
+
+    Reference:
+        Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models (Sadat et al., 2024), Algorithm 1.
+    """
+
+    def __init__(
+        self, model: ScoreModel, scale: Scale, *, eta: float = 0.0, norm: float = 0.0, momentum: float = 0.0,
+        null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        check.number("eta", eta), check.number("norm", norm, 0), check.number("momentum", momentum, -1, 1)
+        options = {"eta": eta, "norm": norm, "momentum": momentum}
+        super().__init__(model, scale, null=null, interval=interval, prediction="x0", **options)
+        self.eta, self.norm, self.momentum = eta, norm, momentum
+        self._before: list[Tensor] | None = None
+
+    def begin(self, steps: object) -> ScoreModel:
+        began = super().begin(steps)
+        assert isinstance(began, APG)
+        began._before = []
+        return began
+
+    def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
+        step, along = (ours - other).flatten(1), ours.flatten(1)
+        if self.momentum and self._before is not None:
+            if self._before and self._before[0].shape != step.shape:
+                raise ValueError(
+                    f"momentum={self.momentum} follows a batch that stays together, and this run takes it apart: use fixed "
+                    "steps, without parallel, and an interval that is one for all samples; or momentum=0"
+                )
+            step = step + self.momentum * self._before[0] if self._before else step
+            self._before[:] = [step.detach()]
+        if self.norm:
+            step = step * (self.norm / step.norm(dim=1, keepdim=True)).clamp(max=1)
+        unit = torch.nn.functional.normalize(along, dim=1)
+        parallel = (step * unit).sum(1, keepdim=True) * unit
+        return ours + (w - 1) * (step - (1 - self.eta) * parallel).reshape(x.shape)
+
+
+class CFGPlusPlus(ClassifierFree):
+    """CFG++: x̂_0 is guided, the noise that is put back is the unconditional one.
+
+    On a step `x_s = a x_t + m x̂_0 + z ε`, which is `(a α_t + m) x̂_0 + a σ_t ε̂ + z ε`, that is classifier-free guidance with
+    the scale `ω = scale (a α_t + m)/m`; for `ddim`, `ω = scale/(1 − κ_s/κ_t)`. So it needs the run's rows, of one evaluation
+    and one weight each: `ddpm`, `ddim` with any η, `pf-ode` and `reverse-sde` with euler.
+
+    Args:
+        model, null: as of `ClassifierFree`.
+        scale: λ of the paper, between 0 and 1 as a rule.
+
+    Raises:
+        ValueError: at the start of a run whose steps are not of that kind, and outside a run.
+
+    Reference:
+        CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models (Chung et al., 2024), Algorithm 2.
+    """
+
+    def __init__(self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None) -> None:
+        super().__init__(model, scale, null=null)
+        self._scales: dict[float, float] | None = None
+
+    def begin(self, steps: object) -> ScoreModel:
+        began = super().begin(steps)
+        assert isinstance(began, CFGPlusPlus)
+        began._scales = {}
+        plan: Any = steps if hasattr(steps, "steps") else None
+        if plan is None or any(not step.asks or len(step.stages) > 1 or len(step.stages[0].row.m) != 1 for step in plan.steps):
+            raise ValueError(
+                f"CFG++ stands on steps of one evaluation and one row, and {getattr(steps, 'sampler', steps)!r} has others: "
+                "use ddim, ddpm, or pf-ode with method='euler'"
+            )
+        for step in plan.steps:
+            row = step.stages[0].row.through(*self.path.convert("x0", plan.wants, step.t))
+            m, scale = float(row.m[0]), super().scale_at(step.t)
+            began._scales[step.t] = float(scale) * (row.x * self.path.alpha(step.t) + m) / m
+        return began
+
+    def scale_at(self, t: float | Tensor) -> float | Tensor:
+        if self._scales is None or isinstance(t, Tensor) or t not in self._scales:
+            raise ValueError(
+                f"CFG++ depends on the step that is taken, and t={t} is the beginning of none: use solve or sample"
+            )
+        return self._scales[t]
+
+    def evaluations(self, t: float | Tensor) -> int | Tensor:
+        return 2 * self.model.evaluations(t)
+
+
+def none_given(value: Any, null: Any) -> Any:
+    if not isinstance(value, Tensor) or null is None:
+        return null
+    return torch.as_tensor(null, dtype=value.dtype, device=value.device).expand_as(value)

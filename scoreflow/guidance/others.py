@@ -1,0 +1,147 @@
+"""Guided by a worse model, by a classifier, or held to the range of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow import check
+from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, like
+from scoreflow.model import ScoreModel
+
+
+class Autoguidance(Contrast):
+    """A worse version of the model guides it: `worse + scale (model − worse)`.
+
+    Args:
+        model: the good one. worse: one that was trained less, or is smaller, on the same path and the same conditions. It may
+            have another prediction, and is told the conditions that it takes.
+        scale, interval: as of `ClassifierFree`.
+
+    Raises:
+        ValueError: another path.
+
+    Reference:
+        Guiding a Diffusion Model with a Bad Version of Itself (Karras et al., 2024), Eq. 3.
+    """
+
+    def __init__(self, model: ScoreModel, worse: ScoreModel, scale: Scale, *, interval: Sequence[float] | None = None) -> None:
+        if not isinstance(worse, ScoreModel):
+            raise TypeError(f"worse must be a ScoreModel, got {type(worse).__name__}")
+        super().__init__(model, scale, interval, worse=worse)
+        if repr(worse.path) != repr(model.path):
+            raise ValueError(f"worse must stand on the model's path, {model.path}, got {worse.path}")
+        self.worse = worse
+
+    @property
+    def nfe(self) -> int:  # type: ignore[override]
+        """Network evaluations of both since they were made."""
+        return self.model.nfe + self.worse.nfe
+
+    def begin(self, steps: object) -> ScoreModel:
+        began = super().begin(steps)
+        assert isinstance(began, Autoguidance)
+        began.worse = self.worse.begin(steps)
+        return began
+
+    def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        taken = {name: value for name, value in conditions.items() if self.worse.accepts(name)}
+        output, word = self.worse.evaluate(x, t, **taken)
+        return self.worse.express(output, x, t, self.prediction), word
+
+    def _other_evaluations(self, t: float | Tensor) -> int | Tensor:
+        return self.worse.evaluations(t)
+
+
+class ClassifierGuidance(Guided):
+    """`∇log p_t(x) + scale ∇log p_t(y | x)`: a classifier of noisy states guides.
+
+    Args:
+        model: conditional or not. classifier: `classifier(x, label)` to logits (B, classes), told the time as the network is.
+        scale: 1 is Bayes' rule; a number or a function of t. interval: as of `ClassifierFree`.
+        conditional: whether the model is told `y` too.
+
+    Runs take `y=`, whole numbers (B,). The classifier's calls are not among the network evaluations; each is one forward and
+    one backward pass.
+
+    Raises:
+        TypeError: a classifier that cannot be called. ValueError: on a call, no y.
+
+    Reference:
+        Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), Section 4.1, Algorithm 2.
+    """
+
+    def __init__(
+        self, model: ScoreModel, classifier: Callable[[Tensor, Tensor], Tensor], scale: Scale, *,
+        interval: Sequence[float] | None = None, conditional: bool = False,
+    ) -> None:  # fmt: skip
+        if not callable(classifier):
+            raise TypeError(f"classifier must be a module or a callable, got {type(classifier).__name__}")
+        if not callable(scale):
+            check.number("scale", scale)
+        span = (0.0, 1.0) if interval is None else check_interval(interval)
+        options: dict[str, Any] = {
+            "scale": scale,
+            **({} if interval is None else {"interval": span}),
+            "conditional": conditional,
+        }
+        super().__init__(model, classifier=type(classifier).__name__, **options)
+        self.classifier, self.scale, self.interval, self.conditional = classifier, scale, span, conditional
+
+    def accepts(self, keyword: str) -> bool:
+        return keyword == "y" or self.model.accepts(keyword)
+
+    def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
+        y = conditions.get("y")
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
+            raise ValueError(f"classifier guidance needs y, whole numbers of shape ({len(x)},), such as solve(..., y=labels)")
+        told = conditions if self.conditional else {k: v for k, v in conditions.items() if k != "y"}
+        output, word = self._inner(x, t, told)
+        times = t if isinstance(t, Tensor) and t.ndim else torch.full((len(x),), float(t), dtype=torch.float64)
+        inside = (times >= self.interval[0]) & (times <= self.interval[1])
+        scale = torch.tensor([float(self.scale(u)) for u in times.tolist()]) if callable(self.scale) else float(self.scale)
+        weight = like(torch.as_tensor(scale, device=inside.device) * inside, x)
+        b = self.path.convert("score", self.prediction, t)[1]  # type: ignore[type-var]
+        return output + like(b, x) * weight * self.slope(x, t, y), word
+
+    def slope(self, x: Tensor, t: float | Tensor, y: Tensor) -> Tensor:
+        """`∇_x log p_t(y | x)`."""
+        graph = torch.is_grad_enabled()
+        kept = next((p.dtype for p in getattr(self.classifier, "parameters", lambda: ())() if p.is_floating_point()), x.dtype)
+        with torch.enable_grad():
+            state = x if graph and x.requires_grad else x.detach().requires_grad_()
+            logits = self.classifier(state.to(kept), self.label(x, t))
+            log_prob = logits.log_softmax(-1).gather(1, y[:, None]).sum()
+            (slope,) = torch.autograd.grad(log_prob, state, create_graph=graph)
+        return slope
+
+
+class Thresholding(Guided):
+    """x̂_0 held to [−limit, limit], or, with a percentile, to `[−s, s] · limit/s`, s that percentile of a sample's |x̂_0|.
+
+    Args:
+        model: any. limit: what data keep to.
+        percentile: between 0 and 1, such as 0.995, for dynamic thresholding; s is at least `limit`.
+
+    Reference:
+        Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022), Section 2.3.
+    """
+
+    def __init__(self, model: ScoreModel, limit: float = 1.0, *, percentile: float | None = None) -> None:
+        check.number("limit", limit, above=0)
+        if percentile is not None:
+            check.number("percentile", percentile, 0, 1)
+        super().__init__(model, "x0", limit=limit, **({} if percentile is None else {"percentile": percentile}))
+        self.limit, self.percentile = limit, percentile
+
+    def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
+        x_0, word = self._inner(x, t, conditions)
+        if self.percentile is None:
+            return x_0.clamp(-self.limit, self.limit), word
+        wide = x_0.flatten(1).abs()
+        wide = wide.float() if wide.dtype.itemsize < 4 else wide
+        s = like(wide.quantile(self.percentile, dim=1).clamp(min=self.limit), x)
+        return x_0.clamp(-s, s) * (self.limit / s), word
