@@ -17,9 +17,13 @@ from scoreflow.solve import sample
 class Autoencoder(Protocol):
     """What is asked of an autoencoder: states to latents and back. Latents should have mean 0 and variance 1 an entry."""
 
-    def encode(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor:
+        """States (B, ...) to latents (B, ...)."""
+        ...
 
-    def decode(self, z: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to states."""
+        ...
 
 
 class Latent:

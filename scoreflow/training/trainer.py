@@ -43,7 +43,8 @@ class Recipe:
         steps: optimiser steps. batch: samples a step, of all processes together.
         rate: the learning rate after `warmup` steps of rise; `decay`: "cosine", falling to 0, "linear", or "constant".
         weight_decay: of AdamW. clip: the largest norm of the gradient; 0 for any.
-        ema: what the average of the weights keeps at every step.
+        ema: what the average of the weights keeps at a step, at most; at first (1 + n)/(10 + n) after n steps, so that it forgets
+            the weights it began with.
         precision: as of Lightning Fabric: "32-true", "bf16-mixed", …
         seed: of all chance.
         workers: processes that read data. save_every: steps between checkpoints. show_every: steps between losses on held-out
@@ -137,7 +138,9 @@ def train(
     objective, recipe = objective or Objective(), recipe or Recipe()
     objective = dataclasses.replace(objective, null=objective.nulls(model))
     objective.check(model)
-    return _Run(model, _dataset(data), objective, recipe, Path(out) if out else None, held_out, said or {}).go(show, progress)
+    with torch.random.fork_rng():  # dropout is seeded at every step
+        run = _Run(model, _dataset(data), objective, recipe, Path(out) if out else None, held_out, said or {})
+        return run.go(show, progress)
 
 
 class _Run:
@@ -157,7 +160,7 @@ class _Run:
         assert isinstance(model.net, nn.Module)
         optimizer = torch.optim.AdamW(model.net.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.net, self.optimizer = self.fabric.setup(model.net, optimizer)
-        self.average = AveragedModel(model.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(model.net, multi_avg_fn=self._take_in, use_buffers=True)
         self.model, self.averaged = (
             ScoreModel(net, model.path, model.prediction, model.time) for net in (self.net, self.average.module)
         )
@@ -215,6 +218,11 @@ class _Run:
         self.average.update_parameters(self.plain.net)  # type: ignore[arg-type]
         self.step += 1
         return loss
+
+    def _take_in(self, averaged: Any, current: Any, n: Any) -> None:
+        """Move the average towards the weights."""
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        get_ema_multi_avg_fn(keep)(averaged, current, n)  # type: ignore[no-untyped-call]
 
     def _together(self, found: Loss) -> float:
         """The mean loss of all processes; the history takes in the losses of all."""
