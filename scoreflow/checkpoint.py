@@ -18,7 +18,7 @@ from scoreflow.path import GaussianPath
 from scoreflow.sde import PATHS
 
 NETWORKS: dict[str, type[nn.Module]] = {
-    name: found for name in nets.__all__ if isinstance(found := getattr(nets, name), type) and issubclass(found, nn.Module)
+    made.__name__: made for made in (nets.MLP, nets.UNet, nets.DiT, nets.Autoencoder, nets.Classifier, nets.NoisyClassifier)
 }
 """By the name of the class."""
 

@@ -43,6 +43,8 @@ class ScoreModel:
 
     guided = False
     """Whether its answers are guided or thresholded, so that noise form and high orders are unstable."""
+    cites: tuple[str, ...] = ()
+    """Keys of the works that its guidance rests on."""
     oracle: Any = None
     """The distribution that it is exact for, if it is an oracle's."""
 

@@ -42,6 +42,7 @@ class Solution:
         memory: what a further step would want of the run.
         rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
         model: the score model with its guidance, as text.
+        cites: keys of the works that sampler and guidance rest on.
     """
 
     x: Tensor
@@ -56,6 +57,7 @@ class Solution:
     memory: tuple[Any, ...] = field(default=(), repr=False)
     rounds: int = field(default=0, repr=False)
     model: str = field(default="", repr=False)
+    cites: tuple[str, ...] = field(default=(), repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -65,8 +67,8 @@ class Solution:
 
     @property
     def citations(self) -> str:
-        """BibTeX of the works that the sampler rests on."""
-        return cite(*self.sampler.cites)
+        """BibTeX of the works that the sampler and the guidance rest on."""
+        return cite(*self.cites)
 
 
 def plan(
@@ -238,6 +240,7 @@ def carry(
         memory=run.memory,
         rounds=int(run.counts.max(initial=0)) if parallel is None else run.rounds,
         model=repr(model),
+        cites=tuple(dict.fromkeys((*sampler.cites, *model.cites))),
     )
 
 

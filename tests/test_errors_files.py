@@ -175,8 +175,8 @@ def test_a_checkpoint_of_other_weights(checkpoint, change, match):
 @pytest.mark.parametrize(
     ("metadata", "match"),
     [
-        (dict(network="VNet"), r"tiny.*network 'VNet'; known are Classifier, UNet"),
-        (dict(network=None), r"tiny.*network None; known are Classifier, UNet"),
+        (dict(network="VNet"), r"tiny.*network 'VNet'; known are MLP, UNet, DiT, Autoencoder, Classifier, NoisyClassifier"),
+        (dict(network=None), r"tiny.*network None; known are MLP, UNet, DiT, Autoencoder, Classifier, NoisyClassifier"),
         (dict(config=None), r"tiny.*config"),
         (dict(config="rubbish"), r"tiny.*config"),
         (dict(config='{"wids": [8, 16]}'), r"tiny.*wids"),

@@ -380,6 +380,7 @@ def test_every_wrapper_is_recorded(name):
     guided = WRAPPERS[name](MODEL)
     sol = sf.solve(guided, X, "ddim", steps=2, start=0.9, y=Y)
     assert type(guided).__name__ in sol.model and "ScoreModel(" in sol.model and sol.model == repr(guided)
+    assert set(guided.cites) <= set(sol.cites) and guided.cites[0] in sol.citations and "song2021ddim" in sol.citations
     what = sf.Subject(guided, (D,), conditions={"y": Y})
     assert guided.said in what.identity()["network"] and sf.Subject(MODEL, (D,)).identity()["network"] == "Both"
     others = [make(MODEL) for make in WRAPPERS.values()] + [sf.ClassifierFree(MODEL, 2.6), sf.APG(MODEL, 2.5, eta=0.3)]

@@ -141,6 +141,11 @@ def test_the_configuration_makes_the_network(net):
     assert again.config == net.config
 
 
+def test_attention_stands_at_level_1_if_there_is_one():
+    assert [UNet(widths=(8,) * n).config["attention"] for n in (1, 2, 3)] == [[], [1], [1]]
+    assert UNet(widths=(8,))(x("unet")[:, :1], T).shape == (2, 1, 8, 8)
+
+
 @pytest.mark.parametrize("name", ["dit", "dit tokens", "mlp"])
 def test_it_begins_with_zero(name):
     assert not NETS[name]()(x(name), T, Y).any()

@@ -73,7 +73,7 @@ def test_few_are_kept():
 
 def test_names():
     assert set(FEATURES) == {"digits", "inception"}
-    assert isinstance(get_features("digits"), zoo.DigitsFeatures)
+    assert isinstance(get_features("digits"), zoo.Features)
     assert get_features(len) is len
     with pytest.raises(ValueError, match=r"no features are called 'incption'; did you mean inception\? Known: digits, incep"):
         get_features("incption")

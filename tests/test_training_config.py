@@ -88,7 +88,7 @@ def test_train_sample_study(file, tmp_path):
     drawn = CliRunner().invoke(cli.app, ["sample", "--model", f"run:{out}", "--out", str(sheet), "--nfe", "3", "-n", "4"])
     assert drawn.exit_code == 0 and sheet.stat().st_size > 100, drawn.output
     what = load(f"run:{out}")
-    assert what.shape == (1, 8, 8) and what.data.shape == (500, 1, 8, 8) and what.start < 1
+    assert what.shape == (1, 8, 8) and what.data.shape == (500, 1, 8, 8)
     assert what.conditioned(5, 0)["y"].max() < 10
     study = sf.study(what, ["ddim"], nfe=[2], n=4, seeds=2, metrics=["sliced-w2"], reference="scipy(rtol=1e-1, atol=1e-1)")
     assert not study.failures

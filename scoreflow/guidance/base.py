@@ -26,6 +26,8 @@ class Guided(ScoreModel):
     """
 
     guided = True
+    works: tuple[str, ...] = ()
+    """Keys of the works that this wrapper rests on."""
 
     def __init__(self, model: ScoreModel, prediction: Prediction | None = None, **options: Any) -> None:
         if not isinstance(model, ScoreModel):
@@ -41,6 +43,11 @@ class Guided(ScoreModel):
     def said(self) -> str:
         """Its name and options."""
         return f"{type(self).__name__}({', '.join(f'{k}={_text(v)}' for k, v in self.options.items())})"
+
+    @property
+    def cites(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Keys of the works that it and what it wraps rest on."""
+        return (*self.works, *self.model.cites)
 
     @property
     def nfe(self) -> int:  # type: ignore[override]

@@ -35,6 +35,8 @@ class ClassifierFree(Contrast):
         (Kynkäänniemi et al., 2024); Common Diffusion Noise Schedules and Sample Steps Are Flawed (Lin et al., 2024).
     """
 
+    works: tuple[str, ...] = ("ho2022classifierfree",)
+
     def __init__(
         self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None,
         interval: Sequence[float] | None = None, rescale: float = 0.0, prediction: Prediction | None = None, **options: Any,
@@ -48,6 +50,8 @@ class ClassifierFree(Contrast):
                 "'none given'; give null={name: value}, such as null={'y': 10}, or train a network with conditions dropped"
             )
         self.null, self.rescale = dict(found), rescale
+        limited = ("kynkaanniemi2024interval",) if interval is not None else ()
+        self.works = (*self.works, *limited, *(("lin2024flawed",) if rescale else ()))
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         out = super().combine(ours, other, w, x, t)
@@ -101,6 +105,8 @@ class APG(ClassifierFree):
         Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models (Sadat et al., 2024), Algorithm 1.
     """
 
+    works: tuple[str, ...] = ("sadat2024apg", "ho2022classifierfree")
+
     def __init__(
         self, model: ScoreModel, scale: Scale, *, eta: float = 0.0, norm: float = 0.0, momentum: float = 0.0,
         null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None,
@@ -151,6 +157,8 @@ class CFGPlusPlus(ClassifierFree):
     Reference:
         CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models (Chung et al., 2024), Algorithm 2.
     """
+
+    works: tuple[str, ...] = ("chung2024cfgpp", "ho2022classifierfree")
 
     def __init__(self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None) -> None:
         super().__init__(model, scale, null=null)

@@ -28,6 +28,8 @@ class Autoguidance(Contrast):
         Guiding a Diffusion Model with a Bad Version of Itself (Karras et al., 2024), Eq. 3.
     """
 
+    works: tuple[str, ...] = ("karras2024autoguidance",)
+
     def __init__(self, model: ScoreModel, worse: ScoreModel, scale: Scale, *, interval: Sequence[float] | None = None) -> None:
         if not isinstance(worse, ScoreModel):
             raise TypeError(f"worse must be a ScoreModel, got {type(worse).__name__}")
@@ -73,6 +75,8 @@ class ClassifierGuidance(Guided):
     Reference:
         Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), Section 4.1, Algorithm 2.
     """
+
+    works: tuple[str, ...] = ("dhariwal2021beatgans",)
 
     def __init__(
         self, model: ScoreModel, classifier: Callable[[Tensor, Tensor], Tensor], scale: Scale, *,
@@ -129,6 +133,8 @@ class Thresholding(Guided):
     Reference:
         Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022), Section 2.3.
     """
+
+    works: tuple[str, ...] = ("saharia2022imagen",)
 
     def __init__(self, model: ScoreModel, limit: float = 1.0, *, percentile: float | None = None) -> None:
         check.number("limit", limit, above=0)

@@ -58,7 +58,7 @@ class UNet(nn.Module):
         channels: C, of the images.
         widths: the number of features at each level, multiples of 8; every level but the first halves the resolution.
         blocks: residual blocks at each level, on the way down and (one more) on the way up.
-        attention: the levels, counted from 0, that have attention after each block.
+        attention: the levels, counted from 0, that have attention after each block; by default level 1, if there is one.
         classes: how many classes; 0 for a network without. The label `classes` stands for "none given", and
             `y=None` means it for the whole batch, so one network runs conditionally and unconditionally.
         tokens: D, the width of tokens that the levels with attention attend to; 0 for a network without. A token of zeros is
@@ -82,7 +82,7 @@ class UNet(nn.Module):
         channels: int = 1,
         widths: Sequence[int] = (48, 96),
         blocks: int = 1,
-        attention: Sequence[int] = (1,),
+        attention: Sequence[int] | None = None,
         classes: int = 0,
         heads: int = 4,
         dropout: float = 0.0,
@@ -93,6 +93,8 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        if attention is None:
+            attention = (1,) if len(widths) > 1 else ()
         self.config = dict(
             channels=channels, widths=list(widths), blocks=blocks, attention=list(attention), classes=classes,
             heads=heads, dropout=dropout, time_scale=time_scale, tokens=tokens, time=time, patch=patch,

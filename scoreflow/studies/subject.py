@@ -180,7 +180,13 @@ def _classes(n: int, seed: int, of: int = 10) -> Tensor:
     return torch.randint(of, (n,), generator=draws(seed, "classes"))
 
 
-ZOO: dict[str, Callable[[], Subject]] = {"digits": _zoo_digits}
+def _zoo_mnist() -> Subject:
+    held_out = named_data("mnist").held_out
+    assert isinstance(held_out, Images)
+    return Subject(zoo.mnist(), (1, 28, 28), held_out.x, zoo.mnist_features(), {"y": _classes})
+
+
+ZOO: dict[str, Callable[[], Subject]] = {"digits": _zoo_digits, "mnist": _zoo_mnist}
 
 
 def trained(folder: str | Path) -> Subject:

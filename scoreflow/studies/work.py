@@ -89,7 +89,7 @@ def _run(job: Job) -> Done:
     measured = _measured(job, _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
     counted = float(np.mean(sol.nfe_per_sample))
     ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
-    return Done(counted, seconds, _array(sol.x), measured, ran, sol.sampler.cites, machine=machine())
+    return Done(counted, seconds, _array(sol.x), measured, ran, sol.cites, machine=machine())
 
 
 def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:

@@ -43,7 +43,7 @@ class Recipe:
         steps: optimiser steps. batch: samples a step, of all processes together.
         rate: the learning rate after `warmup` steps of rise; `decay`: "cosine", falling to 0, "linear", or "constant".
         weight_decay: of AdamW. clip: the largest norm of the gradient; 0 for any.
-        ema: what the average of the weights keeps at a step, at most; at first (1 + n)/(10 + n) after n steps, so that it forgets
+        ema: what the average of the weights keeps at a step, at most; after n steps (1 + n)/(10 + n), so that it forgets
             the weights it began with.
         precision: as of Lightning Fabric: "32-true", "bf16-mixed", …
         seed: of all chance.

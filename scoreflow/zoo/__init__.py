@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from scoreflow import data
 from scoreflow.chain import DDPMChain
-from scoreflow.checkpoint import load, save
+from scoreflow.checkpoint import load, load_model, save
 from scoreflow.model import ScoreModel
 from scoreflow.nets import Classifier
 from scoreflow.sde import VPSDE
 
-__all__ = ["Digits", "digits", "digits_classifier", "digits_data", "digits_features", "load", "save"]
+__all__ = [
+    "Digits", "Features", "digits", "digits_classifier", "digits_data", "digits_features", "load", "mnist", "mnist_classifier",
+    "mnist_features", "save",
+]  # fmt: skip
 
 
 def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
@@ -28,31 +31,62 @@ def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = tor
     Args:
         device, dtype: where and in what precision the network runs.
     """
-    net = load(Path(__file__).with_name("digits.safetensors")).to(device=device, dtype=dtype)
+    net = load(_file("digits")).to(device=device, dtype=dtype)
     return ScoreModel(net, VPSDE.from_betas(DDPMChain.linear().beta), prediction="eps", time="index")
+
+
+def mnist(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
+    """The ε-network for 28×28 handwritten digits, on the linear DDPM chain of 1000 steps.
+
+    A class-conditional U-Net of 1.5 M parameters on 2×2 patches, trained by `scoreflow train --config examples/mnist.toml` on
+    the 4000 images of `data.mnist()`, kept in half precision. Pass classes as `y=`; without `y` it runs unconditionally. States
+    have shape (B, 1, 28, 28) and values about −1 (paper) to 1 (ink).
+
+    Args:
+        device, dtype: where and in what precision the network runs.
+    """
+    return load_model(_file("mnist"), device=device, dtype=dtype)
 
 
 def digits_classifier() -> Classifier:
     """A classifier of 8×8 digits, trained by `examples/train_features.py`; 98.6 % right on those held out."""
-    net = load(Path(__file__).with_name("digits_features.safetensors"))
-    assert isinstance(net, Classifier)
-    return net
+    return _classifier("digits")
 
 
-class DigitsFeatures(nn.Module):
-    """The 32 features of `digits_classifier`: states (n, 1, 8, 8) to (n, 32)."""
+def mnist_classifier() -> Classifier:
+    """A classifier of 28×28 digits, trained by `examples/train_features.py --data mnist`; 98.6 % right on those held out."""
+    return _classifier("mnist")
 
-    def __init__(self) -> None:
+
+class Features(nn.Module):
+    """The 32 features of a classifier: states (n, C, H, W) to (n, 32)."""
+
+    def __init__(self, net: Classifier) -> None:
         super().__init__()
-        self.net = digits_classifier()
+        self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net.features(x)
 
 
-def digits_features() -> DigitsFeatures:
-    """The feature space in which digits are judged."""
-    return DigitsFeatures()
+def digits_features() -> Features:
+    """The feature space in which 8×8 digits are judged."""
+    return Features(digits_classifier())
+
+
+def mnist_features() -> Features:
+    """The feature space in which 28×28 digits are judged."""
+    return Features(mnist_classifier())
+
+
+def _file(name: str) -> Path:
+    return Path(__file__).with_name(f"{name}.safetensors")
+
+
+def _classifier(name: str) -> Classifier:
+    net = load(_file(f"{name}_features"))
+    assert isinstance(net, Classifier)
+    return net
 
 
 class Digits(NamedTuple):
