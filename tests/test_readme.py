@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from scoreflow.step import SAMPLERS
@@ -33,6 +34,16 @@ def test_the_blocks_on_studies(capsys):
         assert not names["study"].failures and len(names["study"].frame)
     printed = capsys.readouterr().out
     assert "at 10 evaluations: trajectory/median" in printed and "Best within 5 evaluations" in printed
+
+
+@pytest.mark.parametrize("page", ["docs/training.md", "docs/guidance.md"])
+def test_the_blocks_on(page):
+    """They run as printed, and give samples."""
+    for code in blocks(page):
+        names = {}
+        exec(compile(code, page, "exec"), names)
+        assert bool(names["x"].isfinite().all())
+        assert page != "docs/guidance.md" or names["sol"].nfe == 18
 
 
 def test_adding_a_sampler():
