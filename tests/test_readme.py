@@ -9,6 +9,11 @@ import torch
 from scoreflow.step import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
+
+
+OWN = ("docs/study.md", "docs/metrics.md")
+"""Pages whose blocks have a test of their own."""
 
 
 def blocks(file):
@@ -17,9 +22,10 @@ def blocks(file):
 
 def test_the_ten_lines(capsys):
     """The README's example runs as printed, and its last lines print the table, a plan and a citation."""
-    (code,) = blocks("README.md")
+    code, guidance = blocks("README.md")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
+    exec(compile(guidance, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert names["x"].shape == (4, 1, 8, 8) and bool(names["x"].isfinite().all())
     assert names["sol"].states.shape == (3, 4, 1, 8, 8)
@@ -36,14 +42,28 @@ def test_the_blocks_on_studies(capsys):
     assert "at 10 evaluations: trajectory/median" in printed and "Best within 5 evaluations" in printed
 
 
-@pytest.mark.parametrize("page", ["docs/training.md", "docs/guidance.md"])
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in OWN and blocks(page)])
 def test_the_blocks_on(page):
-    """They run as printed, and give samples."""
+    """They run as printed, one after the other."""
+    names = {}
     for code in blocks(page):
-        names = {}
         exec(compile(code, page, "exec"), names)
+    if page in ("docs/training.md", "docs/guidance.md"):
         assert bool(names["x"].isfinite().all())
-        assert page != "docs/guidance.md" or names["sol"].nfe == 18
+    if page == "docs/guidance.md":
+        assert names["sol"].nfe == 18
+    if page == "docs/ddpm.md":
+        assert (names["closed"] - names["substituted"]).abs().max() < 1e-12
+
+
+def test_every_test_that_a_page_names_is_there():
+    """Pages name tests as `tests/test_x.py::test_y`."""
+    named = {
+        found for page in PAGES for found in re.findall(r"tests/(test_\w+)\.py::(test_\w+)", (ROOT / page).read_text("utf-8"))
+    }
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"{file}.py::{test}"
 
 
 def test_adding_a_sampler():
@@ -64,7 +84,7 @@ def test_adding_a_sampler():
 
 def test_links_lead_somewhere():
     """Every relative link of the texts is a file."""
-    for file in ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))):
+    for file in ("README.md", "CONTRIBUTING.md", "REPRODUCE.md", *PAGES):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text(encoding="utf-8")):
             assert (ROOT / file).parent.joinpath(target).exists(), f"{file} links to {target}"
 

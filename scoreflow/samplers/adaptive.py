@@ -48,7 +48,7 @@ class Ask(NamedTuple):
 class Adaptive(Sampler):
     """Steps from t to s of a size of their own for every sample; who has arrived leaves the batch.
 
-    A step is taken if `E = RMS((x − x')/max(atol, rtol max(|x|, |x'|)))` ≤ 1, x' the lower solution, and the next is
+    A step is taken if `E = RMS((x_s − x')/max(atol, rtol max(|x_t|, |x'|)))` ≤ 1, x' the lower solution, and the next is
     `0.9 E^{−integral} E_before^{proportional}` times as long, held to 0.2 … 5. A step refused keeps its word at t.
 
     Attributes:

@@ -250,7 +250,7 @@ def dpm_solver_pp(method: str = "2m", r1: float | None = None, r2: float | None 
     - 2m-heun: the same with the interpolant through D_0, D_1 integrated: `exponential-ab` of order 2;
     - 3m: through D_0, D_1, D_2: of order 3;
     - 3m-published: as in the authors' code, whose weight on the second difference
-      `(D'_0 − D'_1)/(r_0 + r_1)` lacks a factor 2: of order 2, a little better below about ten evaluations;
+      `(D'_0 − D'_1)/(r_0 + r_1)` lacks a factor 2: of order 2, and the nearer one at some twenty steps (docs/orders.md);
     - 2s, 3s: as `dpm-solver` in data form.
 
     The step to σ = 0 is x̂_0.

@@ -192,7 +192,8 @@ class _Run:
                 if bar is not None:
                     bar.update()
                     bar.set_postfix_str(f"loss {float(self.history.state[1].mean()):.4f}", refresh=False)
-            self.fabric.barrier() if shown else None
+            if shown:
+                self.fabric.barrier()
         if bar is not None:
             bar.close()
         self.averaged.net.eval()  # type: ignore[attr-defined]
@@ -227,9 +228,9 @@ class _Run:
     def _together(self, found: Loss) -> float:
         """The mean loss of all processes; the history takes in the losses of all."""
         seen = found.each if self.objective.times == "importance" else found.eps
-        sums: Any = self.fabric.all_reduce(self.history.sums(found.t.to("cpu"), seen.to("cpu")), reduce_op="sum")
+        sums: Any = self.fabric.all_reduce(self.history.sums(found.t, seen), reduce_op="sum")
         mean: Any = self.fabric.all_reduce(found.mean.detach().double(), reduce_op="mean")
-        self.history.update(sums)
+        self.history.update(sums.to("cpu"))
         return float(mean)
 
     @torch.no_grad()
