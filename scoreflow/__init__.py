@@ -11,8 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scoreflow import samplers as _chapters
+from scoreflow.bound import Bound, continuous_bound, vlb
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
+from scoreflow.dequantise import Bits, Dequantise, bits_per_dim
+from scoreflow.editing import image_to_image, interpolate
 from scoreflow.grid import grid
 from scoreflow.guidance import (
     APG,
@@ -24,7 +27,7 @@ from scoreflow.guidance import (
     Thresholding,
 )
 from scoreflow.invert import Inversion, invert
-from scoreflow.log_prob import Transitions, step_log_prob
+from scoreflow.likelihood import LogProb, decode, encode, log_prob
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, White
 from scoreflow.optimal import dmn_grid, gits_grid
@@ -38,6 +41,7 @@ from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
 from scoreflow.solve import Solution, plan, sample, solve
 from scoreflow.step import Linear, Sampler, Step, family, get_sampler, sampler
 from scoreflow.table import Table, samplers
+from scoreflow.transitions import Transitions, step_log_prob
 from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
@@ -49,12 +53,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "APG", "Autoguidance", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain", "Empirical",
-    "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent", "Levels", "Linear", "Picard",
-    "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table",
-    "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis", "cite", "data", "dmn_grid", "estimate_variance",
-    "family", "get_sampler", "gits_grid", "grid", "invert", "latent", "load_model", "metric", "nets", "plan", "sample",
-    "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training", "walk", "zoo",
+    "APG", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain",
+    "Dequantise", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent",
+    "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
+    "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
+    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "encode", "estimate_variance", "family",
+    "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent", "load_model", "log_prob",
+    "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training",
+    "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

@@ -99,7 +99,8 @@ def choose(
             nfe = DEFAULT_NFE
         budget = whole("nfe", nfe) if steps is None else whole("steps", steps)
         if steps is None and per_call is not None:
-            budget = max(1, budget // max(per_call(start), per_call((start + stop) / 2)))
+            among = [per_call(start + (stop - start) * (k + 0.5) / 32) for k in range(32)]
+            budget = max(1, 32 * budget // sum(among))
     else:
         budget = len(check_times(grid)) - 1
     table = STEADY if steady or path.alpha(start) == 0 else TABLE

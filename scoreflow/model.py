@@ -72,7 +72,7 @@ class ScoreModel:
         self._labels: dict[Any, Tensor] = {}
 
     def __repr__(self) -> str:
-        return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={self.time!r})"
+        return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -122,7 +122,7 @@ class ScoreModel:
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
         label = self.label(x, t)
-        self.nfe += 1
+        self.count(t)
         output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
@@ -141,6 +141,10 @@ class ScoreModel:
         """Network evaluations of a call at t; at times (n,), of each sample."""
         return 1
 
+    def count(self, t: float | Tensor) -> None:
+        """Add the evaluations of a call at t to `nfe`."""
+        self.nfe += 1
+
     def begin(self, steps: object) -> ScoreModel:
         """The model for one run of these steps, a plan or a sampler: itself, unless it depends on them or follows a run."""
         return self
@@ -156,8 +160,9 @@ class ScoreModel:
             return self._label(self._times(x, t), x, slack)
         key = (t, len(x), x.device, x.dtype, self.time)
         if (known := self._labels.get(key)) is None:
-            times = torch.full((2,), check.time("t", t), dtype=torch.float64)
-            known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
+            with torch.inference_mode(False):  # it is kept for runs that are differentiated
+                times = torch.full((2,), check.time("t", t), dtype=torch.float64)
+                known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
         return known
 
     def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
@@ -229,3 +234,15 @@ class ScoreModel:
         if not label.is_floating_point():
             return label.to(x.device)
         return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
+
+
+def say(value: Any) -> str:
+    """An option as text, the same in every process: a function by its name, a tensor by its shape, the rest as it prints."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key!r}: {say(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, Tensor) and value.ndim:
+        return f"tensor{tuple(value.shape)}"
+    if callable(value) and not isinstance(value, ScoreModel):
+        name: str = getattr(value, "__name__", type(value).__name__)
+        return name
+    return repr(value)

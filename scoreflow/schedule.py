@@ -76,8 +76,11 @@ def _within(
             times = lay(n)
             asked = sampler.evaluations(path, times)
             if per_call is not None and asked is not None:
-                calls = sampler.plan(path, times).asked if isinstance(sampler, Linear) else None
-                asked = sum(map(per_call, calls)) if calls is not None else asked * max(map(per_call, times))
+                if isinstance(sampler, Linear):
+                    asked = sum(map(per_call, sampler.plan(path, times).asked))
+                else:  # it may ask between the times
+                    among = (times[0] + (times[-1] - times[0]) * k / 64 for k in range(65))
+                    asked *= max(map(per_call, (*times, *among)))
         except ValueError:
             if n == 1:
                 raise

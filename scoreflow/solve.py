@@ -165,12 +165,7 @@ def solve(
         rows: Plan | None = sampler
     else:
         options, conditions = split(sampler, keywords)
-        if sampler == AUTO:
-            known = {"steady": model.guided, "labels": model.time == "label", "per_call": per_call(model), **options}
-            chosen, times = choose(path, steps, nfe, grid, start, stop, denoise, **known)
-        else:
-            chosen = get_sampler(sampler, **options)
-            times = schedule(chosen, path, steps, nfe, grid, start, stop, denoise, per_call(model))
+        chosen, times = meant(model, sampler, steps, nfe, grid, start, stop, denoise, **options)
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
     check_conditions(model, chosen, conditions)
@@ -323,6 +318,18 @@ def check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, 
                 f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has {options}), "
                 f"nor a condition that the network {type(model.net).__name__} takes"
             )
+
+
+def meant(
+    model: ScoreModel, sampler: str | Sampler, steps: int | None, nfe: int | None, grid: Grid, start: float, stop: float,
+    denoise: bool = False, **options: Any,
+) -> tuple[Sampler, tuple[float, ...]]:  # fmt: skip
+    """The sampler and the times that these arguments of `solve` mean for this model, whose guidance the budget pays for."""
+    if sampler == AUTO:
+        known = {"steady": model.guided, "labels": model.time == "label", "per_call": per_call(model), **options}
+        return choose(model.path, steps, nfe, grid, start, stop, denoise, **known)
+    chosen = get_sampler(sampler, **options)
+    return chosen, schedule(chosen, model.path, steps, nfe, grid, start, stop, denoise, per_call(model))
 
 
 def per_call(model: ScoreModel) -> Callable[[float], int] | None:

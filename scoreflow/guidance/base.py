@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, say
 from scoreflow.path import Prediction
 
 Scale = float | Callable[[float], float]
@@ -42,7 +42,7 @@ class Guided(ScoreModel):
     @property
     def said(self) -> str:
         """Its name and options."""
-        return f"{type(self).__name__}({', '.join(f'{k}={_text(v)}' for k, v in self.options.items())})"
+        return f"{type(self).__name__}({', '.join(f'{k}={say(v)}' for k, v in self.options.items())})"
 
     @property
     def cites(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -59,6 +59,9 @@ class Guided(ScoreModel):
 
     def evaluations(self, t: float | Tensor) -> int | Tensor:
         return self.model.evaluations(t)
+
+    def count(self, t: float | Tensor) -> None:
+        self.model.count(t)
 
     def label(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.model.label(x, t)
@@ -78,10 +81,15 @@ class Contrast(Guided):
     """`other + scale (model − other)`, where t lies in `interval`; elsewhere the model alone.
 
     A branch that has no weight is not evaluated: at scale 1, at scale 0, and outside the interval a call costs one branch.
+
+    Raises:
+        TypeError, ValueError: a scale that is no finite number, or whose function gives none; an interval that does not rise.
     """
 
     scale: Scale
     interval: tuple[float, float]
+    affine = True
+    """Whether it is no more than that sum, so that the model has no weight at scale 0."""
 
     def __init__(
         self, model: ScoreModel, scale: Scale, interval: Sequence[float] | None = None, prediction: Prediction | None = None,
@@ -104,23 +112,34 @@ class Contrast(Guided):
             return torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
         if not self.interval[0] <= float(t) <= self.interval[1]:
             return 1.0
-        return float(self.scale(float(t))) if callable(self.scale) else float(self.scale)
+        return value_at(self.scale, float(t))
 
     def evaluations(self, t: float | Tensor) -> int | Tensor:
-        w, this, other = self.scale_at(t), self.model.evaluations(t), self._other_evaluations(t)
+        (this, other), inner = self._branches(t), self.model.evaluations(t)
+        return inner * this + self._other_evaluations(t) * other
+
+    def count(self, t: float | Tensor) -> None:
+        this, other = self._branches(t)
+        if this if isinstance(this, int) else bool(this.any()):
+            self.model.count(t)
+        if other if isinstance(other, int) else bool(other.any()):
+            self._count_other(t)
+
+    def _branches(self, t: float | Tensor) -> tuple[int, int] | tuple[Tensor, Tensor]:
+        """How often the model and the other branch are asked at t; for times (n,), sample by sample."""
+        w = self.scale_at(t)
         if isinstance(w, Tensor):
-            return torch.where(w == 0, 0, 1) * this + torch.where(w == 1, 0, 1) * other
-        return (w != 0) * this + (w != 1) * other
+            return ((w != 0) | (not self.affine)).long(), (w != 1).long()
+        return int(w != 0 or not self.affine), int(w != 1)
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         w = self.scale_at(t)
-        if not isinstance(w, Tensor):
+        if not isinstance(w, Tensor) or x.device.type == "meta" or not len(w):
             return self._weighed(x, t, w, conditions)
         assert isinstance(t, Tensor)
-        kind = torch.where(w == 1, 1, torch.where(w == 0, 0, 2))
-        if x.device.type == "meta" or bool((kind == kind[0]).all()):
-            alike = x.device.type != "meta" and int(kind[0]) < 2
-            return self._weighed(x, t, float(w[0]) if alike else w, conditions)
+        kind = torch.where(w == 1, 1, torch.where((w == 0) & self.affine, 0, 2))
+        if bool((kind == kind[0]).all()):
+            return self._weighed(x, t, w if int(kind[0]) == 2 else float(kind[0]), conditions)
         groups = [found for k in range(3) if len(found := (kind == k).nonzero().flatten())]
         parts = [self.evaluate(x[g], t[g], **rows(conditions, g, len(x))) for g in groups]
         back = torch.cat(groups).argsort().to(x.device)
@@ -133,7 +152,7 @@ class Contrast(Guided):
         if not isinstance(w, Tensor):
             if w == 1:
                 return self._inner(x, t, conditions)
-            if w == 0:
+            if w == 0 and self.affine:
                 return self._other(x, t, conditions)
         ours, other, word = self._both(x, t, conditions)
         return self.combine(ours, other, like(w, x), x, t), word
@@ -152,6 +171,18 @@ class Contrast(Guided):
 
     def _other_evaluations(self, t: float | Tensor) -> int | Tensor:
         return self.model.evaluations(t)
+
+    def _count_other(self, t: float | Tensor) -> None:
+        self.model.count(t)
+
+
+def value_at(scale: Scale, t: float) -> float:
+    """The scale at t.
+
+    Raises:
+        TypeError, ValueError: a function that gives no finite number.
+    """
+    return check.number(f"scale({t:g})", scale(t)) if callable(scale) else float(scale)
 
 
 def rows(conditions: dict[str, Any], at: Tensor, batch: int) -> dict[str, Any]:
@@ -176,7 +207,3 @@ def check_interval(interval: Sequence[float]) -> tuple[float, float]:
     if not check.time("interval", low) < check.time("interval", high):
         raise ValueError(f"interval must rise, (low, high), got {interval!r}")
     return float(low), float(high)
-
-
-def _text(value: Any) -> str:
-    return getattr(value, "__name__", repr(value))

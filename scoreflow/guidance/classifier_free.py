@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Scale, has_rows, like
+from scoreflow.guidance.base import Contrast, Scale, has_rows, like, value_at
 from scoreflow.model import ScoreModel
 from scoreflow.path import Prediction
 
@@ -23,9 +23,9 @@ class ClassifierFree(Contrast):
         null: what means "none given", by the condition's name, such as `{"y": 10}`; the network's own (`net.null`) if None.
         interval: (low, high), the times in which to guide (Kynkäänniemi et al., 2024). They give κ: `path.time(-math.log(κ))`.
         rescale: φ of Lin et al. (2024), Eqs. 14 to 16: by how much a sample's standard deviation is brought back to that of the
-            conditional prediction.
-
-    Both branches run as one batch of 2B, unless the network is in training mode or a condition is no tensor of B rows.
+            conditional prediction, both of what the network predicts.
+        batched: whether both branches run as one batch of 2B. They run one after the other if the network is in training mode
+            or a condition that is dropped is no tensor of B rows. Conditions that are no such tensors are shared.
 
     Raises:
         ValueError: a network without a null; on a call, conditions that hold none of those it names.
@@ -39,26 +39,30 @@ class ClassifierFree(Contrast):
 
     def __init__(
         self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None,
-        interval: Sequence[float] | None = None, rescale: float = 0.0, prediction: Prediction | None = None, **options: Any,
+        interval: Sequence[float] | None = None, rescale: float = 0.0, batched: bool = True,
+        prediction: Prediction | None = None, **options: Any,
     ) -> None:  # fmt: skip
         check.number("rescale", rescale, 0, 1)
-        super().__init__(model, scale, interval, prediction, **({"rescale": rescale} if rescale else {}), **options)
+        options |= {"null": dict(null)} if isinstance(null, Mapping) else {}
+        options |= ({"rescale": rescale} if rescale else {}) | ({} if batched else {"batched": False})
+        super().__init__(model, scale, interval, prediction, **options)
         found = getattr(model.net, "null", None) if null is None else null
         if not isinstance(found, Mapping) or not found:
             raise ValueError(
                 f"null={null}: guidance needs an unconditional branch, and {type(model.net).__name__} does not say what means "
                 "'none given'; give null={name: value}, such as null={'y': 10}, or train a network with conditions dropped"
             )
-        self.null, self.rescale = dict(found), rescale
+        self.null, self.rescale, self.batched, self.affine = dict(found), rescale, batched, not rescale
         limited = ("kynkaanniemi2024interval",) if interval is not None else ()
         self.works = (*self.works, *limited, *(("lin2024flawed",) if rescale else ()))
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         out = super().combine(ours, other, w, x, t)
-        if not self.rescale:
+        if not self.rescale or not out.numel():
             return out
-        ratio = like(ours.flatten(1).std(1) / out.flatten(1).std(1), x)
-        rescaled: Tensor = out * (self.rescale * ratio + (1 - self.rescale))
+        std = out.flatten(1).std(1, correction=0)  # 0 of a flat sample, which stays as it is
+        ratio = torch.where(std > 0, ours.flatten(1).std(1, correction=0) / std, 1.0)
+        rescaled: Tensor = out * like(self.rescale * ratio + (1 - self.rescale), x)
         return rescaled
 
     def _none(self, conditions: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +82,15 @@ class ClassifierFree(Contrast):
         none = self._none(conditions)
         alike = [has_rows(value, len(x)) for name, value in conditions.items() if name in self.null and value is not None]
         if (
-            getattr(self.net, "training", False)
+            not self.batched
+            or getattr(self.net, "training", False)
             or not all(alike)
             or not all(has_rows(none[k], len(x)) for k in none if k in self.null)
         ):
             return super()._both(x, t, conditions)
         two = {k: torch.cat([v, none[k]]) if has_rows(v, len(x)) else v for k, v in conditions.items()}
         output, word = self._inner(torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two)
+        self.model.count(t)  # the second branch of the one call
         ours, other = output.chunk(2)
         return ours, other, None if word is None else word.chunk(2)[0]
 
@@ -96,10 +102,14 @@ class APG(ClassifierFree):
     two is classifier-free guidance. All in x̂_0, sample by sample.
 
     Args:
-        model, scale, null, interval: as of `ClassifierFree`.
+        model, scale, null, interval, batched: as of `ClassifierFree`.
         eta: what is left of the part along x̂_c, which saturates. norm: the largest length of Δ; 0 for any.
-        momentum: negative to push away from where the run went. It follows a run, whose batch must stay together: it goes with
-            neither adaptive steps nor `parallel`. A call outside a run is a first step.
+        momentum: negative to push away from where the run went. It follows the calls of a run, whose batch must stay together:
+            it goes with neither adaptive steps nor `parallel`. A call without guidance leaves it as it is; a call outside a
+            run is a first step.
+
+    Raises:
+        ValueError: as of `ClassifierFree`; momentum in a run that takes the batch apart, or tries steps.
 
     Reference:
         Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models (Sadat et al., 2024), Algorithm 1.
@@ -109,30 +119,37 @@ class APG(ClassifierFree):
 
     def __init__(
         self, model: ScoreModel, scale: Scale, *, eta: float = 0.0, norm: float = 0.0, momentum: float = 0.0,
-        null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None,
+        null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None, batched: bool = True,
     ) -> None:  # fmt: skip
         check.number("eta", eta), check.number("norm", norm, 0), check.number("momentum", momentum, -1, 1)
         options = {"eta": eta, "norm": norm, "momentum": momentum}
-        super().__init__(model, scale, null=null, interval=interval, prediction="x0", **options)
+        super().__init__(model, scale, null=null, interval=interval, batched=batched, prediction="x0", **options)
         self.eta, self.norm, self.momentum = eta, norm, momentum
+        self.affine = eta == 1 and not norm and not momentum
         self._before: list[Tensor] | None = None
 
     def begin(self, steps: object) -> ScoreModel:
         began = super().begin(steps)
         assert isinstance(began, APG)
         began._before = []
+        evaluations: Any = getattr(steps, "evaluations", None)  # of a sampler; a plan has fixed steps
+        if self.momentum and evaluations is not None and evaluations(self.path, (0.6, 0.5)) is None:
+            raise ValueError(self._apart(f"and {steps!r} tries steps and takes them back"))
         return began
+
+    def _apart(self, why: str) -> str:
+        return (
+            f"momentum={self.momentum} follows a batch that stays together, {why}: use fixed steps, without parallel, "
+            "or momentum=0"
+        )
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         step, along = (ours - other).flatten(1), ours.flatten(1)
         if self.momentum and self._before is not None:
-            if self._before and self._before[0].shape != step.shape:
-                raise ValueError(
-                    f"momentum={self.momentum} follows a batch that stays together, and this run takes it apart: use fixed "
-                    "steps, without parallel, and an interval that is one for all samples; or momentum=0"
-                )
+            if (isinstance(t, Tensor) and t.ndim) or (self._before and self._before[0].shape != step.shape):
+                raise ValueError(self._apart("and this run takes it apart"))
             step = step + self.momentum * self._before[0] if self._before else step
-            self._before[:] = [step.detach()]
+            self._before[:] = [step]
         if self.norm:
             step = step * (self.norm / step.norm(dim=1, keepdim=True)).clamp(max=1)
         unit = torch.nn.functional.normalize(along, dim=1)
@@ -144,24 +161,26 @@ class CFGPlusPlus(ClassifierFree):
     """CFG++: x̂_0 is guided, the noise that is put back is the unconditional one.
 
     On a step `x_s = a x_t + m x̂_0 + z ε`, which is `(a α_t + m) x̂_0 + a σ_t ε̂ + z ε`, that is classifier-free guidance with
-    the scale `ω = scale (a α_t + m)/m`; for `ddim`, `ω = scale/(1 − κ_s/κ_t)`. So it needs the run's rows, of one evaluation
-    and one weight each: `ddpm`, `ddim` with any η, `pf-ode` and `reverse-sde` with euler.
+    the scale `ω = scale (a α_t + m)/m`; for `ddim`, `ω = scale/(1 − κ_s/κ_t)`. A step upwards, of `invert`, undoes it: there
+    x̂_0 is unconditional and the noise guided, `ω = −scale a α_t/m`. So it needs the run's rows, of one evaluation and one
+    weight each: `ddpm`, `ddim` with any η, `pf-ode` and `reverse-sde` with euler.
 
     Args:
-        model, null: as of `ClassifierFree`.
-        scale: λ of the paper, between 0 and 1 as a rule.
+        model, null, batched: as of `ClassifierFree`.
+        scale: λ of the paper, between 0 and 1 as a rule; a number or a function of t.
 
     Raises:
         ValueError: at the start of a run whose steps are not of that kind, and outside a run.
 
     Reference:
-        CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models (Chung et al., 2024), Algorithm 2.
+        CFG++: Manifold-constrained Classifier Free Guidance for Diffusion Models (Chung et al., 2024), Algorithm 2; upwards:
+        DDIM inversion as in the authors' code.
     """
 
     works: tuple[str, ...] = ("chung2024cfgpp", "ho2022classifierfree")
 
-    def __init__(self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None) -> None:
-        super().__init__(model, scale, null=null)
+    def __init__(self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None, batched: bool = True) -> None:
+        super().__init__(model, scale, null=null, batched=batched)
         self._scales: dict[float, float] | None = None
 
     def begin(self, steps: object) -> ScoreModel:
@@ -176,19 +195,22 @@ class CFGPlusPlus(ClassifierFree):
             )
         for step in plan.steps:
             row = step.stages[0].row.through(*self.path.convert("x0", plan.wants, step.t))
-            m, scale = float(row.m[0]), super().scale_at(step.t)
-            began._scales[step.t] = float(scale) * (row.x * self.path.alpha(step.t) + m) / m
+            m, kept = float(row.m[0]), row.x * self.path.alpha(step.t)
+            began._scales[step.t] = value_at(self.scale, step.t) * (kept + m if step.s < step.t else -kept) / m
         return began
 
     def scale_at(self, t: float | Tensor) -> float | Tensor:
-        if self._scales is None or isinstance(t, Tensor) or t not in self._scales:
+        if isinstance(t, Tensor) and t.device.type != "meta":
+            scales = torch.tensor([self.scale_at(u) for u in t.flatten().tolist()], dtype=torch.float64, device=t.device)
+            return scales if t.ndim else float(scales)
+        if self._scales is None or t not in self._scales:
             raise ValueError(
                 f"CFG++ depends on the step that is taken, and t={t} is the beginning of none: use solve or sample"
             )
-        return self._scales[t]
+        return self._scales[t]  # type: ignore[index]
 
-    def evaluations(self, t: float | Tensor) -> int | Tensor:
-        return 2 * self.model.evaluations(t)
+    def _branches(self, t: float | Tensor) -> tuple[int, int] | tuple[Tensor, Tensor]:
+        return (1, 1) if self._scales is None else super()._branches(t)  # of the runs to come two, at the most
 
 
 def none_given(value: Any, null: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, like
+from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, like, value_at
 from scoreflow.model import ScoreModel
 
 
@@ -39,6 +39,10 @@ class Autoguidance(Contrast):
         self.worse = worse
 
     @property
+    def cites(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*super().cites, *self.worse.cites)
+
+    @property
     def nfe(self) -> int:  # type: ignore[override]
         """Network evaluations of both since they were made."""
         return self.model.nfe + self.worse.nfe
@@ -57,6 +61,9 @@ class Autoguidance(Contrast):
     def _other_evaluations(self, t: float | Tensor) -> int | Tensor:
         return self.worse.evaluations(t)
 
+    def _count_other(self, t: float | Tensor) -> None:
+        self.worse.count(t)
+
 
 class ClassifierGuidance(Guided):
     """`∇log p_t(x) + scale ∇log p_t(y | x)`: a classifier of noisy states guides.
@@ -67,13 +74,15 @@ class ClassifierGuidance(Guided):
         conditional: whether the model is told `y` too.
 
     Runs take `y=`, whole numbers (B,). The classifier's calls are not among the network evaluations; each is one forward and
-    one backward pass.
+    one backward pass. Where the scale is 0, and outside the interval, it is not called.
 
     Raises:
-        TypeError: a classifier that cannot be called. ValueError: on a call, no y.
+        TypeError: a classifier that cannot be called. ValueError: `conditional` with a model that takes no y; on a call, a y
+            that is none or no class, or logits that are not (B, classes).
 
     Reference:
-        Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), Section 4.1, Algorithm 2.
+        Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021), Section 4.2, Algorithm 2; on steps with noise
+        it changes the score likewise, where Algorithm 1 shifts the mean by `scale Σ ∇log p(y | x)`.
     """
 
     works: tuple[str, ...] = ("dhariwal2021beatgans",)
@@ -86,39 +95,55 @@ class ClassifierGuidance(Guided):
             raise TypeError(f"classifier must be a module or a callable, got {type(classifier).__name__}")
         if not callable(scale):
             check.number("scale", scale)
+        if conditional and not model.accepts("y"):
+            raise ValueError("conditional=True tells the model y, and its network takes none: let conditional=False")
         span = (0.0, 1.0) if interval is None else check_interval(interval)
-        options: dict[str, Any] = {
-            "scale": scale,
-            **({} if interval is None else {"interval": span}),
-            "conditional": conditional,
-        }
-        super().__init__(model, classifier=type(classifier).__name__, **options)
+        options: dict[str, Any] = {"scale": scale, **({} if interval is None else {"interval": span})}
+        super().__init__(model, classifier=classifier, **options | ({"conditional": True} if conditional else {}))
         self.classifier, self.scale, self.interval, self.conditional = classifier, scale, span, conditional
 
     def accepts(self, keyword: str) -> bool:
         return keyword == "y" or self.model.accepts(keyword)
 
+    def scale_at(self, t: float) -> float:
+        """The scale at t, 0 outside the interval."""
+        return value_at(self.scale, t) if self.interval[0] <= t <= self.interval[1] else 0.0
+
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         y = conditions.get("y")
-        if not isinstance(y, Tensor) or y.shape != x.shape[:1]:
-            raise ValueError(f"classifier guidance needs y, whole numbers of shape ({len(x)},), such as solve(..., y=labels)")
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+            found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
+            raise ValueError(
+                f"classifier guidance needs y, whole numbers of shape ({len(x)},), such as solve(..., y=labels), got {found}"
+            )
         told = conditions if self.conditional else {k: v for k, v in conditions.items() if k != "y"}
         output, word = self._inner(x, t, told)
-        times = t if isinstance(t, Tensor) and t.ndim else torch.full((len(x),), float(t), dtype=torch.float64)
-        inside = (times >= self.interval[0]) & (times <= self.interval[1])
-        scale = torch.tensor([float(self.scale(u)) for u in times.tolist()]) if callable(self.scale) else float(self.scale)
-        weight = like(torch.as_tensor(scale, device=inside.device) * inside, x)
-        b = self.path.convert("score", self.prediction, t)[1]  # type: ignore[type-var]
-        return output + like(b, x) * weight * self.slope(x, t, y), word
+        if not isinstance(t, Tensor) or not t.ndim:
+            w = self.scale_at(float(t))
+            b = self.path.convert("score", self.prediction, float(t))[1]
+            return (output + b * w * self.slope(x, t, y) if w else output), word
+        each = self.path.convert("score", self.prediction, t.double())[1]
+        if t.device.type == "meta":
+            return output + like(each, x) * self.slope(x, t, y), word
+        scales = torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
+        if len(at := scales.nonzero().flatten()):
+            here = at.to(x.device)
+            slope = like((each * scales)[at], x) * self.slope(x[here], t[at], y[at.to(y.device)])
+            output = output.index_add(0, here, slope)
+        return output, word
 
     def slope(self, x: Tensor, t: float | Tensor, y: Tensor) -> Tensor:
         """`∇_x log p_t(y | x)`."""
         graph = torch.is_grad_enabled()
         kept = next((p.dtype for p in getattr(self.classifier, "parameters", lambda: ())() if p.is_floating_point()), x.dtype)
-        with torch.enable_grad():
-            state = x if graph and x.requires_grad else x.detach().requires_grad_()
-            logits = self.classifier(state.to(kept), self.label(x, t))
-            log_prob = logits.log_softmax(-1).gather(1, y[:, None]).sum()
+        with torch.inference_mode(False), torch.enable_grad():
+            state = x if graph and x.requires_grad else x.detach().clone().requires_grad_()
+            logits = self.classifier(state.to(kept), self.label(x, t).clone())
+            if logits.ndim != 2 or len(logits) != len(x):
+                raise ValueError(f"the classifier must give logits ({len(x)}, classes), got shape {tuple(logits.shape)}")
+            if y.device.type == "cpu" and not bool(((y >= 0) & (y < logits.shape[1])).all()):
+                raise ValueError(f"y must be among the classifier's classes, 0…{logits.shape[1] - 1}, got {y.tolist()}")
+            log_prob = logits.log_softmax(1).gather(1, y.to(logits.device, torch.int64, copy=True)[:, None]).sum()
             (slope,) = torch.autograd.grad(log_prob, state, create_graph=graph)
         return slope
 
@@ -145,7 +170,7 @@ class Thresholding(Guided):
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         x_0, word = self._inner(x, t, conditions)
-        if self.percentile is None:
+        if self.percentile is None or not x_0.numel():
             return x_0.clamp(-self.limit, self.limit), word
         wide = x_0.flatten(1).abs()
         wide = wide.float() if wide.dtype.itemsize < 4 else wide

@@ -31,8 +31,8 @@ def sde_dpm_solver_pp(method: str = "2m", eta: float = 1.0, r1: float | None = N
     - 2m: `… + w [D_0 + (D_0 − D_1)/(2r_0)]`, r_0 the last step over this one;
     - 2m-heun: the line through D_0, D_1 integrated;
     - 3m: the parabola through D_0, D_1, D_2 integrated. Published code has other weights on the second difference;
-    - 2s: `… + w [(1 − 1/(2r_1)) D_t + 1/(2r_1) D_u]`, u at the share r_1 = `r1` of the step, ½ if None. The stage's noise is that of
-      the step's first part.
+    - 2s: `… + w [(1 − 1/(2r_1)) D_t + 1/(2r_1) D_u]`, u at the share r_1 = `r1` of the step, ½ if None. The stage's noise is
+      that of the step's first part.
 
     k-diffusion's `eta` of its 2M-SDE is η². The step to σ = 0 is x̂_0. The weak order is 1 for the first, 2 for the others.
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from scoreflow.auto import AUTO
 from scoreflow.check import whole
 from scoreflow.grid import grid as make_grid
+from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Plan
-from scoreflow.schedule import schedule
-from scoreflow.solve import plan as lay_out
+from scoreflow.solve import meant
 from scoreflow.step import Linear, Sampler, get_sampler, resolve
 
 TYPED = re.compile(r"^(?P<name>.*?)(?:\((?P<options>[^()]*(?:\([^()]*\)[^()]*)*)\))?(?:@(?P<grid>[\w-]+))?$", re.DOTALL)
@@ -57,21 +57,18 @@ class Spec(NamedTuple):
         name, options, _ = parse(self.sampler)
         return AUTO if name == AUTO and not options else get_sampler(name, **options)
 
-    def plan(self, path: GaussianPath, start: float = 1.0, stop: float = 0.0) -> Plan | None:
-        """Its rows; None if it is not made of rows."""
-        sampler = self.made()
-        if isinstance(sampler, Linear) or sampler == AUTO:
-            return lay_out(sampler, path, self.steps, nfe=self.nfe, grid=self.grid, start=start, stop=stop)
-        return None
+    def plan(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> Plan | None:
+        """Its rows for a model; None if it is not made of rows."""
+        sampler, times = meant(model, self.made(), self.steps, self.nfe, self.grid, start, stop)
+        return sampler.plan(model.path, times) if isinstance(sampler, Linear) else None
 
-    def content(self, path: GaussianPath, start: float = 1.0, stop: float = 0.0) -> str:
-        """All that its result depends on beside the model and the seed, as text."""
+    def content(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> str:
+        """All that its result depends on beside the model's answers and the seed, as text."""
         try:
-            plan = self.plan(path, start, stop)
-            if plan is not None:
-                return plan.to_json()
-            sampler = get_sampler(self.made())
-            return json.dumps([repr(sampler), schedule(sampler, path, self.steps, self.nfe, self.grid, start, stop)])
+            sampler, times = meant(model, self.made(), self.steps, self.nfe, self.grid, start, stop)
+            if isinstance(sampler, Linear):
+                return sampler.plan(model.path, times).to_json()
+            return json.dumps([repr(sampler), times])
         except ValueError as error:  # it will fail, and be recorded
             return f"{self}: {error}"
 

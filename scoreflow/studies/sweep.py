@@ -226,7 +226,7 @@ def _jobs(
 ) -> tuple[list[Job], list[Job]]:
     """What the cells are compared to, and the cells, block by block."""
     who, ends = digest(*(f"{k}={v}" for k, v in sorted(identity.items()))), (what.start, what.stop)
-    contents = functools.cache(lambda spec: spec.content(what.model.path, *ends))
+    contents = functools.cache(lambda spec: spec.content(what.model, *ends))
 
     def job(kind: str, spec: Spec, seed: int, measured: Iterable[Metric], **more: Any) -> Job:
         # The name is part of the key: one plan may have two, and each is a line of the table.

@@ -76,14 +76,15 @@ def _floor(job: Job) -> Done:
 
 def _run(job: Job) -> Done:
     subject, sampler = job.subject, job.spec.made()
-    plan = job.spec.plan(subject.model.path, subject.start, subject.stop)
+    plan = job.spec.plan(subject.model, subject.start, subject.stop)
     if job.kept is not None:
         x = torch.from_numpy(job.kept).to(subject.model.device, subject.precision)
         return Done(None, 0.0, None, _measured(job, _scene(job, x, plan=plan)), machine=machine())
     if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
         cites = sampler.cites if isinstance(sampler, Sampler) else ()
         scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
-        return Done(plan.nfe, 0.0, None, _measured(job, scene), _head(plan), cites, machine=machine())
+        asked = sum(int(subject.model.evaluations(t)) for t in plan.asked)
+        return Done(asked, 0.0, None, _measured(job, scene), _head(plan), cites, machine=machine())
     sol, seconds = _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
     measured = _measured(job, _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))

@@ -1,0 +1,243 @@
+"""The variational bound: its terms by the textbook, its place above −log p, its limit in continuous time."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from problems import mixture, states
+
+import scoreflow as sf
+from scoreflow import analysis, bound
+from scoreflow.chain import discretised_nll
+
+CHAIN = sf.DDPMChain.linear(T=50, beta_min=1e-3, beta_max=0.2)
+PATH = sf.VPSDE.from_betas(CHAIN.beta)
+DATA = sf.Gaussian(torch.tensor([0.4, -0.2]), torch.tensor([[0.5, 0.2], [0.2, 0.3]]))
+MODEL = DATA.model(PATH)
+
+
+@pytest.mark.parametrize("variance", ["posterior", "beta"])
+def test_terms_are_the_textbooks_divergences(variance):
+    """Every L_{t−1} is torch's KL between the chain's posterior and N(μ_θ, σ_t²), L_T and L_0 their closed forms, to 1e-10."""
+    x_0 = DATA.sample(4, seed=0)
+    found = sf.vlb(MODEL, x_0, variance=variance, decoder="gaussian", seed=3)
+    noise = sf.White(3).draws("probe")
+    normal, kl = torch.distributions.Normal, torch.distributions.kl_divergence
+    for k, t in enumerate(range(50, 1, -1)):
+        eps = noise(x_0)
+        x_t = CHAIN.q_sample(x_0, t, eps)
+        said = MODEL.eps(x_t, t / 50)
+        q = normal(CHAIN.posterior_mean(x_t, x_0, t), CHAIN.posterior_variance[t - 1].sqrt())
+        p = normal(CHAIN.mean_from_eps(x_t, said, t), CHAIN.variance(variance, t).sqrt())
+        torch.testing.assert_close(found.terms[k], kl(q, p).sum(1), rtol=1e-8, atol=1e-10)
+    eps = noise(x_0)
+    x_1 = CHAIN.q_sample(x_0, 1, eps)
+    decoder = normal(CHAIN.mean_from_eps(x_1, MODEL.eps(x_1, 1 / 50), 1), CHAIN.beta[0].sqrt())
+    torch.testing.assert_close(found.decoder, -decoder.log_prob(x_0).sum(1), rtol=1e-10, atol=1e-10)
+    bar = CHAIN.alpha_bar[-1]
+    prior = kl(normal(bar.sqrt() * x_0, (1 - bar).sqrt()), normal(torch.zeros(()).double(), 1.0)).sum(1)
+    torch.testing.assert_close(found.prior, prior, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.value, found.prior + found.terms.sum(0) + found.decoder, rtol=1e-12, atol=1e-12)
+    assert found.nfe == 50 and found.times[0] == 1 and found.times[-1] == 0 and bool(found.error.isnan().all())
+
+
+def expected(model, x_0, path, times):
+    """L_T + Σ L_{t−1} + L_0 with β̃ and a Gaussian decoder, expectations exact: in one dimension a mean over ε = ±1 is one over
+    a normal for anything quadratic."""
+    total = bound.prior_term(path, x_0, times[0])
+    for t, s in itertools.pairwise(times):
+        for sign in (1.0, -1.0):
+            eps = torch.full_like(x_0, sign)
+            total = total + bound._term(model, x_0, eps, t, s, "posterior", None, "gaussian", 256, {}) / 2
+    return total
+
+
+def marginal(path, times, v, mean):
+    """−log p(x_0) of the chain of `ddpm` steps on N(mean, v) data in one dimension, its last step as wide as √β."""
+    model = sf.Gaussian(torch.tensor([mean]), v)
+    law = analysis.law("ddpm", path, model, grid=[*times[:-1]])
+    t = times[-2]
+    a, s = path.alpha(t), path.sigma(t)
+    gain = a * v / (a**2 * v + s**2)
+    m = mean + gain * (float(law.mean[0]) - a * mean)
+    var = gain**2 * float(law.cov[0, 0]) + path.forward(0.0, t).z ** 2
+    return lambda x: 0.5 * ((x[:, 0] - m) ** 2 / var + math.log(2 * math.pi * var))
+
+
+@pytest.mark.parametrize("steps", [2, 10, 100])
+def test_it_lies_above_the_chains_own_density(steps):
+    """−log p ≤ bound for every x_0, p the exact law of the chain; for linear-Gaussian steps the gap is small and not zero."""
+    path, v, mean = sf.VPSDE(), 0.4, 0.7
+    model, x_0 = sf.Gaussian(torch.tensor([mean]), v).model(path), torch.linspace(-2, 3, 11, dtype=torch.float64)[:, None]
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    gap = expected(model, x_0, path, times) - marginal(path, times, v, mean)(x_0)
+    assert bool((gap > -1e-9).all()) and bool((gap > 1e-9).any())
+
+
+def test_more_steps_tend_to_the_continuous_bound():
+    """The discrete sum of divergences falls to `∫ ‖ε − ε̂‖² dλ` at rate 1/N, from above."""
+    path, v = sf.VPSDE(), 0.4
+    model, x_0 = sf.Gaussian(torch.zeros(1), v).model(path), torch.tensor([[0.9]], dtype=torch.float64)
+    high, low = 1.0, 0.05
+    lam = torch.linspace(path.lam(high), path.lam(low), 20_001, dtype=torch.float64)
+    t = path.time(lam)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    # ε̂ − ε at x_t = α x_0 + σ ε, squared and averaged over ε.
+    gain = sigma / (alpha**2 * v + sigma**2)
+    off = (gain * alpha * 0.9) ** 2 + (gain * sigma - 1) ** 2
+    limit = float(torch.trapezoid(off, lam))
+    gaps = []
+    for n in (40, 80, 160):
+        times = torch.linspace(high, low, n + 1, dtype=torch.float64).tolist()
+        total = 0.0
+        for a, b in itertools.pairwise(times):
+            for sign in (1.0, -1.0):
+                total += (
+                    float(bound._term(model, x_0, torch.full_like(x_0, sign), a, b, "posterior", None, "gaussian", 2, {})) / 2
+                )
+        gaps.append(total - limit)
+    assert all(g > 0 for g in gaps)
+    assert 1.8 < gaps[0] / gaps[1] < 2.2 and 1.9 < gaps[1] / gaps[2] < 2.1
+
+
+def test_the_continuous_bound_is_its_integral():
+    """Within 4.5 standard errors of the integral by quadrature, prior and decoder as of the chain."""
+    path, v = sf.VPSDE(), 0.4
+    model, x_0 = sf.Gaussian(torch.zeros(1), v).model(path), torch.linspace(-1, 1, 64, dtype=torch.float64)[:, None]
+    found = sf.continuous_bound(model, x_0, points=64, repeats=8, decoder="gaussian", seed=1)
+    lam = torch.linspace(path.lam(1.0), path.lam(1e-3), 20_001, dtype=torch.float64)
+    t = path.time(lam)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    gain = sigma / (alpha**2 * v + sigma**2)
+    off = (gain * alpha * x_0) ** 2 + (gain * sigma - 1) ** 2
+    exact = torch.trapezoid(off, lam, dim=1)
+    assert abs(float((found.diffusion - exact).mean())) < 4.5 * float((found.diffusion - exact).std()) / 8
+    assert found.terms is None and found.nfe == 8 * (64 + 1) and bool((found.error > 0).all())
+
+
+def test_minus_log_p_lies_below():
+    """Averages over mixture data: the exact −log p, the ODE's, and both bounds above it."""
+    path, oracle = sf.VPSDE(), mixture(d=2)
+    x_0 = oracle.sample(200, seed=5)
+    nats = -oracle.log_prob(x_0)
+    chain = sf.vlb(oracle.model(path), x_0, steps=100, decoder="gaussian", draws=2)
+    limit = sf.continuous_bound(oracle.model(path), x_0, points=64, decoder="gaussian")
+    for found in (chain, limit):
+        gap = found.value - nats
+        assert float(gap.mean()) > -4.5 * float(gap.std()) / 200**0.5
+    assert float(limit.value.mean()) < float(chain.value.mean())
+
+
+def test_analytic_variances_are_better():
+    """With the best step variance the bound is lower than with β̃ and β, at few steps."""
+    x_0 = DATA.sample(100, seed=2)
+    levels = sf.estimate_variance(MODEL, DATA.sample(2000, seed=3), by="error")
+    values = {
+        kind: float(sf.vlb(MODEL, x_0, steps=5, variance=kind, decoder="gaussian", draws=4, **more).value.mean())
+        for kind, more in {"posterior": {}, "beta": {}, "analytic": {"levels": levels}}.items()
+    }
+    assert values["analytic"] < min(values["posterior"], values["beta"])
+
+
+def test_learned_variances():
+    """A word of −1 is β̃, of 1 is β; "learned" takes the logarithm as it is; a network without a word is refused."""
+    x_0 = DATA.sample(5, seed=0)
+
+    def speaking(word):
+        def net(x, t):
+            said = MODEL.eps(x, t)
+            return torch.cat([said, torch.full_like(said, word)], dim=1)
+
+        return sf.ScoreModel(net, PATH)
+
+    for word, kind in ((-1.0, "posterior"), (1.0, "beta")):
+        a = sf.vlb(speaking(word), x_0, variance="interpolated", decoder="gaussian", seed=1)
+        b = sf.vlb(MODEL, x_0, variance=kind, decoder="gaussian", seed=1)
+        torch.testing.assert_close(a.terms, b.terms, rtol=1e-9, atol=1e-9)
+    flat = sf.vlb(speaking(math.log(0.5)), x_0, variance="learned", grid=[1.0, 0.5, 0.0], decoder="gaussian", seed=1)
+    assert bool(flat.value.isfinite().all())
+    with pytest.raises(ValueError, match="variance='learned' needs a network with twice the channels"):
+        sf.vlb(MODEL, x_0, variance="learned")
+
+
+def test_bits_and_the_discrete_decoder():
+    """With the discrete decoder the bound is of the levels: never below 0, and bits are nats over d log 2."""
+    x_0 = (torch.randint(17, (6, 4), generator=torch.Generator().manual_seed(0)) / 8 - 1).double()
+    oracle = sf.Empirical(x_0)
+    found = sf.vlb(oracle.model(sf.VPSDE()), x_0, steps=20, bins=17, draws=2)
+    assert bool((found.decoder >= 0).all()) and bool((found.value > 0).all())
+    torch.testing.assert_close(found.bits_per_dim, found.value / (4 * math.log(2)))
+    one = discretised_nll(x_0, x_0, torch.tensor(-9.0), 17)
+    assert float(one.abs().max()) < 1e-9
+
+
+REFUSED = [
+    (lambda x: sf.vlb(MODEL, x, variance="fixed"), "variance must be one of posterior, beta"),
+    (lambda x: sf.vlb(MODEL, x, variance="analytic"), "analytic takes levels=estimate_variance"),
+    (lambda x: sf.vlb(MODEL, x, grid=[1.0, 0.5]), "the chain must end at the data, t=0, got 0.5"),
+    (lambda x: sf.vlb(mixture(d=2).model(sf.VPSDE()), x), "steps=None: VPSDE.* has no chain of its own; give steps"),
+    (lambda x: sf.vlb(MODEL, x, decoder="none"), "decoder must be one of discrete, gaussian"),
+    (lambda x: sf.continuous_bound(MODEL, x, points=0), "points must be a whole number ≥ 1, got 0"),
+]
+
+
+@pytest.mark.parametrize(("call", "says"), REFUSED)
+def test_refusals(call, says):
+    with pytest.raises(ValueError, match=says):
+        call(torch.zeros(2, 2, dtype=torch.float64))
+
+
+def test_interpolation():
+    """Ends are ends; spherical keeps the length, linear does not; a mean angle in the middle."""
+    a, b = states(3, 2, 4, seed=0), states(3, 2, 4, seed=1)
+    for kind in ("spherical", "linear"):
+        found = sf.interpolate(a, b, 5, kind)
+        assert found.shape == (5, 3, 2, 4)
+        torch.testing.assert_close(found[0], a)
+        torch.testing.assert_close(found[-1], b)
+    unit_a, unit_b = (v / v.flatten(1).norm(dim=1)[:, None, None] for v in (a, b))
+    middle = sf.interpolate(unit_a, unit_b, [0.25, 0.5])
+    torch.testing.assert_close(middle.flatten(2).norm(dim=2), torch.ones(2, 3, dtype=torch.float64))
+    cos = [(m * unit_a).flatten(1).sum(1).arccos() for m in (middle[0], middle[1], unit_b)]
+    torch.testing.assert_close(cos[0] * 4, cos[2])
+    torch.testing.assert_close(cos[1] * 2, cos[2])
+    torch.testing.assert_close(sf.interpolate(a, 2 * a, [0.5])[0], 1.5 * a)
+    with pytest.raises(ValueError, match="z_0 and z_1 must have one shape"):
+        sf.interpolate(a, b[:2], 3)
+    with pytest.raises(ValueError, match="weights must be a whole number ≥ 2"):
+        sf.interpolate(a, b, 1)
+
+
+def test_image_to_image():
+    """The lower the start, the nearer to the image; from start = 1 nothing of it is left; the same seed gives the same edit."""
+    oracle, path = mixture(d=2), sf.VPSDE()
+    model, x_0 = oracle.model(path), oracle.sample(200, seed=0)
+    off = []
+    for start in (0.05, 0.3, 1.0):
+        found = sf.image_to_image(model, x_0, "ddim", steps=20, start=start, seed=1)
+        off.append(float((found.x - x_0).norm(dim=1).mean()))
+        assert found.times[0] == start
+    assert off[0] < off[1] < off[2] and off[0] < 0.25 * off[2]
+    again = sf.image_to_image(model, x_0[:3], "ddpm", steps=5, start=0.3, seed=[4, 5, 6])
+    alone = sf.image_to_image(model, x_0[1:2], "ddpm", steps=5, start=0.3, seed=[5])
+    torch.testing.assert_close(alone.x[0], again.x[1])
+    with pytest.raises(ValueError, match="start must lie above 0"):
+        sf.image_to_image(model, x_0, start=0.0)
+
+
+def test_the_round_trips_have_their_rates():
+    """Exactly invertible samplers come back to 1e-10 in float64; DDIM inversion's error falls at order 1 with steps."""
+    model, x_0 = mixture(d=3).model(PATH_VP), 0.7 * states(32, 3)
+    for name in ("bdia-ddim", "edict"):
+        up = sf.invert(model, x_0, name, steps=20, start=0.9, stop=0.05)
+        torch.testing.assert_close(up.decode(model).x, x_0, rtol=0, atol=1e-10)
+    errors, counts = [], (20, 40, 80, 160)
+    for n in counts:
+        up = sf.invert(model, x_0, "ddim", steps=n, start=0.9, stop=0.05)
+        errors.append(float((up.decode(model).x - x_0).norm(dim=1).median()))
+    assert 0.85 < -np.polyfit(np.log(counts), np.log(errors), 1)[0] < 1.2, errors
+
+
+PATH_VP = sf.VPSDE()
