@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check browser clean
+.PHONY: demo test check browser docs clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
@@ -25,6 +25,11 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The book, offline and strict, into docs/_build/html.
+docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .[docs]
+	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
 
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
