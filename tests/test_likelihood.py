@@ -36,11 +36,11 @@ def exact_at(oracle, path, t):
 
 
 EXACT = [
-    *((name, d, kind) for name in PATHS for d in (1, 2) for kind in ("gaussian", "mixture")),
-    ("vp", 16, "gaussian"),
-    ("flow", 16, "mixture"),
+    *((name, d, "mixture") for name in ("vp", "ve", "flow") for d in (1, 2)),
+    *((name, 2, "gaussian") for name in ("vp", "flow")),
+    ("sub-vp", 1, "mixture"),
 ]
-"""All of d = 16 takes a minute: `python tests/test_likelihood.py` runs it."""
+"""All of them, d = 16 too, take minutes: `python tests/test_likelihood.py` runs them."""
 
 
 @pytest.mark.parametrize(("name", "d", "kind"), EXACT)
@@ -258,4 +258,5 @@ def test_no_latent_where_alpha_is_zero():
 if __name__ == "__main__":
     for path_name in PATHS:
         for law in ("gaussian", "mixture"):
-            test_it_is_the_exact_density(path_name, 16, law)
+            for size in (1, 2, 16):
+                test_it_is_the_exact_density(path_name, size, law)

@@ -71,18 +71,16 @@ def log_or_none(out):
 
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
     """Under torchrun (gloo), two processes with 8 samples each come to the weights of one with 16."""
-    run([*TRAINED, tmp_path / "one", "10", "16"])
+    # In float64: Adam divides gradients that are 0 but for rounding by their own size.
+    run([*TRAINED, tmp_path / "one", "10", "16", "0", "64-true"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run([*torchrun, TRAINED[1], str(tmp_path / "two"), "10", "16"])
+    run([*torchrun, TRAINED[1], str(tmp_path / "two"), "10", "16", "0", "64-true"])
     for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4) and two["rate"] == one["rate"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6) and two["rate"] == one["rate"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         if name.startswith(("net.", "average.module.")):
-            # Adam divides by the root of tiny squared gradients: rounding grows, the weights stay within a step's length.
-            torch.testing.assert_close(two[name], value, rtol=1e-2, atol=4e-4)
-    moved = [(two[k] - one[k]).abs().mean() for k in one if k.startswith("net.")]
-    assert float(torch.stack(moved).mean()) < 1e-5
+            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_run_writes(whole):
@@ -167,8 +165,8 @@ def test_it_learns():
 
     path = sf.VPSDE()
     recipe = Recipe(steps=400, batch=64, rate=0.05, warmup=0, ema=0.95, weight_decay=0.0)
-    averaged = train(sf.ScoreModel(Gain(path), path), data, Objective(weighting="x0"), recipe)
-    assert float(averaged.net.log_v.exp()) == pytest.approx(0.04, rel=0.1)
+    averaged = train(sf.ScoreModel(Gain(path), path), data, Objective(), recipe)
+    assert averaged.net.log_v.exp().item() == pytest.approx(0.04, rel=0.1)
 
 
 def test_a_loss_that_is_not_finite():
