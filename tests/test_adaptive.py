@@ -114,7 +114,7 @@ def test_the_controller_is_gustafssons(attempts):
 
 def test_gotta_go_fast_follows_its_brownian_path():
     """With one seed a sample, it tends to what 4096 steps of Euler–Maruyama give on the same path."""
-    noise = sf.Brownian(SEEDS)
+    noise = sf.Brownian(SEEDS, depth=15)
     fine = sf.solve(MODEL, X, "euler-maruyama", steps=4096, start=0.9, stop=0.1, noise=noise).x
     errors = [
         (sf.solve(MODEL, X, "gotta-go-fast", rtol=tol, atol=tol / 5, grid=[0.9, 0.1], noise=noise).x - fine)
@@ -195,7 +195,7 @@ def test_where_alpha_is_zero(name):
 @pytest.mark.parametrize("method", ["sra1", "sra3"])
 def test_strong_order_of_sra(method):
     """On one path with areas the error against 2048 steps falls at order 1.5, where Euler–Maruyama's does at 1."""
-    noise, x = sf.Brownian(0), states(64, 3)
+    noise, x = sf.Brownian(0, depth=13), states(64, 3)
 
     def run(name, n):
         return sf.solve(MODEL, x, name, steps=n, start=0.9, stop=0.1, noise=noise).x

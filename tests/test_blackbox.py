@@ -149,9 +149,9 @@ def test_adaptive_torchsde(method):
 
 def test_torchsde_converges_on_our_path():
     """Refining substeps on one Brownian path converges to Euler–Maruyama's limit, at order 1."""
-    fine = sf.solve(MODEL, X, "reverse-sde", method="euler", steps=4096, start=0.9, stop=0.1, noise=sf.Brownian(0)).x
+    fine = sf.solve(MODEL, X, "reverse-sde", method="euler", steps=4096, start=0.9, stop=0.1, noise=sf.Brownian(0, depth=13)).x
     errors = [
-        float((sf.solve(MODEL, X, "torchsde", substeps=n, grid=[0.9, 0.1], noise=sf.Brownian(0)).x - fine).norm())
+        float((sf.solve(MODEL, X, "torchsde", substeps=n, grid=[0.9, 0.1], noise=sf.Brownian(0, depth=13)).x - fine).norm())
         for n in (64, 512)
     ]
     assert errors[1] < errors[0] / 4

@@ -142,7 +142,9 @@ def test_ddpm_variance_brackets_the_data():
 @pytest.fixture(scope="module")
 def fine():
     """Euler–Maruyama with 4096 steps on the Brownian path of seed 0."""
-    return sf.solve(MIXTURE.model(PATH), X_T, "euler-maruyama", steps=4096, start=0.9, stop=0.1, noise=sf.Brownian(0)).x
+    return sf.solve(
+        MIXTURE.model(PATH), X_T, "euler-maruyama", steps=4096, start=0.9, stop=0.1, noise=sf.Brownian(0, depth=13)
+    ).x
 
 
 def test_euler_maruyamas_strong_order(fine):
@@ -150,7 +152,7 @@ def test_euler_maruyamas_strong_order(fine):
     steps = [64, 128, 256, 512]
     errors = []
     for n in steps:
-        x = sf.solve(MIXTURE.model(PATH), X_T, "euler-maruyama", steps=n, start=0.9, stop=0.1, noise=sf.Brownian(0)).x
+        x = sf.solve(MIXTURE.model(PATH), X_T, "euler-maruyama", steps=n, start=0.9, stop=0.1, noise=sf.Brownian(0, depth=13)).x
         errors.append((x - fine).norm(dim=1).median().item())
     assert 0.8 < slope(steps, errors) < 1.4, errors
 
@@ -158,7 +160,7 @@ def test_euler_maruyamas_strong_order(fine):
 @pytest.mark.parametrize("case", ["ddpm", "ddim eta=1", "reverse-diffusion", "reverse-sde heun t", "reverse-sde euler lambda"])
 def test_stochastic_samplers_share_a_limit(case, fine):
     """On one Brownian path the samplers of the reverse SDE tend to the same states: weak limits agree path by path."""
-    model, noise = MIXTURE.model(PATH), sf.Brownian(0)
+    model, noise = MIXTURE.model(PATH), sf.Brownian(0, depth=13)
     errors = [
         (sf.solve(model, X_T, linear(case), steps=n, start=0.9, stop=0.1, noise=noise).x - fine).norm(dim=1).median().item()
         for n in (64, 512)

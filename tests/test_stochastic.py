@@ -106,7 +106,7 @@ def test_they_start_where_alpha_is_zero(name, sampler, options):
 
 def test_they_share_the_limit_of_the_reverse_sde():
     """On one Brownian path they tend to Euler–Maruyama's states."""
-    model, x, noise = mixture().model(PATHS["vp"]), states(64, 3), sf.Brownian(0)
+    model, x, noise = mixture().model(PATHS["vp"]), states(64, 3), sf.Brownian(0, depth=13)
     fine = sf.solve(model, x, "euler-maruyama", steps=4096, start=0.9, stop=0.1, noise=noise).x
     for name in ("sde-dpm-solver++", "sa-solver"):
         errors = [

@@ -9,7 +9,6 @@ from scoreflow.training import Objective, Recipe, train
 
 
 def main(out, steps, batch, dropout=0.0, precision="32-true"):
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     data = sf.data.digits()
     net = sf.nets.UNet(widths=(8, 16), classes=10, dropout=float(dropout))
@@ -28,4 +27,5 @@ def main(out, steps, batch, dropout=0.0, precision="32-true"):
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main(*sys.argv[1:])
