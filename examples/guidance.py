@@ -38,8 +38,7 @@ def noisy_classifier(model, data, steps):
 
     def noisy(x, y, step):
         draw = objective.draw(model, x, seed=0, step=step)
-        alpha, sigma = (c.to(x).reshape(-1, 1, 1, 1) for c in (path.alpha(draw.t), path.sigma(draw.t)))
-        return net(alpha * x + sigma * draw.eps, model.label(x, draw.t)), draw.t
+        return net(path.noised(x, draw.t, draw.eps), model.label(x, draw.t)), draw.t
 
     for step in range(steps):
         pick = torch.randint(len(data.train), (128,))
@@ -99,8 +98,8 @@ def main():
 
 
 def draw(rows, drawn, y, out):
-    figure = plt.figure(figsize=(10, 6.5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.1, 1])
+    figure = plt.figure(figsize=(10, 5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[2, 1])
     for axes, title, k in zip(top.subplots(1, 3), ("asked class drawn", "precision", "recall"), range(3), strict=True):
         for name, style in (("classifier-free", "o-"), ("classifier", "s--")):
             axes.plot(SCALES, [rows[name, s][k] for s in SCALES], style, label=name)

@@ -14,7 +14,7 @@ from scoreflow import samplers as _chapters
 from scoreflow.bound import Bound, continuous_bound, vlb
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
-from scoreflow.dequantise import Bits, Dequantise, bits_per_dim
+from scoreflow.dequantise import Bits, Dequantiser, bits_per_dim
 from scoreflow.editing import image_to_image, interpolate
 from scoreflow.grid import grid
 from scoreflow.guidance import (
@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "APG", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain",
-    "Dequantise", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent",
+    "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent",
     "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
     "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
     "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "encode", "estimate_variance", "family",

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreflow.chain import discretised_nll, gaussian_kl
+from scoreflow.chain import discretised_nll, gaussian_kl, gaussian_nll
 from scoreflow.check import one_of, whole
 from scoreflow.grid import check_times, inner_ends
 from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
+from scoreflow.row import per_sample
 from scoreflow.solve import check_model, check_state
 from scoreflow.variance import Levels
 
@@ -108,10 +109,11 @@ def vlb(
         raise ValueError(f"the chain must end at the data, t=0, got {times[-1]}")
     noise = White(check_seed(seed, len(x_0))).draws("probe")
     before, terms, last = model.nfe, list[Tensor](), list[Tensor]()
-    first = float(path.posterior_std(times[-3], times[-2])) if len(times) > 2 else 0.0
+    first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else None
+    how: dict[str, Any] = {"first": first, "levels": levels, "decoder": decoder, "bins": bins}
     with torch.no_grad():
         for t, s in pairwise(times):
-            seen = [_term(model, x_0, noise(x_0), t, s, variance, levels, decoder, bins, conditions, first) for _ in range(n)]
+            seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
     each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=torch.float64)
     sums = each.sum(0) + last[0]
@@ -154,18 +156,18 @@ def continuous_bound(
     low, high = inner_ends(path)
     low, high = low if stop is None else stop, high if start is None else start
     n, k = whole("points", points), whole("repeats", repeats)
-    noise, generator = White(check_seed(seed, len(x_0))).draws("probe"), torch.Generator().manual_seed(0)
+    source = White(check_seed(seed, len(x_0)))
+    noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=torch.float64, device=x_0.device)
     span, before, sums = path.lam(low) - path.lam(high), model.nfe, list[Tensor]()
     with torch.no_grad():
-        for _ in range(k):
+        for repeat in range(k):
             total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
             for i in range(n):
-                u = (i + torch.rand(len(x_0), generator=generator, dtype=torch.float64)) / n
-                t = path.time(path.lam(high) + span * u).to(x_0.device)
-                eps = noise(x_0)
-                x_t = _like(path.alpha(t), x_0) * x_0 + _like(path.sigma(t), x_0) * eps
-                total += (model.eps(x_t, t, **conditions) - eps).double().flatten(1).square().sum(1)
-            decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", None, decoder, bins, conditions)
+                u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
+                t, eps = path.time(path.lam(high) + span * u), noise(x_0)
+                off = model.eps(path.noised(x_0, t, eps), t, **conditions) - eps
+                total += off.double().flatten(1).square().sum(1)
+            decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", conditions, decoder=decoder, bins=bins)
             sums.append(torch.stack([span * total / n, decoded]))
     found, prior = torch.stack(sums), prior_term(path, x_0, high)
     each = found.sum(1)
@@ -175,60 +177,75 @@ def continuous_bound(
     return Bound(value, error, prior, diffusion, last, None, (high, low, 0.0), model.nfe - before, x_0[0].numel())
 
 
-def decoder_term(model: ScoreModel, x_0: Tensor, x_t: Tensor, t: float, bins: int = 256, **conditions: Any) -> Tensor:
-    """`−log P(x_0∣x_t)`, the mass of x_0's bin under the step from t to the data, of variance β, (B,)."""
-    with torch.no_grad():
-        row, beta = model.path.bridge(t, 0.0, 1.0), model.path.forward(0.0, t).z
-        guess = row._replace(z=0.0)(x_t, [model.x0(x_t, t, **conditions)]).double()
-    return discretised_nll(x_0.double(), guess, torch.full_like(guess, math.log(beta)), bins).flatten(1).sum(1)
+def _term(
+    model: ScoreModel, x_0: Tensor, eps: Tensor, t: float, s: float, variance: str, conditions: dict[str, Any], **how: Any
+) -> Tensor:  # fmt: skip
+    """`step_term` of one draw of x_t, (B,), float64."""
+    x_t = model.path.noised(x_0, t, eps)
+    output, word = model.evaluate(x_t, t, **conditions)
+    guess = model.express(output, x_t, t, "x0")
+    word = None if word is None else word.double()
+    return step_term(model.path, x_0.double(), x_t.double(), guess.double(), t, s, variance, word=word, **how)
 
 
 def prior_term(path: GaussianPath, x_0: Tensor, t: float) -> Tensor:
     """`KL(N(α x_0, σ² I) ‖ N(0, (α² + σ²) I))` at t, (B,)."""
-    mean, zero = path.alpha(t) * x_0.double(), torch.zeros_like(x_0, dtype=torch.float64)
+    mean, zero = path.noised(x_0.double(), t, torch.zeros_like(x_0, dtype=torch.float64)), torch.zeros_like(x_0).double()
     here, there = (torch.full_like(zero, 2 * math.log(std)) for std in (path.sigma(t), path.prior_std(t)))
     return gaussian_kl(mean, here, zero, there).flatten(1).sum(1)
 
 
-def _term(
-    model: ScoreModel, x_0: Tensor, eps: Tensor, t: float, s: float, variance: str, levels: Levels | None, decoder: str,
-    bins: int, conditions: dict[str, Any], first: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """L_{t−1} or, at s = 0, L_0, of one draw of x_t, (B,)."""
-    path = model.path
-    x_t = path.alpha(t) * x_0 + path.sigma(t) * eps
-    output, word = model.evaluate(x_t, t, **conditions)
-    row, beta = path.bridge(t, s, 1.0), path.forward(s, t).z
-    guess, known = (row._replace(z=0.0)(x_t, [x]).double() for x in (model.express(output, x_t, t, "x0"), x_0))
-    log_var = _log_variance(path, word, float(row.z), float(beta), first or float(beta), t, s, variance, levels, known)
-    if s > 0:
-        return gaussian_kl(known, torch.full_like(known, 2 * math.log(row.z)), guess, log_var).flatten(1).sum(1)
-    if decoder == "discrete":
-        return discretised_nll(x_0.double(), guess, log_var / 2, bins).flatten(1).sum(1)
-    off = (x_0.double() - guess).square() * (-log_var).exp()
-    return (0.5 * (off + log_var + math.log(2 * math.pi))).flatten(1).sum(1)
+def step_term(
+    path: GaussianPath,
+    x_0: Tensor,
+    x_t: Tensor,
+    guess: Tensor,
+    t: float | Tensor,
+    s: float | Tensor,
+    variance: str = "posterior",
+    *,
+    word: Tensor | None = None,
+    first: float | None = None,
+    levels: Levels | None = None,
+    decoder: str = "discrete",
+    bins: int = 256,
+) -> Tensor:
+    """`KL(q(x_s∣x_t, x_0) ‖ N(μ, v))`, μ the mean of `ddpm` with x̂_0 = `guess`; at s = 0 `−log p(x_0∣x_t)`. In nats, (B,).
 
+    Args:
+        x_0, x_t, guess: (B, ...), of one dtype, which the arithmetic has. t, s: numbers, or one a sample, (B,).
+        variance, levels, decoder, bins: as of `vlb`. At s = 0, where β̃ = 0, the posterior's is β: the decoder has a width.
+        word: the network's, for "interpolated" and "learned".
+        first: √β̃ of the step before the last, which the interpolation has for β̃ at s = 0, as in the authors' code; of the
+            chain if None.
 
-def _log_variance(
-    path: GaussianPath, word: Tensor | None, std: float, beta: float, first: float, t: float, s: float, variance: str,
-    levels: Levels | None, like: Tensor,
-) -> Tensor:  # fmt: skip
-    """Of the step, entry by entry. At the data, where β̃ = 0, it is β: the decoder must have a width. The interpolation has
-    the β̃ of the step before there, √ of which is `first`, as in the authors' code."""
+    Raises:
+        ValueError: a word that is wanted and None.
+    """
+    t, s = (torch.as_tensor(u, dtype=torch.float64, device=x_0.device).reshape(-1) for u in (t, s))
+    row, last = path.bridge(t, s, 1.0), s == 0
+    beta, std = path.forward(s, t).z, row.z
+    known, mean = (row._replace(z=0.0)(x_t, [x]) for x in (x_0, guess))
+
+    def log(std: Any) -> Any:
+        return 2 * per_sample(torch.as_tensor(std).log(), x_0)
+
     if variance in ("interpolated", "learned"):
         if word is None:
             raise ValueError(f"variance={variance!r} needs a network with twice the channels; use posterior, beta or analytic")
-        if variance == "learned":
-            return word.double()
-        low = 2 * math.log(std or first)
-        share = (word.double() + 1) / 2
-        return share * 2 * math.log(beta) + (1 - share) * low
-    if variance == "analytic":
+        if first is None:
+            first = path.posterior_std(2 / path.T, 1 / path.T) if path.T and path.T > 1 else float(beta[0])
+        low = log(torch.where(last, first, std))
+        log_var = word if variance == "learned" else low + (word + 1) / 2 * (log(beta) - low)
+    elif variance == "analytic":
         assert levels is not None
-        m = float(path.bridge(t, s, 1.0).m[0])
-        return torch.full_like(like, math.log(std**2 + m**2 * levels(path, t)))
-    return torch.full_like(like, 2 * math.log(beta if variance == "beta" or not std else std))
-
-
-def _like(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.to(x).reshape(-1, *[1] * (x.ndim - 1))
+        left = torch.tensor([levels(path, float(u)) for u in t], dtype=torch.float64, device=t.device)
+        log_var = log((std**2 + row.m[0] ** 2 * left).sqrt())
+    else:
+        log_var = log(beta if variance == "beta" else torch.where(last, beta, std))
+    log_var = log_var.expand_as(mean)
+    kl = gaussian_kl(known, log(torch.where(last, beta, std)), mean, log_var)
+    if len(last) == 1 and not last:
+        return kl.flatten(1).sum(1)
+    nll = discretised_nll(x_0, mean, log_var / 2, bins) if decoder == "discrete" else gaussian_nll(x_0, mean, log_var)
+    return torch.where(per_sample(last, x_0).bool(), nll, kl).flatten(1).sum(1)

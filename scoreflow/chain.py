@@ -183,6 +183,13 @@ def gaussian_kl(mean: Tensor, log_var: Tensor, other: Tensor, other_log_var: Ten
     return kl
 
 
+def gaussian_nll(x: Tensor, mean: Tensor | float, log_var: Tensor | float) -> Tensor:
+    """`−log N(x; m, v) = ½ (log 2πv + (x − m)²/v)`, in nats, entry by entry."""
+    log_var = torch.as_tensor(log_var, dtype=x.dtype, device=x.device)
+    nll: Tensor = 0.5 * (math.log(2 * math.pi) + log_var + (x - mean).square() * (-log_var).exp())
+    return nll
+
+
 def discretised_nll(x_0: Tensor, mean: Tensor, log_std: Tensor, bins: int = 256) -> Tensor:
     """`−log ∫ N(x; m, s²) dx` over the bin of x_0 among `bins` levels from −1 to 1, in nats, entry by entry.
 

@@ -35,6 +35,14 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
 
 
+def options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for an option that this, such as "weighting 'p2'", does not have."""
+    words = tuple(known)
+    for name in given:
+        if name not in words:
+            raise TypeError(f"{what} has no option {name!r}; it has {', '.join(words) or 'none'}")
+
+
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
     try:

@@ -34,8 +34,12 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
     """Write a score model: its network, and prediction, time and path, if these have names.
 
     A path has one if it is among `scoreflow.sde.PATHS`; any other must be given again to `load_model`.
+
+    Raises:
+        TypeError: no score model, or one whose network is no module.
     """
-    assert isinstance(model.net, nn.Module)
+    if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
+        raise TypeError("model must be a ScoreModel of a torch module, whose weights can be written")
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     said = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
     save(model.net, file, **said, time=model.time if isinstance(model.time, str) else "")
@@ -96,10 +100,13 @@ def write(tensors: dict[str, Tensor], file: str | Path, metadata: dict[str, str]
 
     file = Path(file)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    save_file(tensors, part, metadata=metadata)
-    with open(part, "rb") as opened:
-        os.fsync(opened.fileno())
-    os.replace(part, file)
+    try:
+        save_file(tensors, part, metadata=metadata)
+        with open(part, "rb") as opened:
+            os.fsync(opened.fileno())
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

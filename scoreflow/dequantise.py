@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,17 +10,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scoreflow.bound import decoder_term
+from scoreflow.bound import step_term
+from scoreflow.chain import gaussian_nll
 from scoreflow.check import number, one_of, whole
 from scoreflow.grid import default_t_min
-from scoreflow.likelihood import log_prob
+from scoreflow.likelihood import log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.solve import check_model, check_state
 
-Dequantiser = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x_0, ε) to x_0 with noise within its bin, and the log-density of that noise, (B,)."""
 NAMES = ("uniform", "forward")
+ARGUMENTS = tuple(inspect.signature(log_prob).parameters)
+"""What is no condition of the network."""
 
 
 class Bits(NamedTuple):
@@ -42,7 +46,7 @@ def bits_per_dim(
     levels: int = 256,
     low: float = -1.0,
     high: float = 1.0,
-    dequantise: str | Dequantiser = "uniform",
+    dequantise: str | BinNoise = "uniform",
     draws: int = 1,
     stop: float | None = None,
     seed: int | Sequence[int] = 0,
@@ -54,8 +58,8 @@ def bits_per_dim(
     `−log P(x_0) ≤ E[log q(u) − log p(x_0 + u)]` (Ho et al., 2019, Flow++, Eq. 12).
 
     Args:
-        dequantise: "uniform" noise, `q = Δ^{−d}`; a function or a trained `Dequantise`, which is variational; or "forward", the
-            path's own noise at `stop` with the decoder of the last step:
+        dequantise: "uniform" noise, `q = Δ^{−d}`; a function or a trained `Dequantiser`, which is variational; or "forward",
+            the path's own noise at `stop` with the decoder of the last step:
             `−log P(x_0) ≤ E[log q(x_t∣x_0) − log p_t(x_t) − log P(x_0∣x_t)]`.
         draws: of the noise.
         stop, options: as of `log_prob`. Data with noise in their bins are taken for states at `stop`.
@@ -68,7 +72,11 @@ def bits_per_dim(
     check_state("x_0", x_0)
     if not callable(dequantise):
         one_of("dequantise", dequantise, NAMES)
-    width = (number("high", high) - number("low", low)) / (whole("levels", levels, 2) - 1)
+    if dequantise == "forward" and (low, high) != (-1.0, 1.0):
+        raise ValueError(
+            f"low={low}, high={high}: the decoder of dequantise='forward' has its levels from -1 to 1; scale the data"
+        )
+    width = (number("high", high, above=number("low", low)) - low) / (whole("levels", levels, 2) - 1)
     path, d = model.path, x_0[0].numel()
     t, seeds = default_t_min(path) if stop is None else stop, check_seed(seed, len(x_0))
     noise, nats, nfe = White(seeds).draws("probe"), list[Tensor](), 0
@@ -81,9 +89,11 @@ def bits_per_dim(
             x = x_0 + width * (torch.special.ndtr(eps.double()) - 0.5).to(x_0)
             rest = torch.full((len(x_0),), -d * math.log(width), dtype=torch.float64, device=x_0.device)
         else:
-            x = path.alpha(t) * x_0 + path.sigma(t) * eps
-            log_q = -0.5 * (eps.double().flatten(1).square().sum(1) + d * math.log(2 * math.pi * path.sigma(t) ** 2))
-            rest = log_q + decoder_term(model, x_0, x, t, levels, **_conditions(options))
+            x = path.noised(x_0, t, eps)
+            with torch.no_grad():
+                guess = model.x0(x, t, **{k: v for k, v in options.items() if k not in ARGUMENTS})
+            log_q = standard(path.sigma(t) * eps.double(), path.sigma(t))
+            rest = log_q + step_term(path, x_0.double(), x.double(), guess.double(), t, 0.0, "beta", bins=levels)
         found = log_prob(model, x, stop=t, seed=seeds, **options)
         nats.append(rest - found.value)
         nfe = max(nfe, found.nfe + (dequantise == "forward"))
@@ -92,13 +102,15 @@ def bits_per_dim(
     return Bits(bits.mean(0), error, nfe)
 
 
-class Dequantise(nn.Module):
+class Dequantiser(nn.Module):
     """Variational dequantisation: noise `u = Δ (sigmoid(m + e^r ε) − ½)` with m and r from a network of x_0.
 
     Train it on `E[log q − log p]`, which `log_prob(..., grad=True)` or the bound give.
 
     Args:
         net: x_0 (B, C, ...) to twice the channels, m and r. width: Δ.
+
+    Called with x_0 and standard normals ε of its shape, it gives x_0 + u and log q(u), (B,).
 
     Reference:
         Flow++ (Ho et al., 2019), Section 3.1.
@@ -109,14 +121,9 @@ class Dequantise(nn.Module):
         self.net, self.width = net, number("width", width, above=0)
 
     def forward(self, x_0: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """x_0 + u, and log q(u)."""
         mean, log_scale = self.net(x_0).chunk(2, dim=1)
         z = mean + log_scale.exp() * eps
         u = torch.sigmoid(z)
-        normal = -0.5 * (eps.square() + math.log(2 * math.pi)) - log_scale
-        slope = nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z) + math.log(self.width)
-        return x_0 + self.width * (u - 0.5), (normal - slope).flatten(1).sum(1)
-
-
-def _conditions(options: dict[str, Any]) -> dict[str, Any]:
-    known = ("method", "steps", "rtol", "atol", "divergence", "probes", "prior", "start", "grad")
-    return {name: value for name, value in options.items() if name not in known}
+        slope = nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z) + math.log(self.width)  # log du/dz
+        return x_0 + self.width * (u - 0.5), -(gaussian_nll(z, mean, 2 * log_scale) + slope).flatten(1).sum(1)

@@ -79,6 +79,5 @@ def image_to_image(
     if not check.time("start", start) > 0:
         raise ValueError(f"start must lie above 0, got {start}: at 0 the image is as it is")
     kept = check_seed(seed, len(x_0))
-    noise = White(kept).draws("prior")(x_0)
-    x_t = model.path.alpha(start) * x_0 + model.path.sigma(start) * noise
+    x_t = model.path.noised(x_0, start, White(kept).draws("prior")(x_0))
     return solve(model, x_t, sampler, start=start, seed=kept, **keywords)

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreflow.chain import gaussian_nll
 from scoreflow.check import number, one_of, whole
 from scoreflow.grid import check_ends, default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
+from scoreflow.row import per_sample
 from scoreflow.run import Run
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
 from scoreflow.solve import check_model, check_state
@@ -72,7 +74,7 @@ class LogProb(NamedTuple):
         """`−log₂ p/d − log₂ Δ`, Δ = (high − low)/(levels − 1): bits an entry, (B,), of data with `levels` values from low to
         high, when x has uniform noise in their bins."""
         d = self.latent[0].numel()
-        width = (number("high", high) - number("low", low)) / (whole("levels", levels, 2) - 1)
+        width = (number("high", high, above=number("low", low)) - low) / (whole("levels", levels, 2) - 1)
         return -self.value / (d * math.log(2)) - math.log2(width)
 
 
@@ -113,9 +115,10 @@ def log_prob(
 
     Raises:
         ValueError, TypeError: values that are not allowed; a start where α = 0; stop where σ = 0. FloatingPointError: an output
-            that is not finite.
+            that is not finite. RuntimeError: an output that has no gradient by x.
     """
-    flow = _Flow.of(model, x, method, steps, rtol, atol, start, stop, conditions, grad)
+    chosen: dict[str, Any] = {"method": method, "steps": steps, "rtol": rtol, "atol": atol}
+    flow = _Flow.of(model, x, **chosen, start=start, stop=stop, grad=grad, **conditions)
     one_of("divergence", divergence, DIVERGENCES)
     vectors: Tensor | None = None
     if divergence == "hutchinson":
@@ -133,48 +136,27 @@ def log_prob(
     return LogProb(each.mean(1), error.detach(), x_T, int(flow.run.counts.max(initial=0)))
 
 
-def encode(
-    model: ScoreModel,
-    x: Tensor,
-    *,
-    method: str = "dopri5",
-    steps: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    start: float = 1.0,
-    stop: float | None = None,
-    grad: bool = False,
-    **conditions: Any,
-) -> Tensor:
-    """The latents of states x at `stop`: where the ODE leads to at `start`; arguments and errors as of `log_prob`."""
-    flow = _Flow.of(model, x, method, steps, rtol, atol, start, stop, conditions, grad)
-    with torch.set_grad_enabled(grad):
-        return flow.up(x, None, False)[0] * flow.path.alpha(start)
+def encode(model: ScoreModel, x: Tensor, **keywords: Any) -> Tensor:
+    """The latents of states x at `stop`: where the ODE leads to at `start`.
+
+    Args:
+        keywords: method, steps, rtol, atol, start, stop, grad and conditions, as of `log_prob`, whose errors it has.
+    """
+    flow = _Flow.of(model, x, **keywords)
+    with torch.set_grad_enabled(flow.grad):
+        return flow.up(x, None, False)[0] * flow.path.alpha(flow.start)
 
 
-def decode(
-    model: ScoreModel,
-    z: Tensor,
-    *,
-    method: str = "dopri5",
-    steps: int | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    start: float = 1.0,
-    stop: float | None = None,
-    grad: bool = False,
-    **conditions: Any,
-) -> Tensor:
-    """The states at `stop` of latents z at `start`, by the same ODE; arguments and errors as of `log_prob`."""
-    flow = _Flow.of(model, z, method, steps, rtol, atol, start, stop, conditions, grad)
-    with torch.set_grad_enabled(grad):
+def decode(model: ScoreModel, z: Tensor, **keywords: Any) -> Tensor:
+    """The states at `stop` of latents z at `start`, by the same ODE; keywords and errors as of `encode`."""
+    flow = _Flow.of(model, z, **keywords)
+    with torch.set_grad_enabled(flow.grad):
         return flow.down(z) * flow.path.alpha(flow.stop)
 
 
 def standard(x: Tensor, std: float) -> Tensor:
     """`log N(x; 0, std² I)`, (B,), float64."""
-    z = (x.double() / std).flatten(1)
-    return -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi * std**2))
+    return -gaussian_nll(x.double(), 0.0, 2 * math.log(std)).flatten(1).sum(1)
 
 
 @dataclass
@@ -193,8 +175,8 @@ class _Flow:
 
     @classmethod
     def of(
-        cls, model: ScoreModel, x: Tensor, method: str, steps: int | None, rtol: float, atol: float, start: float,
-        stop: float | None, conditions: dict[str, Any], grad: bool,
+        cls, model: ScoreModel, x: Tensor, *, method: str = "dopri5", steps: int | None = None, rtol: float = 1e-5,
+        atol: float = 1e-5, start: float = 1.0, stop: float | None = None, grad: bool = False, **conditions: Any,
     ) -> _Flow:  # fmt: skip
         """Checked."""
         check_model(model)
@@ -226,21 +208,23 @@ class _Flow:
 
     def down(self, z: Tensor) -> Tensor:
         """From latents at start: y at stop."""
-        return self._solve(z / self.path.alpha(self.start), -self.path.lam(self.start), -self.path.lam(self.stop), None, False)[
-            0
-        ]
+        begin, end = -self.path.lam(self.start), -self.path.lam(self.stop)
+        return self._solve(z / self.path.alpha(self.start), begin, end, None, False)[0]
 
     def slope(self, y: Tensor, u: Tensor, at: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """`κ ε̂` and `α κ tr(∂ε̂/∂x)` of the samples `at`, at y (n, ...) and clocks u (n,)."""
         t = self.path.time(-u).clamp(self.stop, self.start)
-        alpha, kappa = self.path.alpha(t), u.exp()
-        x = _like(alpha, y) * y
+        alpha, kappa = self.path.alpha(t), self.path.kappa(t)
+        x = per_sample(alpha, y) * y
         if vectors is None and not exact:
             eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")  # type: ignore[arg-type]
-            return _like(kappa, y) * eps, u.new_zeros(len(y), 1)
+            return per_sample(kappa, y) * eps, u.new_zeros(len(y), 1)
         with torch.enable_grad():
             state = x if self.grad and x.requires_grad else x.detach().requires_grad_()
-            eps = self.run.express(self.run.ask(state, t, at), state, t, "eps")  # type: ignore[arg-type]
+            output = self.run.ask(state, t, at)  # type: ignore[arg-type]
+            if not output.requires_grad:
+                raise RuntimeError("the network's output has no gradient by x: it detaches x, or runs under no_grad")
+            eps = self.run.express(output, state, t, "eps")
             probes = torch.eye(x[0].numel()).to(x).reshape(-1, 1, *x.shape[1:]) if exact else vectors[:, at]  # type: ignore[index]
             traces = []
             for v in probes:
@@ -251,7 +235,7 @@ class _Flow:
         if not self.grad:
             eps, trace = eps.detach(), trace.detach()
         trace = trace.sum(1, keepdim=True) if exact else trace
-        return _like(kappa, y) * eps, (alpha * kappa)[:, None] * trace
+        return per_sample(kappa, y) * eps, (alpha * kappa)[:, None] * trace
 
     def _solve(self, y: Tensor, begin: float, end: float, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """y and the integral of the trace, from one clock to the other."""
@@ -269,8 +253,10 @@ class _Flow:
                 y, total = (
                     _joined(v, h, self.tableau.b, parts) for v, parts in zip((y, total), zip(*slopes, strict=True), strict=True)
                 )
-            return y, total
-        return self._adaptive(y, total, begin, end, everyone, slope)
+        else:
+            y, total = self._adaptive(y, total, begin, end, everyone, slope)
+        self.run.watch.close()
+        return y, total
 
     def _stages(
         self, y: Tensor, u: Tensor, h: Tensor, at: Tensor, slopes: list[tuple[Tensor, Tensor]], slope: Slope
@@ -318,8 +304,4 @@ class _Flow:
 
 def _joined(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """`y + h Σ w_i k_i`, h (n,)."""
-    return y + _like(h, y) * sum(w * k for w, k in zip(weights, slopes, strict=False) if w)
-
-
-def _like(weight: Tensor, x: Tensor) -> Tensor:
-    return weight.to(x).reshape(-1, *[1] * (x.ndim - 1))
+    return y + per_sample(h, y) * sum(w * k for w, k in zip(weights, slopes, strict=False) if w)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scoreflow import check
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
+from scoreflow.row import per_sample
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -170,9 +171,8 @@ class ScoreModel:
         if want == self.prediction:
             return output
         if isinstance(t, Tensor):
-            shape = (-1, *[1] * (x.ndim - 1))
-            a, b = (c.to(x).reshape(shape) for c in self.path.convert(self.prediction, want, t.double()))
-            return x * a + output * b
+            a, b = self.path.convert(self.prediction, want, t.double().reshape(-1))
+            return x * per_sample(a, x) + output * per_sample(b, x)
         weight, m = self.path.convert(self.prediction, want, t)
         if not (math.isfinite(weight) and math.isfinite(m)):
             alpha, sigma = self.path.alpha(t), self.path.sigma(t)

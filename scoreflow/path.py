@@ -154,6 +154,10 @@ class GaussianPath:
         x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
         return Row(x, (), _lift(_spread, self.sigma(u), self.lam(u), self.lam(t)))
 
+    def noised(self, x_0: Tensor, t: S, eps: Tensor) -> Tensor:
+        """`x_t = α_t x_0 + σ_t ε` of states (B, ...), t a float or (B,)."""
+        return Row(self.alpha(t), (), self.sigma(t))(x_0, draw=lambda _: eps)
+
     def posterior_std(self, t: S, s: S, eta: float = 1.0) -> S:
         """`σ_s √(1 − e^{−2η²h})`, h = λ_s − λ_t: the noise of the reverse SDE of level η, solved exactly from t to s.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from torch import Tensor
@@ -42,17 +42,17 @@ class Row(NamedTuple):
         """
         if len(outputs) != len(self.m):
             raise ValueError(f"this row weighs {len(self.m)} outputs, got {len(outputs)}")
-        x_s = x_t * _like(self.x, x_t)
+        x_s = x_t * per_sample(self.x, x_t)
         for weight, output in zip(self.m, outputs, strict=True):
             if isinstance(weight, Tensor):
-                x_s.add_(output * _like(weight, output))
+                x_s.add_(output * per_sample(weight, output))
             elif weight != 0:
                 x_s.add_(output, alpha=weight)
         for k, z in self.draws:
             if draw is None:
                 raise ValueError("this row adds noise: give draw")
             if isinstance(z, Tensor):
-                x_s.add_(draw(k) * _like(z, x_t))
+                x_s.add_(draw(k) * per_sample(z, x_t))
             else:
                 x_s.add_(draw(k), alpha=z)
         return x_s
@@ -63,7 +63,13 @@ class Row(NamedTuple):
         return Row(self.x + m * a, (m * b,), self.z)
 
 
-def _like(coefficient: Scalar, x: Tensor) -> Scalar:
+@overload
+def per_sample(coefficient: Tensor, x: Tensor) -> Tensor: ...
+@overload
+def per_sample(coefficient: float, x: Tensor) -> float: ...
+@overload
+def per_sample(coefficient: Scalar, x: Tensor) -> Any: ...
+def per_sample(coefficient: Scalar, x: Tensor) -> Scalar:
     """One value a sample, in a shape that multiplies a state; floats as they are."""
     if isinstance(coefficient, Tensor) and coefficient.ndim:
         return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreflow.chain import gaussian_nll
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
@@ -110,5 +111,4 @@ def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
     x, mean = (v.float() if v.dtype.itemsize < 4 else v for v in (x, mean))
     if std == 0:
         return x.new_full((len(x),), math.nan)
-    z = ((x - mean) / std).reshape(len(x), -1)
-    return -z.square().sum(1) / 2 - z.shape[1] * math.log(std * math.sqrt(2 * math.pi))
+    return -gaussian_nll(x, mean, 2 * math.log(std)).reshape(len(x), -1).sum(1)

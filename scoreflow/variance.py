@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import one_of, whole
-from scoreflow.grid import check_times, default_t_min, grid
+from scoreflow.grid import check_times, grid, inner_ends
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
@@ -78,18 +78,18 @@ def estimate_variance(
     one_of("by", by, ("eps", "error"))
     path, size = model.path, whole("batch", batch)
     if isinstance(times, int):
-        start = 1.0 if path.alpha(1.0) > 0 else 1 - 1e-3
-        levels = grid(path, whole("times", times, 2) - 1, "logsnr", start=start, stop=default_t_min(path))
+        stop, start = inner_ends(path)
+        levels = grid(path, whole("times", times, 2) - 1, "logsnr", start=start, stop=stop)
     else:
         levels = check_times(times)
     noise, most = White(check_seed(seed)).draws("probe"), float(data.double().square().mean())
     values, errors = [], []
     with torch.no_grad():
         for t in levels:
-            a, s, k = path.alpha(t), path.sigma(t), path.kappa(t)
+            k = path.kappa(t)
             seen = []
             for x_0 in torch.split(data, size):
-                x_t = a * x_0 + s * noise(x_0)
+                x_t = path.noised(x_0, t, noise(x_0))
                 if by == "eps":
                     word = k * model.eps(x_t, t, **conditions)
                     seen.append(k**2 - word.double().flatten(1).square().mean(1))

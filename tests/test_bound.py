@@ -50,7 +50,7 @@ def expected(model, x_0, path, times):
     for t, s in itertools.pairwise(times):
         for sign in (1.0, -1.0):
             eps = torch.full_like(x_0, sign)
-            total = total + bound._term(model, x_0, eps, t, s, "posterior", None, "gaussian", 256, {}) / 2
+            total = total + bound._term(model, x_0, eps, t, s, "posterior", {}, decoder="gaussian") / 2
     return total
 
 
@@ -94,9 +94,7 @@ def test_more_steps_tend_to_the_continuous_bound():
         total = 0.0
         for a, b in itertools.pairwise(times):
             for sign in (1.0, -1.0):
-                total += (
-                    float(bound._term(model, x_0, torch.full_like(x_0, sign), a, b, "posterior", None, "gaussian", 2, {})) / 2
-                )
+                total += float(bound._term(model, x_0, torch.full_like(x_0, sign), a, b, "posterior", {})) / 2
         gaps.append(total - limit)
     assert all(g > 0 for g in gaps)
     assert 1.8 < gaps[0] / gaps[1] < 2.2 and 1.9 < gaps[1] / gaps[2] < 2.1

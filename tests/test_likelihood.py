@@ -250,6 +250,14 @@ def test_refusals(options, says):
         sf.log_prob(mixture(d=3).model(PATHS["vp"]), X, **options)
 
 
+def test_a_network_without_gradients_is_refused():
+    """Its divergence would be 0 without a word, or that of what is around it."""
+    for kind in ("eps", "x0"):
+        model = sf.ScoreModel(lambda x, t: x.detach() / 2, PATHS["vp"], prediction=kind)
+        with pytest.raises(RuntimeError, match="no gradient by x: it detaches x, or runs under no_grad"):
+            sf.log_prob(model, X)
+
+
 def test_no_latent_where_alpha_is_zero():
     with pytest.raises(ValueError, match=r"start=1.0: alpha=0 there"):
         sf.log_prob(mixture(d=3).model(PATHS["flow"]), X)

@@ -12,6 +12,7 @@ from torch import Tensor
 from scoreflow import check
 from scoreflow.model import ScoreModel, say
 from scoreflow.path import Prediction
+from scoreflow.row import per_sample
 
 Scale = float | Callable[[float], float]
 """A number, or a function of t."""
@@ -155,7 +156,7 @@ class Contrast(Guided):
             if w == 0 and self.affine:
                 return self._other(x, t, conditions)
         ours, other, word = self._both(x, t, conditions)
-        return self.combine(ours, other, like(w, x), x, t), word
+        return self.combine(ours, other, per_sample(w, x), x, t), word
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """One prediction of two."""
@@ -192,11 +193,6 @@ def rows(conditions: dict[str, Any], at: Tensor, batch: int) -> dict[str, Any]:
 
 def has_rows(value: Any, batch: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
-
-
-def like(weight: float | Tensor, x: Tensor) -> Any:
-    """One weight, or one a sample, to go with states."""
-    return weight.to(x).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(weight, Tensor) and weight.ndim else weight
 
 
 def check_interval(interval: Sequence[float]) -> tuple[float, float]:

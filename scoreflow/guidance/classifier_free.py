@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Scale, has_rows, like, value_at
+from scoreflow.guidance.base import Contrast, Scale, has_rows, value_at
 from scoreflow.model import ScoreModel
 from scoreflow.path import Prediction
+from scoreflow.row import per_sample
 
 
 class ClassifierFree(Contrast):
@@ -62,7 +63,7 @@ class ClassifierFree(Contrast):
             return out
         std = out.flatten(1).std(1, correction=0)  # 0 of a flat sample, which stays as it is
         ratio = torch.where(std > 0, ours.flatten(1).std(1, correction=0) / std, 1.0)
-        rescaled: Tensor = out * like(self.rescale * ratio + (1 - self.rescale), x)
+        rescaled: Tensor = out * per_sample(self.rescale * ratio + (1 - self.rescale), x)
         return rescaled
 
     def _none(self, conditions: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, like, value_at
+from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, value_at
 from scoreflow.model import ScoreModel
+from scoreflow.row import per_sample
 
 
 class Autoguidance(Contrast):
@@ -124,11 +125,11 @@ class ClassifierGuidance(Guided):
             return (output + b * w * self.slope(x, t, y) if w else output), word
         each = self.path.convert("score", self.prediction, t.double())[1]
         if t.device.type == "meta":
-            return output + like(each, x) * self.slope(x, t, y), word
+            return output + per_sample(each, x) * self.slope(x, t, y), word
         scales = torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
         if len(at := scales.nonzero().flatten()):
             here = at.to(x.device)
-            slope = like((each * scales)[at], x) * self.slope(x[here], t[at], y[at.to(y.device)])
+            slope = per_sample((each * scales)[at], x) * self.slope(x[here], t[at], y[at.to(y.device)])
             output = output.index_add(0, here, slope)
         return output, word
 
@@ -174,5 +175,5 @@ class Thresholding(Guided):
             return x_0.clamp(-self.limit, self.limit), word
         wide = x_0.flatten(1).abs()
         wide = wide.float() if wide.dtype.itemsize < 4 else wide
-        s = like(wide.quantile(self.percentile, dim=1).clamp(min=self.limit), x)
+        s = per_sample(wide.quantile(self.percentile, dim=1).clamp(min=self.limit), x)
         return x_0.clamp(-s, s) * (self.limit / s), word

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreflow.chain import VARIANCES, discretised_nll, gaussian_kl
+from scoreflow.bound import step_term
 from scoreflow.check import number, one_of, whole
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, stream_key
+from scoreflow.row import per_sample
 from scoreflow.training.times import LossHistory, check_times_options, draw_times
 from scoreflow.training.weighting import Weighting, get_weighting
 
@@ -89,7 +90,7 @@ class Objective:
         check_times_options(self.times, dict(self.times_options))
         number("drop", self.drop, 0, 1)
         number("vlb", self.vlb, 0)
-        one_of("variance", self.variance, VARIANCES[2:])
+        one_of("variance", self.variance, ("interpolated", "learned"))
         whole("bins", self.bins, 2)
         if self.vlb and self.times not in ("uniform", "importance"):
             raise ValueError(
@@ -141,15 +142,12 @@ class Objective:
         Raises:
             ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given.
         """
-        path, t, shape = model.path, draw.t, (-1, *[1] * (x_0.ndim - 1))
-
-        def of(curve: Tensor) -> Tensor:
-            return curve.to(x_0).reshape(shape)
-
-        x_t = of(path.alpha(t)) * x_0 + of(path.sigma(t)) * draw.eps
+        path, t = model.path, draw.t
+        x_t = path.noised(x_0, t, draw.eps)
         output, word = model.evaluate(x_t, t, **self.dropped(model, conditions, draw.dropped))
         a, b = path.convert("eps", model.prediction, t)
-        error = (output - (of(a) * x_t + of(b) * draw.eps)).flatten(1).square().mean(1)
+        target = per_sample(a, x_0) * x_t + per_sample(b, x_0) * draw.eps
+        error = (output - target).flatten(1).square().mean(1)
         weight = get_weighting(self.weighting, **self.weighting_options)(path, t)
         each = error * (weight / b**2).to(error)
         if self.vlb:
@@ -170,27 +168,14 @@ class Objective:
             raise ValueError(f"drop={self.drop} drops {', '.join(nulls)}, and the data give {', '.join(conditions) or 'none'}")
         for name in set(nulls) & set(conditions):
             value = conditions[name]
-            mask = which.reshape(-1, *[1] * (value.ndim - 1))
-            out[name] = torch.where(mask, torch.as_tensor(nulls[name], dtype=value.dtype, device=value.device), value)
+            null = torch.as_tensor(nulls[name], dtype=value.dtype, device=value.device)
+            out[name] = torch.where(per_sample(which, value).bool(), null, value)
         return out
 
     def _vlb(self, model: ScoreModel, x_0: Tensor, x_t: Tensor, output: Tensor, word: Tensor, t: Tensor) -> Tensor:
         """The term of the bound at the step from t to the node before, in bits an entry, (B,)."""
-        path, shape = model.path, (-1, *[1] * (x_0.ndim - 1))
-        s = (t - 1 / (path.T or 1)).clamp(min=0)
-        s = torch.where(s < 0.5 / (path.T or 1), 0.0, s)
-        row, beta = path.bridge(t, s, 1.0), path.forward(s, t).z
-
-        def of(curve: Any) -> Tensor:
-            return torch.as_tensor(curve).to(x_0).reshape(shape)
-
-        x, m = of(row.x), of(row.m[0])
-        mean = x * x_t + m * model.express(output, x_t, t, "x0")
-        std, last = of(row.z), of(s) == 0
-        # At the last step β̃ = 0: there its logarithm is that of the step before, as in the authors' code.
-        floor = path.posterior_std(2 / (path.T or 1), 1 / (path.T or 1)) if (path.T or 0) > 1 else path.sigma(1.0)
-        low = 2 * torch.where(last, floor, std).log()
-        log_var = word if self.variance == "learned" else low + (word + 1) / 2 * (2 * of(beta).log() - low)
-        kl = gaussian_kl(x * x_t + m * x_0, low, mean, log_var)
-        nll = discretised_nll(x_0, mean, log_var / 2, self.bins)
-        return torch.where(last, nll, kl).flatten(1).mean(1) / math.log(2)
+        node = 1 / (model.path.T or 1)
+        s = torch.where(t < 1.5 * node, 0.0, t - node)
+        guess = model.express(output, x_t, t, "x0")
+        nats = step_term(model.path, x_0, x_t, guess, t, s, self.variance, word=word, bins=self.bins)
+        return nats / (x_0[0].numel() * math.log(2))

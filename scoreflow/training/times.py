@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreflow.check import number, one_of
+from scoreflow import check
 from scoreflow.grid import inner_ends
 from scoreflow.path import GaussianPath
 
@@ -49,15 +50,10 @@ OPTIONS = {"log-normal": ("mean", "std"), "logit-normal": ("mean", "std")}
 
 def check_times_options(times: str, options: dict[str, Any]) -> None:
     """Raise unless the name and its options are allowed."""
-    one_of("times", times, QUANTILES)
-    known = OPTIONS.get(times, ())
+    check.one_of("times", times, QUANTILES)
+    check.options(f"times {times!r}", options, OPTIONS.get(times, ()))
     for name, value in options.items():
-        if name not in known:
-            raise TypeError(f"times {times!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
-        if name == "std":
-            number(name, value, above=0)
-        else:
-            number(name, value)
+        check.number(name, value, above=0 if name == "std" else -math.inf)
 
 
 def draw_times(

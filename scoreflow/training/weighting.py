@@ -6,6 +6,7 @@ Every loss of denoising score matching is one of these. A network that gives ano
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow.check import number, one_of
+from scoreflow import check
 from scoreflow.grid import inner_ends
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 
@@ -96,14 +97,9 @@ def get_weighting(weighting: str | Weighting, **options: float) -> Weighting:
         if options:
             raise TypeError(f"options {', '.join(options)} go with the name of a weighting; give the function with them bound")
         return weighting
-    one_of("weighting", weighting, WEIGHTINGS)
-    known = OPTIONS.get(weighting, ())
+    check.one_of("weighting", weighting, WEIGHTINGS)
+    check.options(f"weighting {weighting!r}", options, OPTIONS.get(weighting, ()))
     for name, value in options.items():
-        if name not in known:
-            raise TypeError(f"weighting {weighting!r} has no option {name!r}; it has {', '.join(known) or 'none'}")
-        if name == "bias":
-            number(name, value)
-        else:
-            number(name, value, above=0)
+        check.number(name, value, above=-math.inf if name == "bias" else 0)
     made: Any = partial(WEIGHTINGS[weighting], **options) if options else WEIGHTINGS[weighting]
     return made  # type: ignore[no-any-return]
