@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check browser docs clean
+.PHONY: demo test check browser docs reproduce clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
 
-test: check
+test: check docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The report of a study is tested in Chromium, where there is one. CI installs it.
@@ -26,10 +26,13 @@ check: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The book, offline and strict, into docs/_build/html.
+# The book, offline and strict, into docs/_build/html; the examples of its gallery run.
 docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .[docs]
-	$(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+# Every figure and table of REPRODUCE.md: hours.
+reproduce: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reproduce.py
 
 $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +41,4 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo.png
+	rm -rf $(VENV) demo.png docs/_build docs/gallery

@@ -5,23 +5,47 @@ import re
 project = "scoreflow"
 author = "The scoreflow developers"
 html_title = "scoreflow"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_mathjax_offline"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx-mathjax-offline",
+    "sphinx_gallery.gen_gallery",
+]
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "gallery",
+    "within_subsection_order": "ExampleTitleSortKey",
+    "show_signature": False,
+    "min_reported_time": 5,
+    "write_computation_times": False,
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+}
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_show_copyright = False
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-napoleon_use_ivar = True
+napoleon_use_param = False  # several names may share an entry
+napoleon_custom_sections = [("Attributes", "params_style"), "Reference"]
 
 
 def plain(app, what, name, obj, options, lines):
-    """Docstrings as they are written: single backticks are code, and a table is kept as text."""
-    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", "\n".join(lines)).replace("|", r"\|")
-    text = re.sub(r"``[^`]+``", lambda found: found[0].replace(r"\|", "|"), text)
-    lines[:] = re.sub(r"(?<=[\w)])\*(?=[\w(])|\*(?=[a-z]+[,)])", r"\\*", text).split("\n")
+    """Docstrings as they are written: backticks are code, the rows of a table a list, signs of other markup themselves."""
+    text = re.sub(r"^\| (.+?) \| (.+) \|$", r"- \1: \2", "\n".join(lines), flags=re.MULTILINE)
+    text = re.sub(r"^- .*\n\|[-|]+\|\n", "", text, flags=re.MULTILINE)  # a table's head
+    parts = re.split(r"(`+[^`]+`+)", text)
+    parts[::2] = [re.sub(r"\||\*(?=\S)", r"\\\g<0>", text) for text in parts[::2]]
+    parts[1::2] = [f"``{code.strip('`')}``\\ " for code in parts[1::2]]
+    lines[:] = "".join(parts).split("\n")
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", plain, priority=900)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, which writes markup

@@ -1,6 +1,7 @@
 """What the README and CONTRIBUTING print, runs."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -82,11 +83,36 @@ def test_adding_a_sampler():
         SAMPLERS.pop("my-ddim", None)
 
 
+def test_every_public_name_is_on_the_page_of_the_api():
+    import scoreflow as sf
+
+    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    missing = [name for name in sf.__all__ if f":: scoreflow.{name}\n" not in page and f":: scoreflow.{name}." not in page]
+    assert not missing
+
+
 def test_links_lead_somewhere():
     """Every relative link of the texts is a file."""
     for file in ("README.md", "CONTRIBUTING.md", "REPRODUCE.md", *PAGES):
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / file).read_text(encoding="utf-8")):
             assert (ROOT / file).parent.joinpath(target).exists(), f"{file} links to {target}"
+
+
+def test_every_command_of_reproduce_is_one():
+    """`benchmarks/reproduce.py` finds every row of the table, each starts a program, and its script is there."""
+    found = runpy.run_path(str(ROOT / "benchmarks/reproduce.py"))["commands"]()
+    rows = [line for line in (ROOT / "REPRODUCE.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
+    assert len({where for where, _ in found}) == len(rows) > 10
+    for where, command in found:
+        program, first, *_ = command.split()
+        assert program in ("python", "scoreflow", "torchrun", "make"), where
+        assert program != "python" or (ROOT / first).exists(), command
+
+
+def test_every_picture_is_in_the_table():
+    """Whatever picture docs/ has, REPRODUCE.md names."""
+    table = (ROOT / "REPRODUCE.md").read_text(encoding="utf-8")
+    assert all(f"docs/{picture.name}" in table for picture in (ROOT / "docs").glob("*.png"))
 
 
 def test_every_identity_has_its_test():
