@@ -217,11 +217,11 @@ class _Flow:
         alpha, kappa = self.path.alpha(t), self.path.kappa(t)
         x = per_sample(alpha, y) * y
         if vectors is None and not exact:
-            eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")  # type: ignore[arg-type]
+            eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")
             return per_sample(kappa, y) * eps, u.new_zeros(len(y), 1)
         with torch.enable_grad():
             state = x if self.grad and x.requires_grad else x.detach().requires_grad_()
-            output = self.run.ask(state, t, at)  # type: ignore[arg-type]
+            output = self.run.ask(state, t, at)
             if not output.requires_grad:
                 raise RuntimeError("the network's output has no gradient by x: it detaches x, or runs under no_grad")
             eps = self.run.express(output, state, t, "eps")

@@ -54,7 +54,7 @@ class Run:
         self.watch.word(output[0], t)
         return output
 
-    def express(self, output: Tensor, x: Tensor, t: float, want: Prediction) -> Tensor:
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
         """As of `ScoreModel`."""
         return self.model.express(output, x, t, want)
 
