@@ -26,6 +26,7 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import per_sample
+from scoreflow.run import shown
 from scoreflow.solve import check_model, check_state
 from scoreflow.variance import Levels
 
@@ -72,6 +73,7 @@ def vlb(
     bins: int = 256,
     draws: int = 1,
     seed: int | Sequence[int] = 0,
+    progress: bool = False,
     **conditions: Any,
 ) -> Bound:
     """The bound of the chain of N steps of `ddpm` on this path, every term with its own draw of noise.
@@ -84,7 +86,7 @@ def vlb(
         steps, grid: of the chain; by default all its own nodes. The last time must be 0.
         decoder: "discrete", the mass of x_0's bin among `bins` levels from −1 to 1; "gaussian", the density of the last step.
         draws: of the noise, for every term.
-        seed: of the draws.
+        seed: of the draws. progress: show a bar.
 
     Raises:
         ValueError, TypeError: values that are not allowed; a variance that the network does not speak of.
@@ -112,7 +114,7 @@ def vlb(
     first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else None
     how: dict[str, Any] = {"first": first, "levels": levels, "decoder": decoder, "bins": bins}
     with torch.no_grad():
-        for t, s in pairwise(times):
+        for t, s in shown(pairwise(times), len(times) - 1, "bound", progress):
             seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
     each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=torch.float64)
@@ -136,6 +138,7 @@ def continuous_bound(
     stop: float | None = None,
     repeats: int = 4,
     seed: int | Sequence[int] = 0,
+    progress: bool = False,
     **conditions: Any,
 ) -> Bound:
     """The limit of ever more steps: `L_T + ∫ ‖ε − ε̂‖² dλ + L_0`, the integral over λ from `start` to `stop`.
@@ -145,6 +148,7 @@ def continuous_bound(
     Args:
         decoder, bins: as of `vlb`, for the step from `stop` to the data.
         start, stop: by default the ends that networks are trained on.
+        seed: of the places and the draws. progress: show a bar.
 
     Raises:
         ValueError, TypeError: values that are not allowed.
@@ -162,7 +166,7 @@ def continuous_bound(
     with torch.no_grad():
         for repeat in range(k):
             total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
-            for i in range(n):
+            for i in shown(range(n), n, f"bound {repeat + 1} of {k}", progress):
                 u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
                 t, eps = path.time(path.lam(high) + span * u), noise(x_0)
                 off = model.eps(path.noised(x_0, t, eps), t, **conditions) - eps

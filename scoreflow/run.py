@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,8 @@ from scoreflow.noise import Draws
 from scoreflow.path import Prediction
 from scoreflow.plan import Plan, advance
 from scoreflow.step import Linear, Sampler
+
+T = TypeVar("T")
 
 
 class State(NamedTuple):
@@ -170,3 +172,13 @@ def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, no
             run.analytic = None
         run.watch.state(x, last=i + 2 == len(times))
         yield State(i + 1, s, x)
+
+
+def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable[T]:
+    """The items, with a bar if asked."""
+    if not progress:
+        return items
+    from tqdm.auto import tqdm
+
+    bar: Iterable[T] = tqdm(items, total=total, desc=name)
+    return bar

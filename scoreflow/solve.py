@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
-from scoreflow.run import Run, State, walk
+from scoreflow.run import Run, State, shown, walk
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
@@ -213,7 +213,7 @@ def carry(
             walked = picard(run, steps, x, draws, parallel)
         else:
             walked = walk(run, steps, times, x, draws)
-        for state in _shown(walked, len(times) - 1, sampler.name, progress):
+        for state in shown(walked, len(times), sampler.name, progress):
             if trajectory:
                 states.append(state.x)
             if callback is not None:
@@ -357,11 +357,3 @@ def _source(
     if isinstance(noise, Tensor):
         return Replay(noise), None
     raise TypeError(f"noise must be white, brownian, a source or a tensor of draws, got {type(noise).__name__}")
-
-
-def _shown(states: Iterator[State], steps: int, name: str, progress: bool) -> Iterator[State]:
-    if not progress:
-        return states
-    from tqdm.auto import tqdm
-
-    return iter(tqdm(states, total=steps + 1, desc=name))

@@ -204,6 +204,18 @@ def test_bits_and_the_discrete_decoder():
     assert float(one.abs().max()) < 1e-9
 
 
+def test_a_bar_changes_nothing(capsys):
+    """`progress` shows the steps on standard error, and the numbers are the same."""
+    x_0 = DATA.sample(3, seed=0)
+    calls = (
+        lambda **k: sf.vlb(MODEL, x_0, steps=4, **k),
+        lambda **k: sf.continuous_bound(MODEL, x_0, points=4, repeats=1, **k),
+    )
+    for call in calls:
+        torch.testing.assert_close(call(progress=True).value, call().value, rtol=0, atol=0)
+        assert "4/4" in capsys.readouterr().err
+
+
 REFUSED = [
     (lambda x: sf.vlb(MODEL, x, variance="fixed"), "variance must be one of posterior, beta"),
     (lambda x: sf.vlb(MODEL, x, variance="analytic"), "analytic takes levels=estimate_variance"),
