@@ -20,13 +20,13 @@ from torch import Tensor
 
 from scoreflow.chain import discretised_nll, gaussian_kl, gaussian_nll
 from scoreflow.check import one_of, whole
-from scoreflow.grid import check_times, inner_ends
+from scoreflow.grid import check_ends, check_times, inner_ends
 from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import per_sample
-from scoreflow.run import shown
+from scoreflow.row import flat, per_sample, standard_error
+from scoreflow.run import Watch, shown
 from scoreflow.solve import check_model, check_state
 from scoreflow.variance import Levels
 
@@ -89,7 +89,8 @@ def vlb(
         seed: of the draws. progress: show a bar.
 
     Raises:
-        ValueError, TypeError: values that are not allowed; a variance that the network does not speak of.
+        ValueError, TypeError: values that are not allowed; a variance that the network does not speak of. FloatingPointError:
+            an output that is not finite.
     """
     check_model(model)
     check_state("x_0", x_0)
@@ -99,31 +100,44 @@ def vlb(
         raise ValueError(
             f"variance={variance!r} and levels={levels!r}: analytic takes levels=estimate_variance(...), others none"
         )
+    if levels is not None and not isinstance(levels, Levels):
+        raise TypeError(f"levels must be of estimate_variance(...), got {levels!r}")
     path, n = model.path, whole("draws", draws)
     if grid is None or isinstance(grid, str):
         length = path.T if steps is None else whole("steps", steps)
         if length is None:
             raise ValueError(f"steps=None: {path} has no chain of its own; give steps")
         times = make_grid(path, length, grid, start=inner_ends(path)[1], stop=0.0)
+    elif steps is not None:
+        raise ValueError(f"steps={steps} and explicit times in grid exclude each other: the times say it all")
     else:
         times = check_times(grid)
     if times[-1] != 0:
         raise ValueError(f"the chain must end at the data, t=0, got {times[-1]}")
     noise = White(check_seed(seed, len(x_0))).draws("probe")
     before, terms, last = model.nfe, list[Tensor](), list[Tensor]()
-    first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else None
-    how: dict[str, Any] = {"first": first, "levels": levels, "decoder": decoder, "bins": bins}
+    first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else path.forward(0.0, times[-2]).z
+    how: dict[str, Any] = {
+        "first": first,
+        "levels": levels,
+        "decoder": decoder,
+        "bins": whole("bins", bins, 2),
+        "watch": Watch(),
+    }
+    if levels is not None and levels(path, times[-2]) == 0:
+        raise ValueError(f"levels has variance 0 at t={times[-2]}, and a decoder needs a width: estimate_variance(by='error')")
     with torch.no_grad():
-        for t, s in shown(pairwise(times), len(times) - 1, "bound", progress):
+        prior = prior_term(path, x_0, times[0])
+        for i, (t, s) in enumerate(shown(pairwise(times), len(times) - 1, "bound", progress)):
+            how["watch"].step, how["watch"].span = i + 1, (t, s)
             seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
     each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=torch.float64)
+    how["watch"].close()
     sums = each.sum(0) + last[0]
-    prior = prior_term(path, x_0, times[0])
-    error = sums.std(0) / math.sqrt(n) if n > 1 else torch.full_like(prior, math.nan)
     return Bound(
-        prior + sums.mean(0), error, prior, each.mean(1).sum(0), last[0].mean(0), each.mean(1), tuple(times),
-        model.nfe - before, x_0[0].numel(),
+        prior + sums.mean(0), standard_error(sums), prior, each.mean(1).sum(0), last[0].mean(0), each.mean(1), tuple(times),
+        model.nfe - before, flat(x_0).shape[1],
     )  # fmt: skip
 
 
@@ -159,34 +173,52 @@ def continuous_bound(
     path = model.path
     low, high = inner_ends(path)
     low, high = low if stop is None else stop, high if start is None else start
-    n, k = whole("points", points), whole("repeats", repeats)
+    check_ends(high, low)
+    if path.sigma(low) == 0 or path.alpha(high) == 0:
+        raise ValueError(f"start={high}, stop={low}: lambda is infinite at an end of {path}; use 0 < stop < start, start < 1")
+    n, k, bins, watch = whole("points", points), whole("repeats", repeats), whole("bins", bins, 2), Watch()
+    watch.span = (high, low)
     source = White(check_seed(seed, len(x_0)))
     noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=torch.float64, device=x_0.device)
     span, before, sums = path.lam(low) - path.lam(high), model.nfe, list[Tensor]()
     with torch.no_grad():
+        prior = prior_term(path, x_0, high)
         for repeat in range(k):
             total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
             for i in shown(range(n), n, f"bound {repeat + 1} of {k}", progress):
                 u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
                 t, eps = path.time(path.lam(high) + span * u), noise(x_0)
                 off = model.eps(path.noised(x_0, t, eps), t, **conditions) - eps
-                total += off.double().flatten(1).square().sum(1)
-            decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", conditions, decoder=decoder, bins=bins)
+                watch.step += 1
+                watch.look(off, "the network's output")
+                total += flat(off.double()).square().sum(1)
+            decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", conditions, watch=watch, decoder=decoder, bins=bins)
             sums.append(torch.stack([span * total / n, decoded]))
-    found, prior = torch.stack(sums), prior_term(path, x_0, high)
-    each = found.sum(1)
-    error = each.std(0) / math.sqrt(k) if k > 1 else torch.full_like(prior, math.nan)
+    watch.close()
+    found = torch.stack(sums)
     diffusion, last = found.mean(0)
     value = prior + diffusion + last
-    return Bound(value, error, prior, diffusion, last, None, (high, low, 0.0), model.nfe - before, x_0[0].numel())
+    return Bound(
+        value,
+        standard_error(found.sum(1)),
+        prior,
+        diffusion,
+        last,
+        None,
+        (high, low, 0.0),
+        model.nfe - before,
+        flat(x_0).shape[1],
+    )
 
 
 def _term(
-    model: ScoreModel, x_0: Tensor, eps: Tensor, t: float, s: float, variance: str, conditions: dict[str, Any], **how: Any
+    model: ScoreModel, x_0: Tensor, eps: Tensor, t: float, s: float, variance: str, conditions: dict[str, Any], *,
+    watch: Watch, **how: Any,
 ) -> Tensor:  # fmt: skip
     """`step_term` of one draw of x_t, (B,), float64."""
     x_t = model.path.noised(x_0, t, eps)
     output, word = model.evaluate(x_t, t, **conditions)
+    watch.look(output, "the network's output")
     guess = model.express(output, x_t, t, "x0")
     word = None if word is None else word.double()
     return step_term(model.path, x_0.double(), x_t.double(), guess.double(), t, s, variance, word=word, **how)
@@ -196,7 +228,7 @@ def prior_term(path: GaussianPath, x_0: Tensor, t: float) -> Tensor:
     """`KL(N(α x_0, σ² I) ‖ N(0, (α² + σ²) I))` at t, (B,)."""
     mean, zero = path.noised(x_0.double(), t, torch.zeros_like(x_0, dtype=torch.float64)), torch.zeros_like(x_0).double()
     here, there = (torch.full_like(zero, 2 * math.log(std)) for std in (path.sigma(t), path.prior_std(t)))
-    return gaussian_kl(mean, here, zero, there).flatten(1).sum(1)
+    return flat(gaussian_kl(mean, here, zero, there)).sum(1)
 
 
 def step_term(
@@ -238,7 +270,7 @@ def step_term(
         if word is None:
             raise ValueError(f"variance={variance!r} needs a network with twice the channels; use posterior, beta or analytic")
         if first is None:
-            first = path.posterior_std(2 / path.T, 1 / path.T) if path.T and path.T > 1 else float(beta[0])
+            first = path.posterior_std(2 / path.T, 1 / path.T) if path.T and path.T > 1 else beta
         low = log(torch.where(last, first, std))
         log_var = word if variance == "learned" else low + (word + 1) / 2 * (log(beta) - low)
     elif variance == "analytic":
@@ -250,6 +282,6 @@ def step_term(
     log_var = log_var.expand_as(mean)
     kl = gaussian_kl(known, log(torch.where(last, beta, std)), mean, log_var)
     if len(last) == 1 and not last:
-        return kl.flatten(1).sum(1)
+        return flat(kl).sum(1)
     nll = discretised_nll(x_0, mean, log_var / 2, bins) if decoder == "discrete" else gaussian_nll(x_0, mean, log_var)
-    return torch.where(per_sample(last, x_0).bool(), nll, kl).flatten(1).sum(1)
+    return flat(torch.where(per_sample(last, x_0).bool(), nll, kl)).sum(1)

@@ -161,7 +161,7 @@ class DDPMChain:
             raise TypeError(f"t must be an int or an integer tensor of shape (B,), got {t!r}")
         if steps.device.type != "meta" and bool(((steps < 1) | (steps > self.T)).any()):
             raise ValueError(f"t must lie in 1…{self.T}, got {t!r}")
-        return table.to(steps.device)[steps - 1]
+        return table.to(steps.device)[steps.long() - 1]
 
     def _log_alpha_bar(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """log ᾱ_t and log ᾱ_{t−1}."""
@@ -171,6 +171,8 @@ class DDPMChain:
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
     """One coefficient for all samples, or one a sample, times a state of shape (B, ...), in the state's dtype."""
+    if not x.is_floating_point():
+        raise TypeError(f"states must be floating-point, got {x.dtype}")
     if coefficient.ndim:
         coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
     return coefficient.to(x) * x

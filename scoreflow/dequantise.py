@@ -14,9 +14,10 @@ from scoreflow.bound import step_term
 from scoreflow.chain import gaussian_nll
 from scoreflow.check import number, one_of, whole
 from scoreflow.grid import default_t_min
-from scoreflow.likelihood import log_prob, standard
+from scoreflow.likelihood import check_conditions, log_prob, standard
 from scoreflow.model import ScoreModel
-from scoreflow.noise import White, check_seed
+from scoreflow.noise import White, check_seed, other
+from scoreflow.row import flat, standard_error
 from scoreflow.solve import check_model, check_state
 
 BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -77,35 +78,42 @@ def bits_per_dim(
             f"low={low}, high={high}: the decoder of dequantise='forward' has its levels from -1 to 1; scale the data"
         )
     width = (number("high", high, above=number("low", low)) - low) / (whole("levels", levels, 2) - 1)
-    path, d = model.path, x_0[0].numel()
+    path, d = model.path, flat(x_0).shape[1]
     t, seeds = default_t_min(path) if stop is None else stop, check_seed(seed, len(x_0))
-    noise, nats, nfe = White(seeds).draws("probe"), list[Tensor](), 0
-    for _ in range(whole("draws", draws)):
-        eps = noise(x_0)
-        if callable(dequantise):
-            x, log_q = dequantise(x_0, eps)
-            rest = log_q.double()
-        elif dequantise == "uniform":
-            x = x_0 + width * (torch.special.ndtr(eps.double()) - 0.5).to(x_0)
-            rest = torch.full((len(x_0),), -d * math.log(width), dtype=torch.float64, device=x_0.device)
-        else:
-            x = path.noised(x_0, t, eps)
-            with torch.no_grad():
-                guess = model.x0(x, t, **{k: v for k, v in options.items() if k not in ARGUMENTS})
-            log_q = standard(path.sigma(t) * eps.double(), path.sigma(t))
-            rest = log_q + step_term(path, x_0.double(), x.double(), guess.double(), t, 0.0, "beta", bins=levels)
-        found = log_prob(model, x, stop=t, seed=seeds, **options)
+    conditions = {name: value for name, value in options.items() if name not in ARGUMENTS}
+    check_conditions(model, conditions)
+    nats, nfe = list[Tensor](), 0
+    for k in range(whole("draws", draws)):
+        own = other(seeds, "draw", k)  # no draw has another's noise or probes
+        eps = White(own).draws("data")(x_0)
+        with torch.set_grad_enabled(bool(options.get("grad", False))):
+            if callable(dequantise):
+                x, log_q = dequantise(x_0, eps)
+                if x.shape != x_0.shape or log_q.shape != (len(x_0),):
+                    raise ValueError(
+                        f"dequantise must give states {tuple(x_0.shape)} and log-densities ({len(x_0)},), "
+                        f"got {tuple(x.shape)} and {tuple(log_q.shape)}"
+                    )
+                rest = log_q.double()
+            elif dequantise == "uniform":
+                x = x_0 + width * (torch.special.ndtr(eps.double()) - 0.5).to(x_0)
+                rest = torch.full((len(x_0),), -d * math.log(width), dtype=torch.float64, device=x_0.device)
+            else:
+                x = path.noised(x_0, t, eps)
+                guess = model.x0(x, t, **conditions)
+                log_q = standard(path.sigma(t) * eps.double(), path.sigma(t))
+                rest = log_q + step_term(path, x_0.double(), x.double(), guess.double(), t, 0.0, "beta", bins=levels)
+            found = log_prob(model, x, stop=t, seed=own, **options)
         nats.append(rest - found.value)
         nfe = max(nfe, found.nfe + (dequantise == "forward"))
     bits = torch.stack(nats) / (d * math.log(2))
-    error = bits.std(0) / math.sqrt(draws) if draws > 1 else torch.full_like(bits[0], math.nan)
-    return Bits(bits.mean(0), error, nfe)
+    return Bits(bits.mean(0), standard_error(bits), nfe)
 
 
 class Dequantiser(nn.Module):
     """Variational dequantisation: noise `u = Δ (sigmoid(m + e^r ε) − ½)` with m and r from a network of x_0.
 
-    Train it on `E[log q − log p]`, which `log_prob(..., grad=True)` or the bound give.
+    Train it on `E[log q − log p]`, which `bits_per_dim(..., grad=True)` gives.
 
     Args:
         net: x_0 (B, C, ...) to twice the channels, m and r. width: Δ.
@@ -126,4 +134,4 @@ class Dequantiser(nn.Module):
         z = mean + log_scale.exp() * eps
         u = torch.sigmoid(z)
         slope = nn.functional.logsigmoid(z) + nn.functional.logsigmoid(-z) + math.log(self.width)  # log du/dz
-        return x_0 + self.width * (u - 0.5), -(gaussian_nll(z, mean, 2 * log_scale) + slope).flatten(1).sum(1)
+        return x_0 + self.width * (u - 0.5), -flat(gaussian_nll(z, mean, 2 * log_scale) + slope).sum(1)

@@ -10,23 +10,26 @@ from torch import Tensor
 
 from scoreflow import check
 from scoreflow.auto import AUTO
+from scoreflow.grid import check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.plan import Plan
-from scoreflow.solve import Solution, check_model, check_state, solve
+from scoreflow.row import flat
+from scoreflow.schedule import Grid
+from scoreflow.solve import Solution, check_model, check_state, meant, solve, split
 from scoreflow.step import Sampler
 
 KINDS = ("spherical", "linear")
 
 
-def interpolate(z_0: Tensor, z_1: Tensor, weights: int | Sequence[float] | Tensor, kind: str = "spherical") -> Tensor:
+def interpolate(z_0: Tensor, z_1: Tensor, weights: int | float | Sequence[float] | Tensor, kind: str = "spherical") -> Tensor:
     """States between z_0 and z_1, (K, B, ...).
 
     spherical: `sin((1−w) θ)/sin θ z_0 + sin(w θ)/sin θ z_1`, θ the angle between the two, sample by sample: between draws of
     a standard normal it keeps their length. linear: `(1−w) z_0 + w z_1`, which is shorter between them.
 
     Args:
-        z_0, z_1: latents (B, ...). weights: w, or how many, even from 0 to 1, ends included.
+        z_0, z_1: latents (B, ...). weights: w, one or several, as floats; or how many, even from 0 to 1, ends included.
 
     Raises:
         ValueError, TypeError: other shapes, fewer than two weights, an unknown kind.
@@ -40,8 +43,8 @@ def interpolate(z_0: Tensor, z_1: Tensor, weights: int | Sequence[float] | Tenso
     if z_0.shape != z_1.shape:
         raise ValueError(f"z_0 and z_1 must have one shape, got {tuple(z_0.shape)} and {tuple(z_1.shape)}")
     given = torch.linspace(0, 1, check.whole("weights", weights, 2)) if isinstance(weights, int) else torch.as_tensor(weights)
-    w = given.to(z_0.device, torch.float64)
-    a, b = z_0.double().flatten(1), z_1.double().flatten(1)
+    w = given.to(z_0.device, torch.float64).reshape(-1)
+    a, b = flat(z_0.double()), flat(z_1.double())
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     angle = cosine.clamp(-1, 1).arccos()
     left, right = (1 - w)[:, None].expand(-1, len(a)), w[:, None].expand(-1, len(a))
@@ -57,7 +60,12 @@ def image_to_image(
     x_0: Tensor,
     sampler: str | Sampler | Plan = AUTO,
     *,
-    start: float = 0.5,
+    start: float | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    stop: float = 0.0,
+    denoise: bool = False,
     seed: int | Sequence[int] | None = None,
     **keywords: Any,
 ) -> Solution:
@@ -66,18 +74,29 @@ def image_to_image(
     The lower `start`, the nearer the result stays to x_0. With another condition, or a model of other images, it is an edit.
 
     Args:
-        x_0: images (B, ...). start: 0 < start ≤ 1. model, sampler, seed, keywords: as of `solve`.
+        x_0: images (B, ...). start: 0 < start ≤ 1, 0.5 if None; a plan and explicit times in `grid` have their own, and so
+            may a chain's grid, whose first node is taken. All else as of `solve`.
 
     Raises:
-        As `solve`; ValueError for a start at 0.
+        As `solve`; ValueError for a start at 0, or one given beside a plan or explicit times.
 
     Reference:
         SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations (Meng et al., 2022), Algorithm 1.
     """
     check_model(model)
     check_state("x_0", x_0)
-    if not check.time("start", start) > 0:
-        raise ValueError(f"start must lie above 0, got {start}: at 0 the image is as it is")
+    asked: dict[str, Any] = {"steps": steps, "nfe": nfe, "grid": grid, "stop": stop, "denoise": denoise}
+    if isinstance(sampler, Plan):
+        first, own = sampler.times[0], "a plan"
+    elif grid is not None and not isinstance(grid, str) and not callable(grid):
+        first, own = check_times(grid)[0], "explicit times in grid"
+    else:
+        asked["start"] = start = 0.5 if start is None else check.time("start", start)
+        first, own = meant(model, sampler, **asked, **split(sampler, keywords)[0])[1][0] if start > 0 else 0.0, ""
+    if own and start is not None:
+        raise ValueError(f"start={start} and {own} exclude each other: the times say it all")
+    if not first > 0:
+        raise ValueError(f"start must lie above 0, got {first}: at 0 the image is as it is")
     kept = check_seed(seed, len(x_0))
-    x_t = model.path.noised(x_0, start, White(kept).draws("prior")(x_0))
-    return solve(model, x_t, sampler, start=start, seed=kept, **keywords)
+    x_t = model.path.noised(x_0, first, White(kept).draws("prior")(x_0))
+    return solve(model, x_t, sampler, seed=kept, **asked, **keywords)

@@ -28,7 +28,10 @@ class Inversion(Solution):
 
     Attributes:
         memory: of the invertible samplers, the rest of their state; empty for others.
+        path: that of the model, as text.
     """
+
+    path: str = ""
 
     def decode(
         self,
@@ -50,6 +53,8 @@ class Inversion(Solution):
             As `solve`.
         """
         check_model(model)
+        if self.path != repr(model.path):
+            raise ValueError(f"the latent stands on {self.path}, the model on {model.path}")
         check_conditions(model, self.sampler, conditions)
         times = self.times[::-1]
         steps = self.sampler.plan(model.path, times) if isinstance(self.sampler, Linear) else self.sampler
@@ -108,7 +113,7 @@ def invert(
     chosen = get_sampler(sampler, **options)
     rising = ascent(chosen, whole("iterations", iterations, 0))
     check_conditions(model, chosen, conditions)
-    low = (default_t_min(path) if grid is None or isinstance(grid, str) else 0.0) if stop is None else stop
+    low = (default_t_min(path) if grid is None or isinstance(grid, str) or callable(grid) else 0.0) if stop is None else stop
     times = schedule(rising, path, steps, nfe, grid, start, low, per_call=per_call(model))[::-1]
     if path.sigma(times[0]) == 0 and not (isinstance(rising, Invertible) and rising.from_data):
         raise ValueError(
@@ -121,7 +126,8 @@ def invert(
         trajectory=trajectory, callback=callback, progress=progress, grad=grad,
     )  # fmt: skip
     kept = {field.name: getattr(way, field.name) for field in dataclasses.fields(way)}
-    return Inversion(**(kept if isinstance(rising, Invertible) else kept | {"memory": ()}))
+    memory = way.memory if isinstance(rising, Invertible) else ()
+    return Inversion(**kept | {"memory": memory, "path": repr(path)})
 
 
 def ascent(sampler: Sampler, iterations: int = 0) -> Sampler:

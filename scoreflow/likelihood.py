@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from scoreflow.grid import check_ends, default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import per_sample
+from scoreflow.row import flat, per_sample, standard_error
 from scoreflow.run import Run
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
 from scoreflow.solve import check_model, check_state
@@ -73,7 +73,7 @@ class LogProb(NamedTuple):
     def bits_per_dim(self, levels: int = 256, low: float = -1.0, high: float = 1.0) -> Tensor:
         """`−log₂ p/d − log₂ Δ`, Δ = (high − low)/(levels − 1): bits an entry, (B,), of data with `levels` values from low to
         high, when x has uniform noise in their bins."""
-        d = self.latent[0].numel()
+        d = flat(self.latent).shape[1]
         width = (number("high", high, above=number("low", low)) - low) / (whole("levels", levels, 2) - 1)
         return -self.value / (d * math.log(2)) - math.log2(width)
 
@@ -120,6 +120,8 @@ def log_prob(
     chosen: dict[str, Any] = {"method": method, "steps": steps, "rtol": rtol, "atol": atol}
     flow = _Flow.of(model, x, **chosen, start=start, stop=stop, grad=grad, **conditions)
     one_of("divergence", divergence, DIVERGENCES)
+    if prior is not None and not callable(prior):
+        raise TypeError(f"prior must be a function from states (B, ...) to log-densities (B,), got {prior!r}")
     vectors: Tensor | None = None
     if divergence == "hutchinson":
         noise = White(check_seed(seed, len(x))).draws("probe")
@@ -128,12 +130,13 @@ def log_prob(
         y, trace = flow.up(x, vectors, divergence == "exact")
         x_T = y * flow.path.alpha(start)
         density = standard(x_T, flow.path.prior_std(start)) if prior is None else prior(x_T)
-        d = x[0].numel() if len(x) else 0
-        scale = d * (flow.path.log_alpha(start) - flow.path.log_alpha(flow.stop))
+        if not isinstance(density, Tensor) or density.shape != (len(x),):
+            got = tuple(density.shape) if isinstance(density, Tensor) else type(density).__name__
+            raise ValueError(f"prior must give one log-density a sample, a tensor of shape ({len(x)},), got {got}")
+        scale = flat(x).shape[1] * (flow.path.log_alpha(start) - flow.path.log_alpha(flow.stop))
         each = density.double()[:, None] + scale + trace
-    k = each.shape[1]
-    error = each.std(1) / math.sqrt(k) if k > 1 else torch.full_like(each[:, 0], math.nan if vectors is not None else 0.0)
-    return LogProb(each.mean(1), error.detach(), x_T, int(flow.run.counts.max(initial=0)))
+    error = torch.zeros_like(each[:, 0]) if vectors is None else standard_error(each.detach().mT)
+    return LogProb(each.mean(1), error, x_T.to(x.dtype), int(flow.run.counts.max(initial=0)))
 
 
 def encode(model: ScoreModel, x: Tensor, **keywords: Any) -> Tensor:
@@ -144,19 +147,26 @@ def encode(model: ScoreModel, x: Tensor, **keywords: Any) -> Tensor:
     """
     flow = _Flow.of(model, x, **keywords)
     with torch.set_grad_enabled(flow.grad):
-        return flow.up(x, None, False)[0] * flow.path.alpha(flow.start)
+        return (flow.up(x, None, False)[0] * flow.path.alpha(flow.start)).to(x.dtype)
 
 
 def decode(model: ScoreModel, z: Tensor, **keywords: Any) -> Tensor:
     """The states at `stop` of latents z at `start`, by the same ODE; keywords and errors as of `encode`."""
     flow = _Flow.of(model, z, **keywords)
     with torch.set_grad_enabled(flow.grad):
-        return flow.down(z) * flow.path.alpha(flow.stop)
+        return (flow.down(z) * flow.path.alpha(flow.stop)).to(z.dtype)
 
 
 def standard(x: Tensor, std: float) -> Tensor:
     """`log N(x; 0, std² I)`, (B,), float64."""
-    return -gaussian_nll(x.double(), 0.0, 2 * math.log(std)).flatten(1).sum(1)
+    return -flat(gaussian_nll(x.double(), 0.0, 2 * math.log(std))).sum(1)
+
+
+def check_conditions(model: ScoreModel, conditions: dict[str, Any]) -> None:
+    """Raise TypeError for a keyword that the network does not take."""
+    for name in conditions:
+        if not model.accepts(name):
+            raise TypeError(f"{name!r} is neither an argument nor a condition that the network takes")
 
 
 @dataclass
@@ -165,6 +175,8 @@ class _Flow:
 
     run: Run
     path: GaussianPath
+    dtype: torch.dtype
+    """Of the states that the network sees; y has at least float32."""
     tableau: Tableau
     steps: int | None
     rtol: float
@@ -181,9 +193,7 @@ class _Flow:
         """Checked."""
         check_model(model)
         check_state("x", x)
-        for name in conditions:
-            if not model.accepts(name):
-                raise TypeError(f"{name!r} is neither an argument nor a condition that the network takes")
+        check_conditions(model, conditions)
         path, low = model.path, default_t_min(model.path) if stop is None else stop
         check_ends(start, low)
         if path.sigma(low) == 0:
@@ -198,44 +208,53 @@ class _Flow:
         number("rtol", rtol, 0), number("atol", atol, above=0)
         chosen = DOPRI5 if adaptive else TABLEAUS[method]
         length = None if steps is None else whole("steps", steps)
-        return cls(Run(model.begin(None), conditions, len(x)), path, chosen, length, rtol, atol, start, low, grad)
+        return cls(Run(model.begin(None), conditions, len(x)), path, x.dtype, chosen, length, rtol, atol, start, low, grad)
 
     def up(self, x: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """From states at stop: y at start, and the integral of the trace, (B, probes)."""
-        return self._solve(
-            x / self.path.alpha(self.stop), -self.path.lam(self.stop), -self.path.lam(self.start), vectors, exact
-        )
+        y = x.to(torch.promote_types(x.dtype, torch.float32)) / self.path.alpha(self.stop)
+        return self._solve(y, -self.path.lam(self.stop), -self.path.lam(self.start), vectors, exact)
 
     def down(self, z: Tensor) -> Tensor:
         """From latents at start: y at stop."""
         begin, end = -self.path.lam(self.start), -self.path.lam(self.stop)
-        return self._solve(z / self.path.alpha(self.start), begin, end, None, False)[0]
+        y = z.to(torch.promote_types(z.dtype, torch.float32)) / self.path.alpha(self.start)
+        return self._solve(y, begin, end, None, False)[0]
 
     def slope(self, y: Tensor, u: Tensor, at: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """`κ ε̂` and `α κ tr(∂ε̂/∂x)` of the samples `at`, at y (n, ...) and clocks u (n,)."""
         t = self.path.time(-u).clamp(self.stop, self.start)
         alpha, kappa = self.path.alpha(t), self.path.kappa(t)
-        x = per_sample(alpha, y) * y
+        if len(t):
+            self.run.watch.step, self.run.watch.span = self.run.rounds + 1, (float(t.max()), float(t.min()))
+        x = (per_sample(alpha, y) * y).to(self.dtype)
         if vectors is None and not exact:
             eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")
-            return per_sample(kappa, y) * eps, u.new_zeros(len(y), 1)
+            return per_sample(kappa, y) * eps.to(y), u.new_zeros(len(y), 1)
         with torch.enable_grad():
             state = x if self.grad and x.requires_grad else x.detach().requires_grad_()
             output = self.run.ask(state, t, at)
-            if not output.requires_grad:
-                raise RuntimeError("the network's output has no gradient by x: it detaches x, or runs under no_grad")
-            eps = self.run.express(output, state, t, "eps")
-            probes = torch.eye(x[0].numel()).to(x).reshape(-1, 1, *x.shape[1:]) if exact else vectors[:, at]  # type: ignore[index]
             traces = []
-            for v in probes:
-                v = v.expand_as(x)
-                (back,) = torch.autograd.grad(eps, state, v, retain_graph=True, create_graph=self.grad)
-                traces.append((back * v).flatten(1).sum(1).double())
+            for v in _basis(state) if exact else vectors[:, at]:  # type: ignore[index]
+                back = self._back(output, state, v)
+                traces.append(flat(self.run.express(back, v, t, "eps") * v).sum(1).double())  # linear in both
+            eps = self.run.express(output, state, t, "eps")
         trace = torch.stack(traces, 1)
         if not self.grad:
             eps, trace = eps.detach(), trace.detach()
         trace = trace.sum(1, keepdim=True) if exact else trace
-        return per_sample(kappa, y) * eps, (alpha * kappa)[:, None] * trace
+        return per_sample(kappa, y) * eps.to(y), (alpha * kappa)[:, None] * trace
+
+    def _back(self, output: Tensor, state: Tensor, v: Tensor) -> Tensor:
+        """`vᵀ ∂output/∂x`."""
+        back = None
+        if output.requires_grad:
+            (back,) = torch.autograd.grad(output, state, v, retain_graph=True, create_graph=self.grad, allow_unused=True)
+        if back is None:
+            raise RuntimeError(
+                "the network's output has no gradient by x: it detaches x, or runs under no_grad or inference_mode"
+            )
+        return back
 
     def _solve(self, y: Tensor, begin: float, end: float, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """y and the integral of the trace, from one clock to the other."""
@@ -299,7 +318,15 @@ class _Flow:
 
     def _off(self, old: Tensor, new: Tensor, error: Tensor) -> Tensor:
         scale = self.atol + self.rtol * torch.maximum(old.abs(), new.abs()).double()
-        return (error.double() / scale).flatten(1).square().mean(1).sqrt()
+        return flat(error.double() / scale).square().mean(1).sqrt()
+
+
+def _basis(x: Tensor) -> Iterator[Tensor]:
+    """The unit vectors of a state, each for all samples."""
+    for k in range(flat(x).shape[1]):
+        one = torch.zeros_like(flat(x))
+        one[:, k] = 1
+        yield one.reshape(x.shape)
 
 
 def _joined(y: Tensor, h: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:

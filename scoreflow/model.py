@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -246,3 +246,11 @@ def say(value: Any) -> str:
         name: str = getattr(value, "__name__", type(value).__name__)
         return name
     return repr(value)
+
+
+def rows_of(conditions: Any, samples: slice | Tensor, batch: int) -> Any:
+    """The conditions of some samples of the batch: tensors with a row a sample, in dicts too, give theirs, the rest stays."""
+    if isinstance(conditions, Mapping):
+        return {name: rows_of(value, samples, batch) for name, value in conditions.items()}
+    each = isinstance(conditions, Tensor) and conditions.ndim and len(conditions) == batch
+    return conditions[samples] if each else conditions

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Purpose = Literal["prior", "step", "probe"]
+Purpose = Literal["prior", "step", "probe", "data"]
 Seeds = int | tuple[int, ...]
 
 
@@ -269,6 +269,11 @@ class ReplayedDraws(Draws):
 
 
 Source = White | Replay
+
+
+def other(seeds: Seeds, *key: object) -> Seeds:
+    """Seeds of streams that have nothing to do with those of these seeds, the same whenever the key is the same."""
+    return stream_key(seeds, *key) if isinstance(seeds, int) else tuple(stream_key(seed, *key) for seed in seeds)
 
 
 def stream_key(*key: object) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -74,6 +75,17 @@ def per_sample(coefficient: Scalar, x: Tensor) -> Scalar:
     if isinstance(coefficient, Tensor) and coefficient.ndim:
         return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
     return coefficient
+
+
+def flat(x: Tensor) -> Tensor:
+    """(B, ...) as (B, d); a batch of numbers as (B, 1)."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+def standard_error(each: Tensor) -> Tensor:
+    """Of the mean over k draws (k, B), sample by sample (B,); NaN where there is one."""
+    k = len(each)
+    return each.std(0) / math.sqrt(k) if k > 1 and each.numel() else each.new_full(each.shape[1:], math.nan)
 
 
 LEGENDRE = np.polynomial.legendre.leggauss(32)

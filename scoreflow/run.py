@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, rows_of
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
 from scoreflow.plan import Plan, advance
@@ -76,11 +76,8 @@ class Run:
         return part
 
     def _conditions_of(self, samples: slice | Tensor) -> dict[str, Any]:
-        batch = len(self.counts)
-        return {
-            name: value[samples] if isinstance(value, Tensor) and value.ndim and len(value) == batch else value
-            for name, value in self.conditions.items()
-        }
+        found: dict[str, Any] = rows_of(self.conditions, samples, len(self.counts))
+        return found
 
 
 class Watch:

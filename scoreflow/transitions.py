@@ -12,6 +12,7 @@ from scoreflow.chain import gaussian_nll
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
+from scoreflow.row import flat
 from scoreflow.run import Run
 from scoreflow.solve import Solution, check_conditions, check_model
 from scoreflow.step import get_sampler
@@ -22,7 +23,7 @@ class Transitions(NamedTuple):
 
     Attributes:
         mean: (N, B, ...), one a step. std: N numbers; 0 for a step without noise.
-        log_prob: (N, B), the log-density of each state, summed over the sample's entries; NaN for a step without noise, which
+        log_prob: (N, B), float64, the log-density of each state, summed over its entries; NaN for a step without noise, which
             has none.
     """
 
@@ -107,8 +108,7 @@ def _split(step: PlannedStep, plan: Plan) -> tuple[PlannedStep, float]:
 
 
 def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Of N(mean, std² I) at x, sample by sample (B,), in at least float32."""
-    x, mean = (v.float() if v.dtype.itemsize < 4 else v for v in (x, mean))
+    """Of N(mean, std² I) at x, sample by sample (B,), float64: the sum over entries is large, differences of it are not."""
     if std == 0:
-        return x.new_full((len(x),), math.nan)
-    return -gaussian_nll(x, mean, 2 * math.log(std)).reshape(len(x), -1).sum(1)
+        return x.new_full((len(x),), math.nan, dtype=torch.float64)
+    return -flat(gaussian_nll(x.double(), mean.double(), 2 * math.log(std))).sum(1)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from scoreflow.check import one_of, whole
 from scoreflow.grid import check_times, grid, inner_ends
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, rows_of
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
+from scoreflow.row import flat
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def estimate_variance(
     between 0 and the mean square of the data.
 
     Args:
-        model, conditions: the score model, and conditions of its network.
+        model, conditions: the score model, and conditions of its network; tensors of N rows go with the data.
         data: (N, ...), all of which are used.
         times: so many levels, even in λ; or the levels themselves, falling.
         by: "eps" or "error".
@@ -82,19 +83,23 @@ def estimate_variance(
         levels = grid(path, whole("times", times, 2) - 1, "logsnr", start=start, stop=stop)
     else:
         levels = check_times(times)
+    if by == "eps" and path.alpha(levels[0]) == 0:
+        raise ValueError(f"times: alpha=0 at t={levels[0]}, where ε says nothing of x_0; begin below it, or use by='error'")
     noise, most = White(check_seed(seed)).draws("probe"), float(data.double().square().mean())
     values, errors = [], []
     with torch.no_grad():
         for t in levels:
             k = path.kappa(t)
             seen = []
-            for x_0 in torch.split(data, size):
+            for begin in range(0, len(data), size):
+                part = slice(begin, begin + size)
+                x_0, given = data[part], rows_of(conditions, part, len(data))
                 x_t = path.noised(x_0, t, noise(x_0))
                 if by == "eps":
-                    word = k * model.eps(x_t, t, **conditions)
-                    seen.append(k**2 - word.double().flatten(1).square().mean(1))
+                    word = k * model.eps(x_t, t, **given)
+                    seen.append(k**2 - flat(word.double()).square().mean(1))
                 else:
-                    seen.append((x_0 - model.x0(x_t, t, **conditions)).double().flatten(1).square().mean(1))
+                    seen.append(flat((x_0 - model.x0(x_t, t, **given)).double()).square().mean(1))
             each = torch.cat(seen)
             values.append(min(max(float(each.mean()), 0.0), most))
             errors.append(float(each.std(correction=0)) / len(each) ** 0.5)

@@ -119,6 +119,15 @@ def test_q_sample_is_the_marginal():
     assert chain.q_sample(one.bfloat16(), t, zero.bfloat16()).dtype is torch.bfloat16
 
 
+def test_whole_numbers_are_no_states():
+    """A coefficient cast to them would be 0; steps of any integer type are steps."""
+    chain, eps = sf.DDPMChain.linear(), torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=r"states must be floating-point, got torch.int64"):
+        chain.q_sample(torch.full((2, 3), 7), 10, eps)
+    t = torch.tensor([1, 200])
+    assert torch.equal(chain.q_sample(eps + 1, t.to(torch.uint8), eps), chain.q_sample(eps + 1, t, eps))
+
+
 def test_variances():
     """β, β̃, exp(v log β + (1−v) log β̃) and the learned diagonal."""
     chain, t = sf.DDPMChain.linear(), torch.tensor([2, 500, 1000])

@@ -1,5 +1,6 @@
 """Inversion: exact for BDIA and EDICT whatever the network, of first order for DDIM, of higher order when corrected."""
 
+import functools
 import math
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from runs import Toy
 from torch import nn
 
 import scoreflow as sf
+from scoreflow.grid import GRIDS
 
 EVERY = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 PATH, DATA = sf.VPSDE(), mixture()
@@ -279,6 +281,20 @@ def test_errors(keywords, message):
     model = sf.ScoreModel(Rough(), PATH)
     with pytest.raises((ValueError, TypeError), match=message):
         sf.invert(model, states(2, 3), **keywords)
+
+
+def test_a_rule_of_ones_own_begins_where_a_named_grid_does():
+    model, x_0 = DATA.model(PATH), states(2, 3)
+    rule = functools.partial(GRIDS["karras"], rho=7.0)
+    mine, named = (sf.invert(model, x_0, "ddim", steps=4, grid=grid) for grid in (rule, "karras"))
+    assert mine.times == pytest.approx(named.times)
+    torch.testing.assert_close(mine.x, named.x)
+
+
+def test_a_latent_stands_on_its_path():
+    up = sf.invert(DATA.model(PATH), states(2, 3), "ddim", steps=2)
+    with pytest.raises(ValueError, match=r"the latent stands on VPSDE.*, the model on VESDE"):
+        up.decode(DATA.model(PATHS["ve"]))
 
 
 def test_errors_of_what_is_inverted():

@@ -258,6 +258,21 @@ def test_estimate_variance(by):
         sf.plan("analytic-dpm", PATHS["ve"], 3, levels=levels)
 
 
+def test_estimate_variance_splits_conditions_with_the_data():
+    """A label a sample goes with its batch, in dicts too."""
+    oracle = mixture()
+    base = oracle.model(PATH)
+
+    def net(x, t, y, extra):
+        assert len(y) == len(x) == len(extra["size"])
+        return base.eps(x, t) * (y / extra["size"])[:, None]
+
+    data, y = oracle.sample(300, seed=0), torch.full((300,), 2.0, dtype=torch.float64)
+    given = {"times": (0.6, 0.3), "by": "error", "y": y, "extra": {"size": y}}
+    whole, parts = (sf.estimate_variance(sf.ScoreModel(net, PATH), data, batch=n, **given).values for n in (300, 128))
+    assert parts == pytest.approx(whole, rel=0.2)  # the draws are others
+
+
 def test_estimated_variance_beats_the_posterior():
     """On correlated Gaussian data at 10 steps the exact law is nearer to the data's than with β̃. (β is nearer still here.)"""
     model, data = GAUSSIAN.model(PATH), GAUSSIAN.sample(4000, seed=1)
@@ -277,6 +292,7 @@ def test_estimated_variance_beats_the_posterior():
         (dict(by="loss"), ValueError, "by must be one of eps, error, got 'loss'"),
         (dict(times=1), ValueError, "times must be a whole number ≥ 2"),
         (dict(batch=0), ValueError, "batch must be a whole number"),
+        (dict(model=mixture().model(PATHS["flow"]), times=(1.0, 0.5)), ValueError, r"times: alpha=0 at t=1.0.*use by='error'"),
     ],
 )
 def test_estimate_variance_refuses(change, error, message):

@@ -1,5 +1,6 @@
 """The density of trajectories: against the joint Gaussian in closed form, as importance weights, and its gradients."""
 
+import dataclasses
 import math
 
 import pytest
@@ -128,8 +129,23 @@ def test_conditions_and_dtypes():
     model = sf.ScoreModel(net, PATHS["ve"])
     sol = sf.solve(model, states(3, 2, dtype=torch.bfloat16), "ddpm", steps=4, seed=0, trajectory=True, y=0.5)
     a, b = (sf.step_log_prob(model, sol, y=y) for y in (0.5, 0.9))
-    assert a.log_prob.dtype == torch.float32 and a.mean.dtype == torch.bfloat16
+    assert a.log_prob.dtype == torch.float64 and a.mean.dtype == torch.bfloat16
     assert not torch.equal(a.total, b.total)
+
+
+def test_the_difference_of_two_models_keeps_its_digits():
+    """Log-densities of large states are large; an importance weight is their difference, to 1e-6 even of a float32 run."""
+    a, b = (sf.ScoreModel(lambda x, t, scale=scale: scale * x, PATH) for scale in (0.5, 0.50001))
+    sol = sf.solve(a, states(2, 50_000, dtype=torch.float32), "ddpm", steps=3, stop=0.2, seed=0, trajectory=True)
+    assert float(sf.step_log_prob(a, sol).total.abs().min()) > 1e4
+    weights = [sf.step_log_prob(a, s).total - sf.step_log_prob(b, s).total for s in (sol, replaced(sol))]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0.02, atol=1e-4)
+    assert sf.step_log_prob(a, sol.plan, sol.states[:, :0]).log_prob.shape == (3, 0)
+
+
+def replaced(solution):
+    """The same states in float64."""
+    return dataclasses.replace(solution, states=solution.states.double())
 
 
 def test_the_analytic_first_answer():
