@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scoreflow import nets
 from scoreflow.check import one_of
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, say
 from scoreflow.path import GaussianPath
 from scoreflow.sde import PATHS
 
@@ -25,8 +25,8 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
     """Write a network as safetensors: its weights, its class and, if it has a `config`, what it was made with."""
-    weights = {name: value.detach().contiguous() for name, value in net.state_dict().items()}
-    said = {"network": type(net).__name__, "config": json.dumps(getattr(net, "config", None))}
+    weights = {name: value.detach().clone().contiguous() for name, value in net.state_dict().items()}
+    said = {"network": type(net).__name__, "config": json.dumps(getattr(net, "config", None), default=say)}
     write(weights, file, {**said, **metadata})
 
 

@@ -18,13 +18,17 @@ import torch
 import typer
 
 from scoreflow import studies, training
+from scoreflow.auto import AUTO
+from scoreflow.check import options as check_options
 from scoreflow.check import whole
 from scoreflow.cite import cite as bibtex
 from scoreflow.data import DATA
+from scoreflow.guidance import ClassifierFree
 from scoreflow.noise import White
 from scoreflow.sde import PATHS
 from scoreflow.solve import plan as lay_out
 from scoreflow.solve import solve
+from scoreflow.step import get_sampler
 from scoreflow.studies.spec import parse, split
 from scoreflow.table import samplers as table
 
@@ -96,27 +100,48 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Steps, instead of a budget.")] = None,
     n: Annotated[int, typer.Option("-n", help="How many.")] = 16,
     seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    condition: Annotated[
+        list[str] | None, typer.Option("--condition", "-c", help="name=value: y=3, or y=[0,1,2] in turn.")
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="The scale of classifier-free guidance; 1 is none.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples and write them to a file."""
     if out.suffix not in (".npy", ".pt", ".png"):
         raise ValueError(f"out must end in .npy, .pt or .png, got {out}")
+    if not out.parent.is_dir():
+        raise ValueError(f"out must lie in a folder that is there, got {out}")
     what = studies.load(model)
+    if out.suffix == ".png" and not studies.picture(np.zeros((1, *what.shape)), shown=1):
+        raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
     name, options, grid = parse(sampler)
+    whole("n", n)
+    if name != AUTO:  # options are the sampler's, and no other keyword of `solve`
+        get_sampler(name, **options)
+    else:
+        check_options("sampler 'auto'", options, ("analytic",))
     x_T = White(seed).draws("prior")(torch.empty(n, *what.shape, dtype=what.precision)) * what.model.path.prior_std(what.start)
-    keywords = {**options, **what.conditioned(n, seed), "start": what.start, "stop": what.stop}
-    sol = solve(what.model, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(), **keywords)
+    given = {key: _in_turn(value, n) for key, value in _options(condition or []).items()}
+    keywords = {**options, **what.conditioned(n, seed), **given, "start": what.start, "stop": what.stop}
+    net = what.model if guidance is None else ClassifierFree(what.model, guidance)
+    sol = solve(net, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(), **keywords)
     x = sol.x.detach().to("cpu")
     if out.suffix == ".pt":
         torch.save(x, out)
     elif out.suffix == ".npy":
         np.save(out, x.numpy())
-    elif picture := studies.picture(x.numpy(), shown=n):
-        out.write_bytes(picture)
     else:
-        raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
+        out.write_bytes(studies.picture(x.numpy(), shown=n))
     said = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(x.shape), "seed": seed, "file": str(out)}
     typer.echo(json.dumps(said) if as_json else f"{n} samples by {said['sampler']}, {sol.nfe} evaluations: {out}")
+
+
+def _in_turn(value: Any, n: int) -> Any:
+    """A condition of n samples: a number for all, a list in turn."""
+    if isinstance(value, int | float | list):
+        values = torch.as_tensor(value).reshape(-1)
+        return values.repeat(-(-n // len(values)))[:n]
+    return value
 
 
 @app.command()
@@ -187,7 +212,14 @@ def train(
     The folder holds the log, the state to go on from, the model, curves and sample sheets. `--model run:folder` uses it.
     """
     run = training.setup(data, config, training.parse(change or []))
-    run.run(out, progress=sys.stderr.isatty())
+    try:
+        run.run(out, progress=sys.stderr.isatty())
+    except KeyboardInterrupt:
+        kept = (
+            "the same command goes on from its last state" if (out / "state.safetensors").is_file() else "no state was kept yet"
+        )
+        typer.echo(f"scoreflow: stopped; the run is in {out}, and {kept} (every {run.recipe.save_every} steps)", err=True)
+        raise typer.Exit(130) from None
     if int(os.environ.get("RANK", 0)):
         return
     last = json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])

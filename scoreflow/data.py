@@ -58,7 +58,14 @@ class Folder(Dataset[Any]):
         from PIL import Image, ImageOps
 
         with Image.open(self.files[i]) as opened:
-            image = ImageOps.fit(opened.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
+            image: Image.Image = opened
+            if opened.mode.startswith("I;16"):  # Pillow would cut 16 bits at 255
+                image = Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
+            elif opened.mode in ("I", "F"):
+                raise ValueError(
+                    f"{self.files[i]} has pixels of mode {opened.mode!r}, whose range is not known: save 8 or 16 bits"
+                )
+            image = ImageOps.fit(image.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
         x = _images(np.asarray(image)[None] if self.channels == 1 else np.asarray(image).transpose(2, 0, 1))
         return x if self.labels is None else (x, self.labels[i])
 
@@ -106,7 +113,9 @@ def load(name: str, size: int = 32, channels: int = 3) -> Data:
     classes = [names.index(file.relative_to(folder).parts[0]) if labelled else 0 for file in files]
     order = _order(len(files)).tolist()
     cut = max(1, len(files) // 10) if len(files) > 1 else 0
-    whole("size", size), whole("channels", channels)
+    whole("size", size)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels!r}")
 
     def part(chosen: list[int]) -> Folder:
         return Folder([files[i] for i in chosen], [classes[i] for i in chosen] if labelled else None, size, channels)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from scoreflow.check import whole
-from scoreflow.data import Images
+from scoreflow.data import Images, read
 from scoreflow.model import ScoreModel
 from scoreflow.solve import sample
 
@@ -48,13 +49,13 @@ class Latent:
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """States (B, ...) to latents (B, ...)."""
-        return self.autoencoder.encode(x)
+        """States (B, ...) to latents (B, ...), of their dtype; the autoencoder works in its own."""
+        return self.autoencoder.encode(_own(self.autoencoder, x)).to(x.dtype)
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to states."""
-        return self.autoencoder.decode(z)
+        """Latents to states, of their dtype."""
+        return self.autoencoder.decode(_own(self.autoencoder, z)).to(z.dtype)
 
     def sample(self, shape: Sequence[int], *arguments: Any, **keywords: Any) -> Tensor:
         """Decoded samples; `shape` is that of the latents, (B, ...), the rest is as of `scoreflow.sample`."""
@@ -62,10 +63,32 @@ class Latent:
 
 
 @torch.no_grad()
-def latents(autoencoder: Autoencoder, data: Images, batch: int = 256) -> Images:
-    """The data encoded once for all, in the order they have, with their classes: what a score model of latents trains on."""
+def latents(autoencoder: Autoencoder, data: Dataset[Any], batch: int = 256) -> Images:
+    """The data encoded once for all, in the order they have, with their classes: what a score model of latents trains on.
+
+    Args:
+        data: a dataset of x or (x, class). batch: how many at once.
+
+    Raises:
+        TypeError: items with other conditions, or a `Data`, which has two datasets.
+    """
     check_autoencoder(autoencoder)
-    return Images(torch.cat([autoencoder.encode(x) for x in torch.split(data.x, whole("batch", batch))]), data.y)
+    if not hasattr(data, "__getitem__"):
+        raise TypeError(f"data must be a dataset, such as .train of a Data, got {type(data).__name__}")
+    parts, classes = list[Tensor](), list[Tensor]()
+    for items in DataLoader(data, batch_size=whole("batch", batch)):
+        x, conditions = read(items)
+        if set(conditions) - {"y"}:
+            raise TypeError(f"data must give x or (x, class), got the conditions {', '.join(conditions)}")
+        parts.append(autoencoder.encode(_own(autoencoder, x)))
+        classes += conditions.values()
+    return Images(torch.cat(parts), torch.cat(classes) if classes else None)
+
+
+def _own(autoencoder: Autoencoder, x: Tensor) -> Tensor:
+    """x in the dtype of the autoencoder's weights, if it is a module that has any."""
+    weight = next(autoencoder.parameters(), None) if isinstance(autoencoder, nn.Module) else None
+    return x if weight is None else x.to(weight.dtype)
 
 
 def check_autoencoder(autoencoder: Any) -> None:

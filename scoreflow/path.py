@@ -258,7 +258,7 @@ class GaussianPath:
             return u[0] * v[1] - u[1] * v[0]
 
         def solve(u: Tensor) -> tuple[Tensor, Tensor]:
-            x, on_source, on_target = (self.alpha(u), self.sigma(u)), self._basis(u, source), self._basis(u, target)
+            x, on_source, on_target = (self.alpha(u), self.sigma(u)), self.basis(source, u), self.basis(target, u)
             return det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
 
         if isinstance(t, Tensor):
@@ -266,8 +266,8 @@ class GaussianPath:
             return a.to(t.dtype), b.to(t.dtype)
         return _once(self, (source, target, t), lambda: _lift_many(solve, t))  # type: ignore[return-value]
 
-    def _basis(self, t: Tensor, kind: Prediction) -> tuple[Tensor, Tensor]:
-        """The prediction's weights on x_0 and on ε."""
+    def basis(self, kind: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the prediction is of: its weights on x_0 and on ε."""
         zero, one = torch.zeros_like(t), torch.ones_like(t)
         if kind == "eps":
             return zero, one

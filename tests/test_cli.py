@@ -8,7 +8,9 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import scoreflow as sf
 from scoreflow import cli
@@ -67,6 +69,19 @@ def test_cite():
     assert run("cite", "ddim", "ho2020ddpm").stdout.rstrip("\n") == sf.cite("ddim", "ho2020ddpm").rstrip("\n")
 
 
+def test_sample_by_class_and_guided(tmp_path):
+    """`-c` tells the network its classes, in turn; `--guidance` is classifier-free."""
+    out = str(tmp_path / "x.npy")
+    run("sample", "--model", "zoo:digits", "--nfe", "8", "-n", "5", "-c", "y=[3,7]", "--guidance", "2", "--out", out)
+    y = torch.tensor([3, 7, 3, 7, 3])
+    guided = sf.ClassifierFree(sf.zoo.digits(), 2.0)
+    x = sf.sample(guided, (5, 1, 8, 8), nfe=8, seed=0, y=y)
+    torch.testing.assert_close(torch.from_numpy(np.load(out)), x, rtol=1e-4, atol=1e-4)
+
+
+SAMPLE = ("sample", "--model", "zoo:digits", "--nfe", "2", "--out", "never.png")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -76,6 +91,12 @@ def test_cite():
         (("plan", "ddim", "-o", "eta"), "option must be name=value"),
         (("plan", "ddim", "-o", "bogus=1"), "no option 'bogus'"),
         (("cite", "nobody"), "nobody"),
+        ((*SAMPLE, "--sampler", "ddim(y=3)"), "has no option 'y'"),
+        ((*SAMPLE, "--sampler", "ddim(seed=3)"), "has no option 'seed'"),
+        ((*SAMPLE, "--sampler", "auto(start=0.5)"), "sampler 'auto' has no option 'start'; it has analytic"),
+        ((*SAMPLE, "-n", "0"), "n must be a whole number ≥ 1, got 0"),
+        ((*SAMPLE, "-c", "z=3"), "'z' is neither"),
+        (("sample", "--model", "zoo:digits", "--out", "/nowhere/x.png"), "out must lie in a folder that is there"),
     ],
 )
 def test_mistakes(words, said):

@@ -79,11 +79,28 @@ def test_a_folder_without_classes(folder):
     assert flat.classes == 0 and flat.train[0].shape == (3, 8, 8)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_keep_their_greys(tmp_path, channels):
+    """A ramp of 64 greys in 16 bits has 64 values; pixels without a known range are refused."""
+    from PIL import Image
+
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).repeat(64).reshape(64, 64).T
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    x = data.load(str(tmp_path), size=64, channels=channels).train[0]
+    assert x.shape == (channels, 64, 64) and len(x.unique()) == 64 and float(x.min()) == -1 and float(x.max()) == 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float.tiff has pixels of mode 'F', whose range is not known"):
+        data.Folder([tmp_path / "float.tiff"], None, 8)[0]
+
+
 def test_data_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no data are called 'mnsit' and no folder is there; did you mean mnist"):
         data.load("mnsit")
     with pytest.raises(ValueError, match="holds no images"):
         data.load(str(tmp_path))
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="channels must be 1 for grey or 3 for colour, got 4"):
+        data.load(str(tmp_path), channels=4)
 
 
 def test_a_package_that_is_missing(monkeypatch):

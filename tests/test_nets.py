@@ -267,6 +267,14 @@ def test_latents_are_data():
     found = sf.latent.latents(net, data, batch=2)
     torch.testing.assert_close(found.x, net.encode(data.x).detach(), rtol=1e-4, atol=1e-5)
     assert torch.equal(found.y, data.y)
+    bare = sf.latent.latents(net, torch.utils.data.Subset(sf.data.Images(data.x.double()), range(3)))
+    assert bare.y is None and bare.x.dtype == torch.float32 and len(bare) == 3
+    with pytest.raises(TypeError, match=r"data must be a dataset, such as .train of a Data, got Data"):
+        sf.latent.latents(net, sf.data.digits())
+    with pytest.raises(TypeError, match=r"data must give x or .*, got the conditions tokens"):
+        sf.latent.latents(net, [(data.x[0], {"tokens": torch.zeros(2)})])
+    latent = sf.Latent(sf.ScoreModel(lambda x, t: torch.zeros_like(x), sf.VPSDE()), net)
+    assert latent.sample((2, 2, 2, 2), "ddim", steps=1, seed=0, dtype=torch.float64).dtype == torch.float64
 
 
 def test_a_noisy_classifier():

@@ -95,6 +95,9 @@ def test_train_sample_study(file, tmp_path):
 
 
 REFUSED = [
+    ({"data.name": "digits", "data.labels": "no"}, "data.labels must be true or false, got 'no'"),
+    ({"data.name": "digits", "data.size": 16}, "data.size is of a folder of images; digits has a shape of its own"),
+    ({"data.name": "digits", "network.name": "MLP"}, "network.name must be one of UNet, DiT, got 'MLP'"),
     ({}, "data has no name: give one of digits, mnist"),
     ({"data.name": "digits", "recipe.step": 5}, "recipe has no 'step'; did you mean steps"),
     ({"data.name": "digits", "recipe": 5}, "set must be table.name=value"),
@@ -120,8 +123,12 @@ def test_files_refused(tmp_path):
     bad.write_text("[recipy]\nsteps = 3")
     with pytest.raises(ValueError, match="'recipy' is none of its tables; did you mean recipe"):
         setup("digits", file=bad)
+    bad.write_text("recipe = 5")
+    with pytest.raises(ValueError, match=r"recipe must be a table, \[recipe\], got 5"):
+        setup("digits", file=bad)
     with pytest.raises(FileNotFoundError):
         setup(file=tmp_path / "none.toml")
+    assert parse(["data.labels=False", "model.time=unit"]) == {"data.labels": False, "model.time": "unit"}
     with pytest.raises(ValueError, match=r"set must be table.name=value, got 'steps'"):
         parse(["steps"])
     none = CliRunner().invoke(cli.app, ["sample", "--model", f"run:{tmp_path}", "--out", "x.png"])

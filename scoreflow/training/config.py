@@ -75,8 +75,10 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
             raise ValueError(f"config {file} is no TOML: {error}") from error
         for part, values in read.items():
             values = {"name": values} if part == "data" and isinstance(values, str) else values
-            if part not in PARTS or not isinstance(values, dict):
+            if part not in PARTS:
                 raise ValueError(f"config {file}: {part!r} is none of its tables{suggestion(part, PARTS)}")
+            if not isinstance(values, dict):
+                raise ValueError(f"config {file}: {part} must be a table, [{part}], got {values!r}")
             config[part] |= values
     for key, value in (changes or {}).items():
         part, _, inner = key.partition(".")
@@ -97,12 +99,16 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     if "name" not in of_data:
         raise ValueError(f"data has no name: give one of {', '.join(data.DATA)}, or a folder of images")
     sizes = {k: v for k, v in of_data.items() if k in ("size", "channels")}
+    if sizes and of_data["name"] in data.DATA:
+        raise ValueError(f"data.{next(iter(sizes))} is of a folder of images; {of_data['name']} has a shape of its own")
     found = data.load(of_data["name"], **sizes)
-    if not of_data.setdefault("labels", bool(found.classes)):
+    if not isinstance(of_data.setdefault("labels", bool(found.classes)), bool):
+        raise ValueError(f"data.labels must be true or false, got {of_data['labels']!r}")
+    if not of_data["labels"]:
         found = data.without_labels(found)
     of_net.setdefault("name", "UNet")
     kind = of_net["name"]
-    one_of("network.name", kind, checkpoint.NETWORKS)
+    one_of("network.name", kind, ("UNet", "DiT"))
     given = {k: v for k, v in of_net.items() if k != "name"}
     of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | given
     if kind == "DiT":
@@ -127,12 +133,13 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
 
 
 def parse(pairs: list[str]) -> dict[str, Any]:
-    """`table.name=value` as changes; a value is read as TOML, else it is text."""
+    """`table.name=value` as changes; a value is read as TOML, true and false in any case, else it is text."""
     out = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"set must be table.name=value, got {pair!r}")
+        value = value.lower() if value.lower() in ("true", "false") else value
         try:
             out[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
@@ -141,7 +148,7 @@ def parse(pairs: list[str]) -> dict[str, Any]:
 
 
 def _conditions(train: Dataset[Any], n: int) -> dict[str, Any]:
-    """The conditions of the first n samples; classes in turn, where there are any."""
+    """The conditions of the first n samples."""
     whole("n", n)
     items = [train[i] for i in range(min(n, len(train)))]  # type: ignore[arg-type]
     _, conditions = data.read(default_collate(items))

@@ -14,9 +14,12 @@ from scoreflow.bound import step_term
 from scoreflow.check import number, one_of, whole
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, stream_key
-from scoreflow.row import per_sample
+from scoreflow.row import flat, per_sample
 from scoreflow.training.times import LossHistory, check_times_options, draw_times
 from scoreflow.training.weighting import Weighting, get_weighting
+
+NODES = ("uniform", "stratified", "importance")
+"""The times that are a chain's nodes, where the path is a chain."""
 
 
 class Draw(NamedTuple):
@@ -62,8 +65,8 @@ class Objective:
         drop: the share of samples whose conditions are replaced by what means "none given", for classifier-free guidance.
         null: what means "none given", by the condition's name; of the network (`net.null`) if None.
         vlb: λ of the hybrid objective `L_simple + λ L_vlb`, L_vlb in bits an entry, T times the mean over steps; 0.001 in the
-            paper. The network must give twice the channels, the path be a chain, and times be "uniform" or "importance". The
-            mean is held fixed in L_vlb.
+            paper. The network must give twice the channels, the path be a chain, and times its nodes ("uniform", "stratified",
+            "importance"). The mean is held fixed in L_vlb.
         variance: what the second half says: "interpolated" between β̃ and β, or "learned", its logarithm.
         bins: levels of the data between −1 and 1, for the last term of L_vlb.
         weighting_options, times_options: such as `{"gamma": 3}`.
@@ -86,21 +89,30 @@ class Objective:
     times_options: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("weighting_options", "times_options", "null"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and (value is not None or name != "null"):
+                raise TypeError(f"{name} must be a mapping of names to values, got {value!r}")
         get_weighting(self.weighting, **self.weighting_options)
         check_times_options(self.times, dict(self.times_options))
         number("drop", self.drop, 0, 1)
         number("vlb", self.vlb, 0)
         one_of("variance", self.variance, ("interpolated", "learned"))
         whole("bins", self.bins, 2)
-        if self.vlb and self.times not in ("uniform", "importance"):
+        if self.vlb and self.times not in NODES:
             raise ValueError(
-                f"times must be uniform or importance with vlb={self.vlb}, whose terms are steps, got {self.times!r}"
+                f"times must be one of {', '.join(NODES)} with vlb={self.vlb}, whose terms are steps, got {self.times!r}"
             )
 
     def check(self, model: ScoreModel) -> None:
         """Raise ValueError if the model cannot be trained so."""
         if self.vlb and model.path.T is None:
             raise ValueError(f"vlb={self.vlb} sums over the steps of a chain, and {model.path} has none; use VPSDE.from_betas")
+        if model.time == "label" and self.times not in NODES:
+            raise ValueError(
+                f"times={self.times!r} lie between the nodes, and time='label' looks nodes up: use one of {', '.join(NODES)}, "
+                "or a network that takes time='index'"
+            )
         if self.drop and not self.nulls(model):
             raise ValueError(
                 f"drop={self.drop} drops conditions, and {type(model.net).__name__} has none: give null={{name: value}}, what "
@@ -145,9 +157,10 @@ class Objective:
         path, t = model.path, draw.t
         x_t = path.noised(x_0, t, draw.eps)
         output, word = model.evaluate(x_t, t, **self.dropped(model, conditions, draw.dropped))
-        a, b = path.convert("eps", model.prediction, t)
-        target = per_sample(a, x_0) * x_t + per_sample(b, x_0) * draw.eps
-        error = (output - target).flatten(1).square().mean(1)
+        on_x_0, on_eps = path.basis(model.prediction, t)
+        target = per_sample(on_x_0, x_0) * x_0 + per_sample(on_eps, x_0) * draw.eps
+        error = flat(output - target).square().mean(1)
+        b = path.convert("eps", model.prediction, t)[1]
         weight = get_weighting(self.weighting, **self.weighting_options)(path, t)
         each = error * (weight / b**2).to(error)
         if self.vlb:
@@ -178,4 +191,4 @@ class Objective:
         s = torch.where(t < 1.5 * node, 0.0, t - node)
         guess = model.express(output, x_t, t, "x0")
         nats = step_term(model.path, x_0, x_t, guess, t, s, self.variance, word=word, bins=self.bins)
-        return nats / (x_0[0].numel() * math.log(2))
+        return nats / (flat(x_0).shape[1] * math.log(2))

@@ -1,6 +1,7 @@
 """The training loop: one process or many, resumable to the bit.
 
-All chance is a function of (seed, step): which samples, times, noise, dropped conditions. So a run that was cut goes on as
+All chance is a function of (seed, step): which samples, times, noise, dropped conditions, and what a dataset draws from torch
+in this process (`workers=0`). So a run that was cut goes on as
 if it had not been, and the parts of several processes make up the batch that one would see.
 """
 
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
 from scoreflow import checkpoint
 from scoreflow.check import number, one_of, whole
 from scoreflow.data import read
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, say
 from scoreflow.noise import stream_key
+from scoreflow.training.batches import Batches, dataset
 from scoreflow.training.objective import Loss, Objective
 from scoreflow.training.times import LossHistory
 
@@ -41,7 +43,8 @@ class Recipe:
 
     Attributes:
         steps: optimiser steps. batch: samples a step, of all processes together.
-        rate: the learning rate after `warmup` steps of rise; `decay`: "cosine", falling to 0, "linear", or "constant".
+        rate: the learning rate after `warmup` steps of rise, 200 or a tenth of all if None; `decay`: "cosine", falling to 0,
+            "linear", or "constant".
         weight_decay: of AdamW. clip: the largest norm of the gradient; 0 for any.
         ema: what the average of the weights keeps at a step, at most; after n steps (1 + n)/(10 + n), so that it forgets
             the weights it began with.
@@ -57,7 +60,7 @@ class Recipe:
     steps: int = 10_000
     batch: int = 64
     rate: float = 1e-3
-    warmup: int = 200
+    warmup: int | None = None
     decay: str = "cosine"
     weight_decay: float = 1e-3
     clip: float = 1.0
@@ -73,7 +76,8 @@ class Recipe:
         for name in ("steps", "batch", "save_every", "show_every", "shown"):
             whole(name, getattr(self, name))
         for name in ("warmup", "workers", "seed"):
-            whole(name, getattr(self, name), 0)
+            if getattr(self, name) is not None or name != "warmup":
+                whole(name, getattr(self, name), 0)
         number("rate", self.rate, above=0)
         number("weight_decay", self.weight_decay, 0)
         number("clip", self.clip, 0)
@@ -84,7 +88,8 @@ class Recipe:
         """The learning rate of a step, counted from 0."""
         left = 1 - step / self.steps
         fall = {"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "linear": left, "constant": 1.0}[self.decay]
-        return self.rate * min((step + 1) / max(1, self.warmup), fall)
+        rise = min(200, self.steps // 10) if self.warmup is None else self.warmup
+        return self.rate * min((step + 1) / max(1, rise), fall)
 
 
 class Progress(NamedTuple):
@@ -135,12 +140,18 @@ def train(
     """
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError("model must be a ScoreModel of a torch module")
-    objective, recipe = objective or Objective(), recipe or Recipe()
+    objective, recipe = Objective() if objective is None else objective, Recipe() if recipe is None else recipe
+    for name, value, kind in (("objective", objective, Objective), ("recipe", recipe, Recipe)):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be of {kind.__name__}(...), got {value!r}")
     objective = dataclasses.replace(objective, null=objective.nulls(model))
     objective.check(model)
+    training = model.net.training
     with torch.random.fork_rng():  # dropout is seeded at every step
-        run = _Run(model, _dataset(data), objective, recipe, Path(out) if out else None, held_out, said or {})
-        return run.go(show, progress)
+        run = _Run(model, dataset("data", data), objective, recipe, Path(out) if out else None, held_out, said or {})
+        averaged = run.go(show, progress)
+    model.net.train(training)
+    return averaged
 
 
 class _Run:
@@ -156,7 +167,7 @@ class _Run:
             raise ValueError(f"batch={recipe.batch} must be a multiple of the {self.part[1]} processes")
         self.objective, self.recipe, self.out = objective, recipe, out
         self.data: Any = data  # it has a length
-        self.held_out = None if held_out is None else _dataset(held_out)
+        self.held_out = None if held_out is None else dataset("held_out", held_out)
         assert isinstance(model.net, nn.Module)
         optimizer = torch.optim.AdamW(model.net.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.net, self.optimizer = self.fabric.setup(model.net, optimizer)
@@ -164,7 +175,8 @@ class _Run:
         self.model, self.averaged = (
             ScoreModel(net, model.path, model.prediction, model.time) for net in (self.net, self.average.module)
         )
-        self.plain, self.history, self.step = model, LossHistory(), 0
+        bins = min(50, model.path.T or 50)
+        self.plain, self.history, self.errors, self.step = model, LossHistory(bins), LossHistory(bins), 0
         self.config = _config(model, objective, recipe, said)
         if out is not None:
             self._open(out)
@@ -175,8 +187,10 @@ class _Run:
             self.data, batch_sampler=Batches(len(self.data), recipe, self.step, self.part), num_workers=recipe.workers
         )
         bar = self._bar() if progress and not self.part[0] else None
-        for batch in batches:
-            loss = self._one(*read(self.fabric.to_device(batch)))
+        waiting = iter(batches)
+        while self.step < recipe.steps:
+            torch.manual_seed(stream_key(recipe.seed, "data", self.step, self.part[0]))  # for what the data draw, as flips
+            loss = self._one(*read(self.fabric.to_device(next(waiting))))
             last = self.step == recipe.steps
             shown = self.step % recipe.show_every == 0 or last or self.step == 1
             line: dict[str, Any] = {"step": self.step, "loss": loss, "rate": recipe.rate_at(self.step - 1)}
@@ -188,10 +202,10 @@ class _Run:
                     if self.step % recipe.save_every == 0 or last:
                         self._save()
                 if shown and show is not None:
-                    show(Progress(self.step, loss, self.history, self.averaged))
+                    show(Progress(self.step, loss, self.errors, self.averaged))
                 if bar is not None:
                     bar.update()
-                    bar.set_postfix_str(f"loss {float(self.history.state[1].mean()):.4f}", refresh=False)
+                    bar.set_postfix_str(f"ε-error {float(self.errors.state[1].mean()):.4f}", refresh=False)
             if shown:
                 self.fabric.barrier()
         if bar is not None:
@@ -202,6 +216,8 @@ class _Run:
     def _one(self, x_0: Tensor, conditions: dict[str, Any]) -> float:
         """One step of the optimiser; the loss over all processes."""
         recipe = self.recipe
+        if not x_0.is_floating_point():
+            raise TypeError(f"data must give floating-point states, got {x_0.dtype}: scale them, images to −1…1")
         torch.manual_seed(stream_key(recipe.seed, "network", self.step, self.part[0]))  # for dropout
         self.net.train()
         draw = self.objective.draw(self.model, x_0, recipe.seed, self.step, self.part, self.history)
@@ -222,15 +238,19 @@ class _Run:
 
     def _take_in(self, averaged: Any, current: Any, n: Any) -> None:
         """Move the average towards the weights."""
+        if not averaged[0].is_floating_point():  # tables and counts
+            torch._foreach_copy_(averaged, current)
+            return
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(keep)(averaged, current, n)  # type: ignore[no-untyped-call]
 
     def _together(self, found: Loss) -> float:
-        """The mean loss of all processes; the history takes in the losses of all."""
-        seen = found.each if self.objective.times == "importance" else found.eps
-        sums: Any = self.fabric.all_reduce(self.history.sums(found.t, seen), reduce_op="sum")
+        """The mean loss of all processes; the histories take in the losses and errors of all."""
+        both = torch.stack([self.history.sums(found.t, seen) for seen in (found.each, found.eps)])
+        sums: Any = self.fabric.all_reduce(both, reduce_op="sum")
         mean: Any = self.fabric.all_reduce(found.mean.detach().double(), reduce_op="mean")
-        self.history.update(sums.to("cpu"))
+        for history, own in zip((self.history, self.errors), sums.to("cpu"), strict=True):
+            history.update(own)
         return float(mean)
 
     @torch.no_grad()
@@ -272,17 +292,18 @@ class _Run:
 
     def _save(self) -> None:
         assert self.out is not None and isinstance(self.plain.net, nn.Module)
-        tensors = {f"net.{k}": v.detach().contiguous() for k, v in self.plain.net.state_dict().items()}
+        tensors = {f"net.{k}": v.detach().clone().contiguous() for k, v in self.plain.net.state_dict().items()}
         tensors |= {f"average.{k}": v.detach().clone().contiguous() for k, v in self.average.state_dict().items()}
-        tensors["history"] = self.history.state
+        tensors |= {"history": self.history.state, "errors": self.errors.state}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
-        checkpoint.write(tensors, self.out / "state.safetensors", {"step": str(self.step), "config": json.dumps(self.config)})
+        # The state last: a run whose state says that it is done has its model.
         checkpoint.save_model(self.averaged, self.out / "model.safetensors")
+        checkpoint.write(tensors, self.out / "state.safetensors", {"step": str(self.step), "config": json.dumps(self.config)})
 
     def _load(self, file: Path) -> None:
         tensors, metadata = checkpoint.read(file)
-        before, now = json.loads(metadata["config"]), json.loads(json.dumps(self.config))
+        before, now = json.loads(metadata["config"]), self.config
         differ = [
             f"{part}.{name}={now[part].get(name)!r} there {before[part].get(name)!r}"
             for part in now
@@ -300,7 +321,7 @@ class _Run:
         assert isinstance(self.plain.net, nn.Module)
         self.plain.net.load_state_dict(under("net"))
         self.average.load_state_dict(under("average"))
-        self.history.state = tensors["history"]
+        self.history.state, self.errors.state = tensors["history"], tensors["errors"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in under("optimizer").items():
             i, name = key.split(".", 1)
@@ -315,30 +336,6 @@ class _Run:
         return tqdm(total=self.recipe.steps, initial=self.step, desc="training", unit="step")
 
 
-class Batches:
-    """The numbers of the samples of every step from `first` on, for one of several processes: the data in a new order each
-    time through, as if all steps had been made in one go."""
-
-    def __init__(self, n: int, recipe: Recipe, first: int, part: tuple[int, int]) -> None:
-        if n < 1:
-            raise ValueError("data must hold at least one sample")
-        self.n, self.recipe, self.first, self.part = n, recipe, first, part
-
-    def __len__(self) -> int:
-        return self.recipe.steps - self.first
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batch, (which, parts) = self.recipe.batch, self.part
-        known: dict[int, list[int]] = {}
-        for step in range(self.first, self.recipe.steps):
-            places = range(step * batch + which * (batch // parts), step * batch + (which + 1) * (batch // parts))
-            for epoch in {place // self.n for place in places} - set(known):
-                known = {e: order for e, order in known.items() if e >= places[0] // self.n}
-                generator = torch.Generator().manual_seed(stream_key(self.recipe.seed, "order", epoch))
-                known[epoch] = torch.randperm(self.n, generator=generator).tolist()
-            yield [known[place // self.n][place % self.n] for place in places]
-
-
 def _fabric(precision: str) -> Fabric:
     """The processes there are: those of torchrun, or this one."""
     try:
@@ -348,27 +345,25 @@ def _fabric(precision: str) -> Fabric:
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     fabric = Fabric(devices=local, num_nodes=max(1, world // local), precision=precision)  # type: ignore[arg-type]
     fabric.launch()
+    # Labels of the time keep their digits: a ScoreModel casts the states, and nothing else.
+    fabric.strategy.precision.convert_input = lambda data: data  # type: ignore[method-assign]
     return fabric
-
-
-def _dataset(data: Dataset[Any] | Tensor) -> Dataset[Any]:
-    return TensorDataset(data) if isinstance(data, Tensor) else data
 
 
 def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """All that a run depends on, as JSON can hold it."""
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    texts = {
-        k: dict(v) if isinstance(v, Mapping) else v if isinstance(v, str | int | float) else repr(v) for k, v in own.items()
-    }
+    texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in own.items()}
     network = {"network": type(model.net).__name__, "config": getattr(model.net, "config", None)}
     named = model.time if isinstance(model.time, str) else "a function"
-    return {
+    said_all = {
         "model": {**network, "path": repr(model.path), "prediction": model.prediction, "time": named},
         "objective": texts,
         "recipe": dataclasses.asdict(recipe),
         "said": dict(said),
     }
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(said_all, default=say))
+    return found
 
 
 def _log(file: Path, steps: int) -> list[dict[str, Any]]:
