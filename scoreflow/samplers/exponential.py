@@ -104,7 +104,7 @@ def deis(degree: int = 3, variable: Literal["t", "rho"] = "t") -> Sampler:
     """`x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last degree + 1 words.
 
     The polynomial, of degree 0…3, is in t (tAB-DEIS) or in ρ = κ (ρAB-DEIS, which is linear multistep in κ). The last
-    step, to σ = 0, keeps the order.
+    step, to σ = 0, keeps the order in ρ; in t it has order 1 on paths where κ goes as √t there, as on VP and VE.
 
     Reference:
         Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023), Eqs. 11–15.
