@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoreflow.aliases import PLAIN, plain
 from scoreflow.check import number, suggestion
+from scoreflow.grid import GRIDS, NAMES
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
 from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance
@@ -252,6 +253,11 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
         raise ValueError("auto is chosen by the budget: give it to solve, sample or plan")
     same = {plain(own): meant for own, meant in known.items()}
     if (meant := same.get(plain(name), PLAIN.get(plain(name)))) is None:
+        first, _, last = name.rpartition(" ")
+        if first and last.lower() in {*GRIDS, *NAMES}:  # as in "DPM++ 2M Karras"
+            raise ValueError(
+                f"no sampler is called {name!r}: its last word is a grid, so give {first!r} and grid={last.lower()!r}"
+            )
         raise ValueError(f"no sampler is called {name!r}{suggestion(name, known)}")
     return meant
 

@@ -1,5 +1,6 @@
 """Names as typed elsewhere: what they resolve to, and that the docs' table is the code's."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_aliases_where_names_are_taken():
     assert torch.equal(sf.solve(model, x, "Euler a", eta=0.0, steps=5).x, sf.solve(model, x, "ddim", steps=5).x)
     assert sf.plan("DPM++ 2M", model.path, steps=4) == sf.plan("dpm-solver++", model.path, steps=4)
     assert sf.cite("DDIMScheduler") == sf.cite("ddim")
+
+
+def test_a_grid_in_the_name_is_told_apart():
+    """As A1111 shows them: the sampler and its grid are two arguments here."""
+    for typed, first, grid in (("DPM++ 2M Karras", "DPM++ 2M", "karras"), ("Euler a Exponential", "Euler a", "exponential")):
+        with pytest.raises(ValueError, match=rf"its last word is a grid, so give '{re.escape(first)}' and grid='{grid}'"):
+            sf.get_sampler(typed)
+        sf.plan(first, sf.VPSDE(), 3, grid=grid)
 
 
 def test_the_table_in_the_docs():

@@ -2,8 +2,8 @@
 Paths and grids
 ===============
 
-A path is two curves, α and σ. DDPM, DDIM, DPM-Solver and Runge–Kutta in λ see them only through λ = log α/σ: here are λ for five
-paths, and where three grids of ten steps put their nodes on it.
+A path is two curves, α and σ. DDPM, DDIM, DPM-Solver and Runge–Kutta in λ see them only through λ = log α/σ: here are λ for
+five paths, and where three grids of ten steps put their nodes on it.
 """
 
 import matplotlib.pyplot as plt
