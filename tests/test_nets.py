@@ -330,6 +330,8 @@ REFUSED = [
     (lambda: NoisyClassifier(classes=1), "classes must be a whole number ≥ 2"),
     (lambda: UNet(widths=(8,), attention=())(x("unet")[:, :1], T, Y), "y was given to a network without classes"),
     (lambda: IMAGES["unet"]()(x("unet"), T, tokens=tokens()), "tokens were given to a network without cross-attention"),
+    (lambda: IMAGES["unet"]()(x("unet"), T, 3), r"y must be a tensor of whole numbers of shape \(2,\), got 3"),
+    (lambda: UNet(widths=8), "widths must be a sequence of whole numbers, got 8"),
     (lambda: IMAGES["unet"]()(x("unet"), T, Y + 5), r"y must lie in 0…9, or be 10 for none given, got \[6, 12\]"),
     (
         lambda: IMAGES["unet"]()(x("unet"), T, Y[:1]),
@@ -357,5 +359,5 @@ REFUSED = [
 @pytest.mark.filterwarnings("ignore:var_mean")
 @pytest.mark.parametrize(("call", "says"), REFUSED)
 def test_refusals(call, says):
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises((ValueError, TypeError), match=says):
         call()

@@ -81,6 +81,8 @@ class Embedding(nn.Module):
             return embedding
         if y is None:
             y = torch.full_like(t, self.classes, dtype=torch.long)
+        elif not isinstance(y, Tensor):
+            raise TypeError(f"y must be a tensor of whole numbers of shape {tuple(t.shape)}, got {y!r}")
         elif y.shape != t.shape or y.is_floating_point():
             raise ValueError(f"y must be whole numbers of shape {tuple(t.shape)}, got {y.dtype} of shape {tuple(y.shape)}")
         elif y.device.type == "cpu" and bool(((y < 0) | (y > self.classes)).any()):

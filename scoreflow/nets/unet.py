@@ -93,6 +93,8 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(widths, Sequence):
+            raise TypeError(f"widths must be a sequence of whole numbers, got {widths!r}")
         if attention is None:
             attention = (1,) if len(widths) > 1 else ()
         self.config = dict(
