@@ -47,8 +47,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sample_dpmpp_sde": ("sde-dpm-solver++", {"method": "2s"}),
     "DPM++ 2S a": ("dpm-solver++-2s-ancestral", {}),
     "sample_dpmpp_2s_ancestral": ("dpm-solver++-2s-ancestral", {}),
-    "sample_seeds_2": ("seeds", {"order": 2}),
-    "sample_seeds_3": ("seeds", {"order": 3}),
+    "sample_seeds_2": ("sde-dpm-solver++", {"method": "2s"}),  # in data form there; `seeds` is in noise form
     "uni_pc_bh2": ("unipc", {"B": "bh2"}),
     # plain words
     "probability-flow-ode": ("pf-ode", {}),

@@ -191,7 +191,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor | None]:
     pool = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         yield pool
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            sys.excepthook = lambda *_: None  # the thread that hands tensors to workers complains of those that end
         for worker in multiprocessing.active_children():
             worker.terminate()
         raise

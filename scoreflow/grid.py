@@ -66,10 +66,16 @@ def grid(
     """
     check_path(path)
     check.whole("steps", steps)
-    check_ends(start, stop)
+    start, stop = check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if callable(name):
-        return check_times(name(path, steps, start, stop, **options))
+        laid = check_times(name(path, steps, start, stop, **options))
+        if len(laid) != steps + 1 or laid[0] > start + 1e-9 or abs(laid[-1] - stop) > 1e-9:
+            raise ValueError(
+                f"a rule must give {steps + 1} times, from start={start} or below to stop={stop}; "
+                f"it gave {len(laid)}, from {laid[0]} to {laid[-1]}"
+            )
+        return (min(laid[0], start), *laid[1:-1], stop)
     name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
@@ -87,10 +93,12 @@ def check_path(path: GaussianPath) -> None:
         raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
 
 
-def check_ends(start: float, stop: float) -> None:
-    """Raise ValueError unless 1 ≥ start > stop ≥ 0."""
-    if not check.time("start", start) > check.time("stop", stop):
+def check_ends(start: float, stop: float) -> tuple[float, float]:
+    """Both as floats. Raises ValueError unless 1 ≥ start > stop ≥ 0."""
+    first, last = check.time("start", start), check.time("stop", stop)
+    if not first > last:
         raise ValueError(f"start must lie above stop, got start={start}, stop={stop}")
+    return first, last
 
 
 def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ...]:

@@ -124,7 +124,14 @@ class ScoreModel:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
         label = self.label(x, t)
         self.count(t)
-        output = self.net(x if self.dtype is None else x.to(self.dtype), label, **conditions)
+        given = x if self.dtype is None else x.to(self.dtype)
+        before = None if given.is_inference() else given._version
+        output = self.net(given, label, **conditions)
+        if before is not None and given._version != before and given is x:
+            raise RuntimeError(
+                "the network changes the states that it is given, in place, as ReLU(inplace=True) does: give it a copy, "
+                "ScoreModel(lambda x, t: net(x.clone(), t), path)"
+            )
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
         output = output.to(x.dtype)
@@ -159,12 +166,16 @@ class ScoreModel:
         if isinstance(t, Tensor):
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
             return self._label(self._times(x, t), x, slack)
-        key = (t, len(x), x.device, x.dtype, self.time)
-        if (known := self._labels.get(key)) is None:
+        key = (t, x.device, x.dtype, self.dtype, self.time)
+        known = self._labels.get(key) if isinstance(self.time, str) else None
+        if known is None:
+            if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
+                self._labels.clear()
+            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated
                 times = torch.full((2,), check.time("t", t), dtype=torch.float64)
-                known = self._labels[key] = self._label(times, x, 1e-6)[:1].expand(len(x))
-        return known
+                known = self._labels[key] = self._label(times, x, slack)[:1]
+        return known.repeat(len(x))  # the network's own, to do with as it likes
 
     def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
         """The network's prediction `output` at (x, t) said as `want`: `a·x + b·output`, a and b from the path."""
@@ -249,8 +260,10 @@ def say(value: Any) -> str:
 
 
 def rows_of(conditions: Any, samples: slice | Tensor, batch: int) -> Any:
-    """The conditions of some samples of the batch: tensors with a row a sample, in dicts too, give theirs, the rest stays."""
+    """The conditions of some samples: tensors with a row a sample, in dicts and lists too, give theirs; the rest stays."""
     if isinstance(conditions, Mapping):
         return {name: rows_of(value, samples, batch) for name, value in conditions.items()}
+    if isinstance(conditions, tuple | list):
+        return type(conditions)(rows_of(value, samples, batch) for value in conditions)
     each = isinstance(conditions, Tensor) and conditions.ndim and len(conditions) == batch
     return conditions[samples] if each else conditions

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreflow.check import whole
+
 Purpose = Literal["prior", "step", "probe", "data"]
 Seeds = int | tuple[int, ...]
 
@@ -30,7 +32,7 @@ def check_seed(seed: int | Sequence[int] | None, batch: int | None = None) -> Se
     """
     if seed is None:
         return int(torch.randint(2**62, ()))
-    if isinstance(seed, Tensor):
+    if isinstance(seed, Tensor | np.ndarray):
         seed = seed.tolist()
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
         return int(seed)
@@ -118,6 +120,10 @@ class Brownian(White):
     """
 
     depth: int = 18
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("depth", self.depth)
 
     def draws(self, purpose: Purpose = "step") -> Draws:
         """A cursor; its draw for t → s is `(W_t − W_s)/√(t − s)`, or the area over its standard deviation √((t − s)³/12)."""

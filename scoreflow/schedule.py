@@ -41,7 +41,7 @@ def schedule(
         times = check_times(grid)
         return (*times, 0.0) if denoise and times[-1] > 0 else times
     check_path(path)
-    check_ends(start, stop)
+    start, stop = check_ends(start, stop)
     tail = (0.0,) if denoise and stop > 0 else ()
     if steps is not None and nfe is not None:
         raise ValueError(f"steps={steps} and nfe={nfe} exclude each other: give one")

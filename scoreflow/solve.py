@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow.auto import AUTO, choose
 from scoreflow.check import one_of, whole
 from scoreflow.cite import cite
-from scoreflow.grid import check_ends, check_times
+from scoreflow.grid import CHAIN_GRIDS, check_ends, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
@@ -31,7 +31,7 @@ class Solution:
 
     Attributes:
         x: the state at the last time, (B, ...).
-        times: the grid, N + 1 decreasing floats.
+        times: those of the run, N + 1 floats: the grid, and what churn and Restart add to it, which rises.
         states: with `trajectory=True` the states at all times, (N + 1, B, ...); else None.
         nfe: network evaluations, counted; for a run that controls error sample by sample, the most of any sample.
         nfe_per_sample: the same for each sample, (B,).
@@ -152,6 +152,8 @@ def solve(
     """
     check_model(model)
     check_state("x_T", x_T)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a State, got {callback!r}")
     path = model.path
     if isinstance(sampler, Plan):
         given = {"steps": (steps, None), "nfe": (nfe, None), "grid": (grid, None)}
@@ -275,7 +277,16 @@ def sample(
     if not (grid is None or isinstance(grid, str) or callable(grid)):
         keywords["grid"] = grid = check_times(grid)
     check_ends(start, 0.0)
-    first = sampler.times[0] if isinstance(sampler, Plan) else grid[0] if isinstance(grid, tuple) else start
+    if isinstance(sampler, Plan):
+        first = sampler.times[0]
+    elif isinstance(grid, tuple):
+        first = grid[0]
+    elif callable(grid) or grid in CHAIN_GRIDS:  # they may begin below
+        asked: dict[str, Any] = {"steps": None, "nfe": None, "grid": grid, "start": start, "stop": 0.0, "denoise": False}
+        asked |= {name: keywords[name] for name in asked if name in keywords}
+        first = meant(model, sampler, **asked, **split(sampler, keywords)[0])[1][0]
+    else:
+        first = start
     like = torch.empty(size, dtype=dtype, device=device or model.device)
     if noise is None or isinstance(noise, str):
         seed = check_seed(seed, size[0])
@@ -296,7 +307,8 @@ def check_model(model: Any) -> None:
 def check_state(name: str, x: Any) -> None:
     """Raise TypeError unless it can be the state of a run."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...)")
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
 
 
 def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -344,6 +356,8 @@ def _source(
     if noise is None or isinstance(noise, str):
         if noise is not None:
             one_of("noise", noise, ("white", "brownian"))
+        if seed is None and noise is None and sampler is not None and not sampler.stochastic:
+            return White(0), None  # nothing is drawn, and torch's generator stays where it is
         kept = check_seed(seed, batch)
         along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)
         return (Brownian(kept) if along else White(kept)), kept

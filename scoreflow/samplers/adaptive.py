@@ -87,7 +87,9 @@ class Adaptive(Sampler):
         cursors = self._cursors(noise, len(x))
         h, errors = memory or ([self.first] * len(x), [1.0] * len(x))
         pace, end = Pace(list(h), list(errors)), self.clock(path, s)
-        out, word = x.clone(), model(x, t, "eps")
+        if not x.numel():
+            return Step(x)
+        out, word = x.clone(), model(x, t, "eps").clone()
         at, now, refused = [t] * len(x), [self.clock(path, t)] * len(x), [False] * len(x)
         while running := [b for b in range(len(x)) if at[b] != s]:
             noise.count += self.stochastic

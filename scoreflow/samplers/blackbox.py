@@ -133,6 +133,8 @@ class BlackBox(Sampler):
         if model.path.sigma(s) == 0:
             return Step(landing(model.path, t, s, "x0")(x, [model(x, t, "x0")]))
         check_clock(model.path, t, self.variable, 0.0)
+        if not x.numel():
+            return Step(x)
         if self.control == "batch":
             return Step(self._integrate(model, x, t, s, noise))
         select: Callable[[int, int], Model] = getattr(model, "rows", lambda start, stop: model)
@@ -172,6 +174,7 @@ class TorchDiffEq(BlackBox):
         from torchdiffeq import odeint
 
         field = Field(model, t, s, self.variable)
+        begin = x.to(torch.promote_types(x.dtype, torch.float32))  # tolerances are below what 16 bits hold
         u = torch.tensor(field.ends, dtype=torch.float64, device=x.device)
         options: dict[str, Any] = {}
         if self.method in TORCHDIFFEQ_ADAPTIVE:
@@ -186,11 +189,11 @@ class TorchDiffEq(BlackBox):
         else:
             options = {"solver": "LSODA"}
         ys = odeint(
-            lambda v, y: field(float(v), y), x / field.scales[0], u, rtol=self.rtol, atol=self.atol,
+            lambda v, y: field(float(v), y), begin / field.scales[0], u, rtol=self.rtol, atol=self.atol,
             method=self.method, options=options,
         )  # fmt: skip
         y: Tensor = ys[-1]
-        return y * field.scales[1]
+        return (y * field.scales[1]).to(x.dtype)
 
 
 def worst_sample(e: Tensor) -> Tensor:
@@ -209,7 +212,10 @@ class SciPy(BlackBox):
 
         def rate(u: float, y: Any) -> Any:
             state = torch.as_tensor(y, dtype=torch.float64).reshape(x.shape).to(x)
-            return field(u, state).double().flatten().numpy(force=True)
+            slope = field(u, state)
+            if slope.requires_grad or (x.requires_grad and torch.is_grad_enabled()):
+                raise ValueError("grad=True: scipy integrates outside torch, which records nothing of it; use torchdiffeq")
+            return slope.double().flatten().numpy(force=True)
 
         begin = (x / field.scales[0]).double().flatten().numpy(force=True)
         solution = solve_ivp(rate, field.ends, begin, method=self.method, rtol=self.rtol, atol=self.atol)

@@ -13,7 +13,7 @@ from scoreflow.check import number, one_of, whole
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
-from scoreflow.step import Sampler, Step, family, get_sampler
+from scoreflow.step import Linear, Sampler, Step, family, get_sampler
 
 
 @family("predictor-corrector")
@@ -47,6 +47,7 @@ def predictor_corrector(
     return PredictorCorrector(
         order=inner.order,
         cites=("song2021sde",),
+        brownian=inner.brownian,
         default_steps=100,
         predictor=inner,
         corrector=corrector,
@@ -76,7 +77,9 @@ class PredictorCorrector(Sampler):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         predictor = self.predictor.evaluations(path, times)
         corrected = sum(path.sigma(s) > 0 for s in times[1:])
-        return None if predictor is None else predictor + self.n * corrected - (self.analytic is not None)
+        # A predictor that has the word at s already must ask again, once x_s is corrected.
+        again = sum(path.sigma(s) > 0 for s in times[1:-1]) if getattr(self.predictor, "reuse", False) else 0
+        return None if predictor is None else predictor + again + self.n * corrected - (self.analytic is not None)
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         out = self.predictor.step(model, x, t, s, memory, noise)
@@ -85,6 +88,8 @@ class PredictorCorrector(Sampler):
             return Step(x)
         for _ in range(self.n):
             x = self._langevin(model, x, s, noise) if self.corrector == "langevin" else self._bridge(model, x, s, noise)
+        if not isinstance(self.predictor, Linear):
+            return Step(x, out.memory)
         return Step(x, tuple(m for m in out.memory if m[0] != s))  # what was said of the old x_s is stale
 
     def _langevin(self, model: Model, x: Tensor, s: float, noise: Draws) -> Tensor:
