@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -252,7 +253,10 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
     leading = list({done.metrics[figure]: figure for figure in reversed(done.figures)}.values())[::-1]
     findings = {figure: done.findings(figure) for figure in leading}
     if as_json:
-        lines = json.loads(done.frame.to_json(orient="records"))
+        lines = [
+            {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in line.items()}
+            for line in done.frame.to_dict(orient="records")
+        ]
         failures = [str(failure) for failure in done.failures]
         typer.echo(json.dumps({"report": str(file), "findings": findings, "failures": failures, "figures": lines}, indent=1))
         return

@@ -26,7 +26,8 @@ def findings(results: Results, figure: str) -> list[str]:
             said.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
     said += [*_differences(results, figure), *_front(results, figure)]
     if results.failures:
-        said.append(f"{len(results.failures)} runs or metrics failed; the figures are without them.")
+        failed = f"{len(results.failures)} runs or metrics failed; the figures are without them"
+        said.append(f"{failed}, and cells with failed blocks are not ranked.")
     return said
 
 
@@ -60,21 +61,24 @@ def _floor(results: Results, figure: str) -> list[str]:
     labels = [label for label in results.labels if any(s.label == label and results.blocks(s, figure) for s in results.specs)]
     reached = {label: results.floor_from(label, figure) for label in labels}
     at = [f"{label} from {k:g} evaluations" for label, k in reached.items() if k is not None]
-    never = [label for label, k in reached.items() if k is None]
+    last = {s.label: s for s, _ in sorted(results.specs.items(), key=lambda item: item[1]) if results.blocks(s, figure)}
+    worse = [label for label, k in reached.items() if k is None and results.at_floor(last[label], figure) is False]
     if at:
-        said[0] += f" Not told apart from it: {'; '.join(at)}. {_resolution(results, figure)}"
-    if never:
-        said.append(f"Told apart from the floor at the largest budget: {', '.join(never)}.")
+        no_worse = "No worse than it, as far as these blocks tell" if results.one_sided(figure) else "Not told apart from it"
+        said[0] += f" {no_worse}: {'; '.join(at)}. {_resolution(results, figure)}"
+    if worse:
+        said.append(f"Told apart from the floor at the largest budget: {', '.join(worse)}.")
     exact = [] if own else results.values("reference", figure)
     if exact:
-        off, mean = unpaired(exact, results.beside(figure)), interval(exact)
+        chance = results.by_chance(figure)
+        off, mean = unpaired(exact, results.beside(figure), chance=chance), interval(exact, chance=chance)
         if off.significant:
             side = "above" if off.value > 0 else "below"
             said.append(
                 f"The converged reference, {mean}, is {abs(off.value):.3g} {side} the floor (p = {off.p:.2g}): an error of "
                 "the model or of its prior, that no solver of the ODE removes."
             )
-        else:
+        elif math.isfinite(off.low):
             said.append(f"The converged reference, {mean}, is not told apart from the floor: no model error is seen.")
     return said
 

@@ -92,6 +92,16 @@ def _function(value: types.FunctionType, seen: dict[int, Any]) -> Iterator[str |
             yield from _parts(used, seen)
 
 
+def _methods(kind: type, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    """All that a class and those it comes from do, but for torch's and Python's own."""
+    for base in kind.__mro__:
+        if base.__module__.partition(".")[0] not in ("torch", "builtins", "typing", "abc"):
+            for name, found in sorted(vars(base).items()):
+                if isinstance(found, types.FunctionType):
+                    yield name
+                    yield from _parts(found, seen)
+
+
 def _code(code: types.CodeType) -> Iterator[str | bytes]:
     yield from (code.co_code, " ".join(code.co_names))
     for constant in code.co_consts:
@@ -110,8 +120,7 @@ def _object(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     kind = type(value)
     yield f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, nn.Module):
-        if not kind.__module__.startswith("torch."):
-            yield from _parts(kind.forward, seen)
+        yield from _methods(kind, seen)
         own = {name: attribute for name, attribute in vars(value).items() if not name.startswith("_")}
         yield from _parts(own, seen)
         for name, tensor in [*value.named_parameters(recurse=False), *value.named_buffers(recurse=False)]:
@@ -121,8 +130,8 @@ def _object(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
             yield name
             yield from _parts(child, seen)
     elif hasattr(value, "__dict__"):
-        if isinstance(call := getattr(kind, "__call__", None), types.FunctionType):  # noqa: B004
-            yield from _parts(call, seen)
+        if callable(value):
+            yield from _methods(kind, seen)
         yield from _parts({name: v for name, v in vars(value).items() if name not in COUNTERS}, seen)
     else:
         try:

@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import suggestion
+from scoreflow.check import one_of, suggestion
 from scoreflow.noise import stream_key
 from scoreflow.oracle import GaussianMixture
 from scoreflow.path import GaussianPath
@@ -89,6 +89,13 @@ class Metric:
     positive: bool = True
     parts: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        one_of("better", self.better, get_args(Better))
+        if isinstance(self.needs, str):
+            raise TypeError(f"needs must be a sequence of {', '.join(get_args(Need))}, got {self.needs!r}")
+        for need in self.needs:
+            one_of("needs", need, get_args(Need))
+
     def __call__(self, scene: Scene) -> dict[str, float]:
         """Its figures.
 
@@ -151,7 +158,8 @@ def metric(
     def register(measure: M) -> M:
         if name in METRICS:
             raise ValueError(f"the metric name {name!r} is taken")
-        METRICS[name] = Metric(name, better, tuple(needs), measure, samples, positive, tuple(parts))
+        given = needs if isinstance(needs, str) else tuple(needs)  # a word alone is refused there
+        METRICS[name] = Metric(name, better, given, measure, samples, positive, tuple(parts))  # type: ignore[arg-type]
         return measure
 
     return register

@@ -15,7 +15,7 @@ from scoreflow.cite import references
 from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric
 from scoreflow.studies.spec import Spec
-from scoreflow.studies.stats import Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
+from scoreflow.studies.stats import LEVEL, Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
 from scoreflow.studies.store import Store
 
 if TYPE_CHECKING:
@@ -124,6 +124,10 @@ class Results:
             figure,
         )
 
+    def one_sided(self, figure: str) -> bool:
+        """Whether a cell can be better than its floor, and not only at it."""
+        return self._better(figure) != "either"
+
     def _better(self, figure: str) -> Better:
         known = self.metric(figure)
         return known.better if known else "lower"
@@ -155,12 +159,17 @@ class Results:
 
     def mean(self, spec: Spec, figure: str) -> Interval:
         """The mean of a cell over its blocks."""
-        return interval(self._sure(figure, list(self.blocks(spec, figure).values())))
+        return interval(self._sure(figure, list(self.blocks(spec, figure).values())), chance=self.by_chance(figure))
 
     def floor(self, figure: str) -> Interval | None:
         """Data against data, as many samples; for a distance to the reference, the reference's own error."""
         values = self.beside(figure)
-        return interval(values) if values else None
+        return interval(values, chance=self.by_chance(figure)) if values else None
+
+    def by_chance(self, figure: str) -> bool:
+        """Whether its values are of draws, so that equal ones may be so by chance."""
+        known = self.metric(figure)
+        return known is None or known.samples
 
     def beside(self, figure: str) -> list[float]:
         """The values of the floor's blocks."""
@@ -174,7 +183,7 @@ class Results:
     def reference(self, figure: str) -> Interval | None:
         """The converged reference's own value."""
         values = self.values("reference", figure)
-        return interval(values) if values else None
+        return interval(values, chance=self.by_chance(figure)) if values else None
 
     def values(self, kind: str, figure: str) -> list[float]:
         """All blocks' values of what cells are compared to: a floor or a reference."""
@@ -237,19 +246,35 @@ class Results:
     def best(self, nfe: float, figure: str | None = None) -> Answer:
         """The best within a budget of evaluations, and who cannot be told apart from it over these blocks.
 
+        Cells with failed blocks are not ranked: others may have failed on harder ones. A rival is a sampler whose own best
+        cell is not told apart from the winner's when all pairs of samplers are tested at once (Bonferroni), for the winner was
+        chosen by these data.
+
         Raises:
             ValueError: no cell is within the budget, or no figure has that name.
         """
         figure = self._figure(figure)
-        means = {s: self.mean(s, figure) for s in self.specs if self.specs[s] <= nfe and self.blocks(s, figure)}
-        means = {spec: mean for spec, mean in means.items() if math.isfinite(mean.value)}
+        ranked = {s: self.mean(s, figure) for s in self.whole(figure)}
+        ranked = {spec: mean for spec, mean in ranked.items() if math.isfinite(mean.value)}
+        means = {spec: mean for spec, mean in ranked.items() if self.specs[spec] <= nfe}
         if not means:
-            least = min(self.specs.values(), default=math.nan)
-            raise ValueError(f"nfe={nfe}: no finished cell has so few evaluations; the least is {least:g}")
-        first = min(means, key=lambda s: (self.loss(figure, means[s].value), self.specs[s]))
-        others = [s for s in means if s.label != first.label]
-        near = dict.fromkeys(s.label for s in others if not self._differ(s, first, figure).significant)
+            least = min((self.specs[spec] for spec in ranked), default=math.nan)
+            raise ValueError(f"nfe={nfe}: no finished cell of {figure} has so few evaluations; the least is {least:g}")
+
+        def rank(spec: Spec) -> tuple[float, float]:
+            return self.loss(figure, means[spec].value), self.specs[spec]
+
+        first = min(means, key=rank)
+        own = [min((s for s in means if s.label == label), key=rank) for label in dict.fromkeys(s.label for s in means)]
+        level = (1 - LEVEL) / max(1, len(own) * (len(own) - 1) // 2)
+        near = [s.label for s in own if s != first and not self._differ(s, first, figure).p <= level]
         return Answer(first.label, self.specs[first], figure, means[first], tuple(near))
+
+    def whole(self, figure: str) -> list[Spec]:
+        """The cells that have a value of every block that any has."""
+        blocks = {spec: len(self.blocks(spec, figure)) for spec in self.specs}
+        most = max(blocks.values(), default=0)
+        return [spec for spec, n in blocks.items() if n == most > 0]
 
     def cheapest(self, within: float | None = None, figure: str | None = None) -> Answer:
         """The fewest evaluations whose figure is as good as `within`, interval and all; None: no worse than the floor, as
@@ -266,7 +291,7 @@ class Results:
             if not self.blocks(spec, figure):
                 continue
             mean = self.mean(spec, figure)
-            worst = max((self.loss(figure, v) for v in mean if math.isfinite(v)), default=math.inf)
+            worst = max(self.loss(figure, v) for v in mean) if all(map(math.isfinite, mean)) else math.inf
             good = self.at_floor(spec, figure) if within is None else worst <= self._bound(figure, within)
             if good:
                 same = [s.label for s, k in self.specs.items() if k == nfe and s.label != spec.label and self.blocks(s, figure)]
@@ -279,7 +304,8 @@ class Results:
         return -within if self._better(figure) == "higher" else within
 
     def compare(self, a: str, b: str, nfe: float, figure: str | None = None) -> Difference:
-        """The figure of sampler a minus that of b at these evaluations, block by block.
+        """The figure of sampler a minus that of b at these evaluations, block by block; for a metric that is best at its floor,
+        the distances from it.
 
         Raises:
             ValueError: one of them has no cell there.
@@ -289,7 +315,8 @@ class Results:
     def _at(self, label: str, nfe: float) -> Spec:
         if label not in self.labels:
             raise ValueError(f"no sampler of this study is called {label!r}{suggestion(label, self.labels)}")
-        found = [s for s, k in self.specs.items() if s.label == label and nfe in (k, s.asked)]
+        own = [(s, k) for s, k in self.specs.items() if s.label == label]
+        found = [s for s, k in own if k == nfe] or [s for s, _ in own if s.nfe == nfe]
         if not found:
             known = ", ".join(f"{k:g}" for s, k in self.specs.items() if s.label == label)
             raise ValueError(f"{label} has no cell at nfe={nfe:g}; it has {known}")
@@ -298,16 +325,20 @@ class Results:
     def _differ(self, a: Spec, b: Spec, figure: str) -> Difference:
         x, y = self.blocks(a, figure), self.blocks(b, figure)
         both = sorted(set(x) & set(y))
-        return paired(self._sure(figure, [x[seed] for seed in both]), self._sure(figure, [y[seed] for seed in both]))
+        if self._better(figure) == "either":  # off its floor to one side or the other
+            x, y = ({seed: self.loss(figure, values[seed]) for seed in both} for values in (x, y))
+        one, other = (self._sure(figure, [values[seed] for seed in both]) for values in (x, y))
+        return paired(one, other, chance=self.by_chance(figure))
 
-    def at_floor(self, spec: Spec, figure: str) -> bool:
-        """Whether the cell cannot be told to be worse than its floor."""
+    def at_floor(self, spec: Spec, figure: str) -> bool | None:
+        """Whether the cell cannot be told to be worse than its floor; None where these blocks say nothing."""
         values, beside = list(self.blocks(spec, figure).values()), self.beside(figure)
         if not values or not beside:
-            return False
-        off = unpaired(values, beside)
-        worse = {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[self._better(figure)]
-        return not worse and math.isfinite(off.low)
+            return None
+        off = unpaired(values, beside, chance=self.by_chance(figure))
+        if not math.isfinite(off.low):
+            return None
+        return not {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[self._better(figure)]
 
     def floor_from(self, label: str, figure: str | None = None) -> float | None:
         """The evaluations from which on the sampler is not told apart from its floor at any budget; None if never."""
@@ -336,6 +367,7 @@ class Results:
         """The lines of the frame that no other beats in evaluations and figure at once."""
         figure = self._figure(figure)
         lines = self.frame[self.frame["figure"] == figure].copy()
+        lines = lines[lines["blocks"] == lines["blocks"].max()]  # as in `best`
         lines["loss"] = [self.loss(figure, v) for v in lines["value"]]
         lines = lines.sort_values(["nfe", "loss"])
         ahead = lines["loss"] < lines["loss"].cummin().shift(fill_value=math.inf)
@@ -351,12 +383,12 @@ class Results:
 
         figure, lines = self._figure(figure), []
         there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.asked, s.label))
-        losses = {s: self.loss(figure, self.mean(s, figure).value) for s in there}
+        sign = -1 if self._better(figure) == "higher" else 1
         for i, b in enumerate(there):
             for a in there[:i]:
                 if a.budget == b.budget:
                     off = self._differ(a, b, figure)._asdict()
-                    better = min(a, b, key=losses.__getitem__).label
+                    better = a.label if sign * off["value"] < 0 else b.label  # over the blocks that both have
                     lines.append(dict(a=a.label, b=b.label, budget=a.asked, **off, better=better))
         told = discoveries([line["p"] for line in lines])
         columns = ["a", "b", "budget", "value", "low", "high", "p", "better"]

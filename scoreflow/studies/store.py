@@ -7,7 +7,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,6 +150,12 @@ class Store:
                 self._db.execute("INSERT OR REPLACE INTO claim VALUES (?, ?, ?, ?)", entry)
         return mine
 
+    def release(self, keys: Iterable[str]) -> None:
+        """Give back this process's claims, so that others need not wait for it to end."""
+        with self._writing():
+            own = [(key, socket.gethostname(), os.getpid()) for key in keys]
+            self._db.executemany("DELETE FROM claim WHERE key = ? AND host = ? AND pid = ?", own)
+
     def _free(self, key: str) -> bool:
         row = self._db.execute("SELECT host, pid, until FROM claim WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -172,6 +178,9 @@ class Store:
         with self._writing():
             self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
             self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
+            if samples is not None:  # it may have been measured without them before
+                again = "UPDATE cell SET samples = ?, seconds = ? WHERE key = ? AND samples IS NULL"
+                self._db.execute(again, (samples, done.seconds, key))
             self._db.executemany("DELETE FROM value WHERE key = ? AND metric = ?", [(key, one.metric) for one in done.measured])
             self._db.executemany("INSERT INTO value VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
@@ -206,6 +215,8 @@ class Store:
                 for row in other.rows(f"SELECT * FROM {table}"):
                     if row["error"] is None:
                         self._db.execute(f"DELETE FROM {table} WHERE {same} AND error IS NOT NULL", row)
+                    elif self._db.execute(f"SELECT 1 FROM {table} WHERE {same} AND error IS NULL", row).fetchone():
+                        continue  # what failed there succeeded here
                     names = ", ".join(f":{name}" for name in row)
                     self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({names})", row)
 

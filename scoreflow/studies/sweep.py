@@ -179,7 +179,11 @@ def _metrics(metrics: Iterable[str | Metric] | None, what: Subject) -> list[Metr
     found = [_said(wrong, lambda name=name: get_metric(name)) for name in listed]  # type: ignore[misc]
     if wrong:
         raise ValueError("; ".join(wrong))
-    return list(dict.fromkeys(metric for metric in found if metric is not None))
+    chosen = list(dict.fromkeys(metric for metric in found if metric is not None))
+    names = [metric.name for metric in chosen]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"metrics has two of the name {twice[0]!r}: give each its own")
+    return chosen
 
 
 def _reference(reference: str | Sampler | None, what: Subject) -> Spec:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,7 +99,7 @@ def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
     found = []
     for metric in job.metrics:
         try:
-            if job.kind == "reference" and "deterministic" in metric.needs:
+            if job.kind == "reference" and "reference" in metric.needs:
                 assert job.loose is not None
                 figures = metric(scene._replace(x=_solve(job, job.loose)[0].x, reference=scene.x))
             else:
@@ -106,10 +107,15 @@ def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
                     if getattr(scene, other) is None:
                         raise ValueError(f"the {other} run that it is compared to has failed")
                 figures = metric(scene)
-            found.append(Measured(metric.name, mark(metric), figures))
+            found.append(Measured(metric.name, _mark(job, metric), figures))
         except Exception as error:
-            found.append(Measured(metric.name, mark(metric), {}, f"metric {metric.name!r}: {_said(error)}"))
+            found.append(Measured(metric.name, _mark(job, metric), {}, f"metric {metric.name!r}: {_said(error)}"))
     return tuple(found)
+
+
+def _mark(job: Job, metric: Metric) -> str:
+    """What its figures depend on beside the run: the metric, and how fine the run is that it compares with."""
+    return f"{mark(metric)} {job.finest}" if "finest" in metric.needs else mark(metric)
 
 
 def _said(error: Exception) -> str:
@@ -182,7 +188,8 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
     Raises:
         ValueError: the model cannot be sent to the executor's processes. RuntimeError: one of them died.
     """
-    waiting, running, passed = deque(jobs), dict[Future[Done], Job](), 0
+    waiting, running, passed = deque(jobs), dict[Future[Done], tuple[Job, tuple[Metric, ...]]](), 0
+    claimed = set[str]()
     pool = executor or Here()
     # Enough to keep it busy, and no more: what is handed out is claimed, and others may share the file.
     width = 1 if executor is None else 2 * getattr(executor, "_max_workers", 64)
@@ -193,21 +200,28 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
             while waiting and len(running) < width and passed < len(waiting):
                 job = waiting.popleft()
                 have = store.measured(job.key)
-                missing = tuple(m for m in job.metrics if have is None or (m.name, mark(m)) not in have)
+                missing = tuple(m for m in job.metrics if have is None or (m.name, _mark(job, m)) not in have)
                 if have is not None and not missing:
                     tell(job, None)
                 elif store.claim(job.key):
+                    claimed.add(job.key)
                     kept = store.samples(job.key) if have is not None and not any("timed" in m.needs for m in missing) else None
                     others = _samples(store, job.reference), _samples(store, job.finest)
-                    running[pool.submit(work, job._replace(metrics=missing, kept=kept, others=others))] = job
+                    sent = job._replace(metrics=missing, kept=kept, others=others)
+                    running[pool.submit(work, sent)] = job, missing if have is not None else ()
                 else:
                     waiting.append(job)
                     passed += 1
                     continue
                 passed = 0
             for future in _finished(running):
-                job, done = running.pop(future), _result(future)
+                (job, again), done = running.pop(future), _result(future)
+                if done.error and again:  # the cell stays; what it was measured by again is what failed
+                    wrong = f"{done.error}"
+                    measured = tuple(Measured(m.name, _mark(job, m), {}, f"metric {m.name!r}: {wrong}") for m in again)
+                    done = done._replace(error=None, measured=measured)
                 store.put(job.key, job.kind, job.spec, job.seed, done)
+                claimed.discard(job.key)
                 tell(job, done)
             if passed and not running:
                 time.sleep(0.1)
@@ -215,9 +229,11 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
     finally:
         for future in running:
             future.cancel()
+        with suppress(OSError, ValueError):
+            store.release(claimed)
 
 
-def _finished(running: Mapping[Future[Done], Job]) -> Iterable[Future[Done]]:
+def _finished(running: Mapping[Future[Done], Any]) -> Iterable[Future[Done]]:
     """Those that are done, once any is. What is no `Future`, such as submitit's jobs, is asked now and then."""
     if all(isinstance(future, Future) for future in running):
         return wait(running, return_when=FIRST_COMPLETED).done
