@@ -29,6 +29,23 @@ def test_what_is_best_at_its_floor_is_told_by_the_distance_from_it():
     assert line["significant"] and line["better"] == "b" and line["value"] == pytest.approx(0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("side", [1, -1])
+def test_off_the_floor_to_either_side_is_not_at_it(side):
+    floor = {("floor", "", 0): NOISE}
+    study = made({("cell", "a", 4): side + NOISE, ("cell", "b", 4): NOISE[::-1], **floor}, "log-likelihood")
+    at = {spec.label: study.at_floor(spec, "log-likelihood") for spec in study.specs}
+    assert at == {"a": False, "b": True}
+
+
+def test_orders_leave_out_what_is_near_the_references_own_error():
+    """Under 3 times of it the error is the reference's: with it the order would read low."""
+    errors = {10: 1.0, 20: 0.25, 40: 0.0625, 80: 0.02, 160: 0.0125}
+    cells = {("cell", "a", n): [e, e] for n, e in errors.items()}
+    study = made({**cells, ("reference", "", 0): [0.01, 0.01]}, "trajectory")
+    found = study.order("a", "trajectory")
+    assert (found.first, found.last, found.order) == (10, 40, pytest.approx(2.0))
+
+
 def test_one_block_says_nothing_of_the_floor():
     """Neither that it is reached nor that it is not; nor that there is no model error, nor that a bound is kept."""
     cells = {("cell", "a", 4): [0.4], ("floor", "", 0): [0.1], ("reference", "", 0): [0.3]}

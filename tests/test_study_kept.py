@@ -102,3 +102,58 @@ def test_methods_are_part_of_the_code():
     plain = type("Net", (Net,), {"body": Net.body, "__module__": Net.__module__, "__qualname__": "Net"})
     assert fingerprint(plain()) != fingerprint(changed())
     assert fingerprint(plain()) == fingerprint(type("Net", (Net,), dict(vars(plain)) | {"body": Net.body})())
+
+
+def test_the_floor_and_the_truth_are_two_halves_of_the_data():
+    """No datum is compared with itself; other blocks have other halves; at most 2000 are compared with."""
+    model = sf.ScoreModel(lambda x, t: 0 * x, sf.VPSDE())
+    what = sf.Subject(model, (1,), data=torch.arange(100.0)[:, None])
+    halves = []
+    for seed in range(3):
+        floor, truth = (set(part[:, 0].tolist()) for part in (what.block(50, seed), what.truth(seed)))
+        assert not floor & truth and len(floor) == len(truth) == 50
+        halves.append(floor)
+    assert halves[0] != halves[1] != halves[2]
+    many = sf.Subject(model, (1,), data=torch.zeros(5000, 1))
+    assert len(many.truth(0)) == 2000
+
+
+def test_every_block_has_its_own_conditions():
+    """A function gives them from (n, seed) to the run and to the evaluation that is timed."""
+    asked, told = [], []
+
+    def conditions(n, seed):
+        asked.append(seed)
+        return torch.full((n,), float(seed))
+
+    def net(x, t, y):
+        told.append(float(y[0]))
+        return 0 * x
+
+    what = sf.Subject(sf.ScoreModel(net, sf.VPSDE()), (2,), data=torch.randn(40, 2), conditions={"y": conditions})
+    study = sf.study(what, "ddim", nfe=[3], n=8, seeds=[5, 7], metrics=["time", "sliced-w2"])
+    assert not study.failures and {5, 7} == set(asked) == set(told)
+
+
+def test_time_is_measured_on_a_run_and_no_claim_is_left(tmp_path):
+    """A metric of time that is added runs the cell again; when all is done nothing is claimed."""
+    how = {"nfe": [4], "n": 8, "seeds": 2, "out": tmp_path}
+    sf.study("oracle:ring", "ddim", metrics=["modes"], **how)
+    study = sf.study("oracle:ring", "ddim", metrics=["modes", "time"], **how)
+    values = study.frame.query("figure == 'time'")["value"]
+    assert not study.failures and len(values) == 1 and 0 < float(values.iloc[0]) < 1e4
+    store = Store(tmp_path / "study.sqlite")
+    assert store.rows("SELECT * FROM claim") == []
+
+
+def test_the_fine_run_has_four_times_the_largest_budget(tmp_path):
+    sf.study("oracle:ring", "ddpm", nfe=[3, 5], n=8, seeds=1, metrics="strong", out=tmp_path)
+    kinds = Store(tmp_path / "study.sqlite").rows("SELECT DISTINCT nfe FROM cell WHERE kind = 'finest'")
+    assert kinds == [{"nfe": 20}]
+
+
+def test_states_of_16_bits_are_kept():
+    """numpy has no bfloat16: they are kept as float32."""
+    what = sf.Subject(sf.Gaussian(torch.zeros(2), 0.3).model(sf.VPSDE()), (2,), dtype=torch.bfloat16)
+    study = sf.study(what, "ddim", nfe=[3], n=8, seeds=2, metrics=["sliced-w2"])
+    assert not study.failures and bool(np.isfinite(study.frame["value"]).all())
