@@ -326,7 +326,9 @@ def test_subjects_that_are_refused():
     go = partial(sf.study, samplers=["ddim"], nfe=[4], n=4, seeds=1)
     with pytest.raises(ValueError, match=r"shape=None: give the shape of one sample"):
         go(model)
-    with pytest.raises(TypeError, match=r"data must be a tensor \(N, 2\), got torch.Size\(\[9, 3\]\)"):
+    with pytest.raises(
+        TypeError, match=r"data must be a floating-point tensor of shape \(N, 2\), got torch.float32 of shape \(9, 3\)"
+    ):
         go(model, shape=(2,), data=torch.zeros(9, 3))
     with pytest.raises(ValueError, match=r"n must be at most 3, half of the 6 data, got 4"):
         go(model, shape=(2,), data=torch.zeros(6, 2), metrics=["sliced-w2"])

@@ -157,3 +157,22 @@ def test_states_of_16_bits_are_kept():
     what = sf.Subject(sf.Gaussian(torch.zeros(2), 0.3).model(sf.VPSDE()), (2,), dtype=torch.bfloat16)
     study = sf.study(what, "ddim", nfe=[3], n=8, seeds=2, metrics=["sliced-w2"])
     assert not study.failures and bool(np.isfinite(study.frame["value"]).all())
+
+
+NET = sf.ScoreModel(lambda x, t: 0 * x, sf.VPSDE())
+ORACLE = sf.Gaussian(torch.zeros(2), 0.3).model(sf.VPSDE())
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "says"),
+    [
+        (sf.Subject(NET, (2,), data=torch.zeros(9, 3)), TypeError, r"\(N, 2\), got torch.float32 of shape \(9, 3\)"),
+        (sf.Subject(NET, (2,), data=torch.zeros(9, 2).byte()), TypeError, "floating-point tensor .*, got torch.uint8"),
+        (sf.Subject(ORACLE, (2,), data=torch.zeros(9, 2)), ValueError, "data: those of an oracle's model are drawn from it"),
+        (sf.Subject(ORACLE, (3,)), ValueError, r"shape must be that of the oracle, \(2,\), got \(3,\)"),
+        (sf.Subject(NET, (2,), features="nothing"), ValueError, "nothing"),
+    ],
+)
+def test_subjects_are_checked_before_anything_runs(what, kind, says):
+    with pytest.raises(kind, match=says):
+        sf.study(what, "ddim", nfe=[3], n=4, seeds=1)

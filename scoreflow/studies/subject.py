@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,12 @@ def load(text: str) -> Subject:
     return subject(found, name=text)
 
 
+def _event(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape must be that of one sample, such as (1, 8, 8), got {shape!r}")
+    return tuple(whole("shape", n) for n in shape)
+
+
 def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = None, **given: Any) -> Subject:
     """A subject from a name, a model with what else is given, or a subject with some of it changed.
 
@@ -252,16 +258,21 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
     if isinstance(model, ScoreModel):
         if shape is None and model.oracle is None:
             raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8)")
-        model = Subject(model, tuple(shape) if shape is not None else model.oracle.event)
+        model = Subject(model, _event(shape) if shape is not None else model.oracle.event)
     elif shape is not None:
-        given["shape"] = tuple(shape)
+        given["shape"] = _event(shape)
     if not isinstance(model, Subject):
         raise TypeError(f"model must be a name, a ScoreModel or a Subject, got {type(model).__name__}")
-    data = given.get("data")
-    if data is not None and (not isinstance(data, Tensor) or data.shape[1:] != (given.get("shape") or model.shape)):
-        raise TypeError(
-            f"data must be a tensor (N, {', '.join(map(str, model.shape))}), got {getattr(data, 'shape', type(data))}"
-        )
-    if "features" in given:
-        given["features"] = get_features(given["features"])
-    return Subject(**{**vars(model), **given})
+    merged = {**vars(model), **given}
+    if merged["features"] is not None:
+        merged["features"] = get_features(merged["features"])
+    data, event = merged["data"], merged["shape"]
+    if model.oracle is not None:
+        if data is not None:
+            raise ValueError("data: those of an oracle's model are drawn from it; give none")
+        if event != model.oracle.event:
+            raise ValueError(f"shape must be that of the oracle, {model.oracle.event}, got {event}")
+    if data is not None and (not isinstance(data, Tensor) or not data.is_floating_point() or data.shape[1:] != event):
+        got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+        raise TypeError(f"data must be a floating-point tensor of shape (N, {', '.join(map(str, event))}), got {got}")
+    return Subject(**merged)
