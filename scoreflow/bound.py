@@ -27,7 +27,7 @@ from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import flat, per_sample, standard_error
 from scoreflow.run import Watch, shown
-from scoreflow.solve import check_model, check_state
+from scoreflow.solve import check_conditions, check_model, check_state
 from scoreflow.variance import Levels
 
 VARIANCES = ("posterior", "beta", "interpolated", "learned", "analytic")
@@ -94,6 +94,7 @@ def vlb(
     """
     check_model(model)
     check_state("x_0", x_0)
+    check_conditions(model, None, conditions)
     one_of("variance", variance, VARIANCES)
     one_of("decoder", decoder, DECODERS)
     if (variance == "analytic") != (levels is not None):
@@ -117,23 +118,18 @@ def vlb(
     noise = White(check_seed(seed, len(x_0))).draws("probe")
     before, terms, last = model.nfe, list[Tensor](), list[Tensor]()
     first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else path.forward(0.0, times[-2]).z
-    how: dict[str, Any] = {
-        "first": first,
-        "levels": levels,
-        "decoder": decoder,
-        "bins": whole("bins", bins, 2),
-        "watch": Watch(),
-    }
+    watch, bins = Watch(), whole("bins", bins, 2)
+    how: dict[str, Any] = {"watch": watch, "first": first, "levels": levels, "decoder": decoder, "bins": bins}
     if levels is not None and levels(path, times[-2]) == 0:
         raise ValueError(f"levels has variance 0 at t={times[-2]}, and a decoder needs a width: estimate_variance(by='error')")
     with torch.no_grad():
         prior = prior_term(path, x_0, times[0])
         for i, (t, s) in enumerate(shown(pairwise(times), len(times) - 1, "bound", progress)):
-            how["watch"].step, how["watch"].span = i + 1, (t, s)
+            watch.step, watch.span = i + 1, (t, s)
             seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
     each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=torch.float64)
-    how["watch"].close()
+    watch.close()
     sums = each.sum(0) + last[0]
     return Bound(
         prior + sums.mean(0), standard_error(sums), prior, each.mean(1).sum(0), last[0].mean(0), each.mean(1), tuple(times),
@@ -165,10 +161,11 @@ def continuous_bound(
         seed: of the places and the draws. progress: show a bar.
 
     Raises:
-        ValueError, TypeError: values that are not allowed.
+        ValueError, TypeError: values that are not allowed. FloatingPointError: an output that is not finite.
     """
     check_model(model)
     check_state("x_0", x_0)
+    check_conditions(model, None, conditions)
     one_of("decoder", decoder, DECODERS)
     path = model.path
     low, high = inner_ends(path)
@@ -199,16 +196,9 @@ def continuous_bound(
     diffusion, last = found.mean(0)
     value = prior + diffusion + last
     return Bound(
-        value,
-        standard_error(found.sum(1)),
-        prior,
-        diffusion,
-        last,
-        None,
-        (high, low, 0.0),
-        model.nfe - before,
+        value, standard_error(found.sum(1)), prior, diffusion, last, None, (high, low, 0.0), model.nfe - before,
         flat(x_0).shape[1],
-    )
+    )  # fmt: skip
 
 
 def _term(
@@ -256,7 +246,7 @@ def step_term(
             chain if None.
 
     Raises:
-        ValueError: a word that is wanted and None.
+        ValueError: a word or levels that are wanted and None.
     """
     t, s = (torch.as_tensor(u, dtype=torch.float64, device=x_0.device).reshape(-1) for u in (t, s))
     row, last = path.bridge(t, s, 1.0), s == 0
@@ -274,7 +264,8 @@ def step_term(
         low = log(torch.where(last, first, std))
         log_var = word if variance == "learned" else low + (word + 1) / 2 * (log(beta) - low)
     elif variance == "analytic":
-        assert levels is not None
+        if levels is None:
+            raise ValueError("levels=None: variance='analytic' takes estimate_variance(...)")
         left = torch.tensor([levels(path, float(u)) for u in t], dtype=torch.float64, device=t.device)
         log_var = log((std**2 + row.m[0] ** 2 * left).sqrt())
     else:

@@ -14,11 +14,11 @@ from scoreflow.bound import step_term
 from scoreflow.chain import gaussian_nll
 from scoreflow.check import number, one_of, whole
 from scoreflow.grid import default_t_min
-from scoreflow.likelihood import check_conditions, log_prob, standard
+from scoreflow.likelihood import log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed, other
 from scoreflow.row import flat, standard_error
-from scoreflow.solve import check_model, check_state
+from scoreflow.solve import check_conditions, check_model, check_state
 
 BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x_0, ε) to x_0 with noise within its bin, and the log-density of that noise, (B,)."""
@@ -81,7 +81,7 @@ def bits_per_dim(
     path, d = model.path, flat(x_0).shape[1]
     t, seeds = default_t_min(path) if stop is None else stop, check_seed(seed, len(x_0))
     conditions = {name: value for name, value in options.items() if name not in ARGUMENTS}
-    check_conditions(model, conditions)
+    check_conditions(model, None, conditions)
     nats, nfe = list[Tensor](), 0
     for k in range(whole("draws", draws)):
         own = other(seeds, "draw", k)  # no draw has another's noise or probes

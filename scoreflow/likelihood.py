@@ -3,7 +3,7 @@
 With `y = x/α` and the clock `u = log κ` the ODE is `dy/du = κ ε̂(α y, t)`, and along it the log-density of y falls by the trace
 of `∂(κ ε̂)/∂y`. So
 
-    log p_s(x_s) = log p_T(x_T) + d log(α_T/α_s) + ∫_s^T α κ tr(∂ε̂/∂x) du.
+    log p_s(x_s) = log p_T(x_T) + d log(α_T/α_s) + ∫_s^T σ tr(∂ε̂/∂x) du.
 
 Reference:
     Score-Based Generative Modeling through SDEs (Song et al., 2021), Section 4.3; FFJORD (Grathwohl et al., 2019).
@@ -30,7 +30,7 @@ from scoreflow.path import GaussianPath
 from scoreflow.row import flat, per_sample, standard_error
 from scoreflow.run import Run
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
-from scoreflow.solve import check_model, check_state
+from scoreflow.solve import check_conditions, check_model, check_state
 
 DOPRI5 = Tableau(
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
@@ -162,13 +162,6 @@ def standard(x: Tensor, std: float) -> Tensor:
     return -flat(gaussian_nll(x.double(), 0.0, 2 * math.log(std))).sum(1)
 
 
-def check_conditions(model: ScoreModel, conditions: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that the network does not take."""
-    for name in conditions:
-        if not model.accepts(name):
-            raise TypeError(f"{name!r} is neither an argument nor a condition that the network takes")
-
-
 @dataclass
 class _Flow:
     """The ODE of one call: dy/du with the trace that goes with it, and its solution between two clocks."""
@@ -193,7 +186,7 @@ class _Flow:
         """Checked."""
         check_model(model)
         check_state("x", x)
-        check_conditions(model, conditions)
+        check_conditions(model, None, conditions)
         path, low = model.path, default_t_min(model.path) if stop is None else stop
         check_ends(start, low)
         if path.sigma(low) == 0:
@@ -222,7 +215,7 @@ class _Flow:
         return self._solve(y, begin, end, None, False)[0]
 
     def slope(self, y: Tensor, u: Tensor, at: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
-        """`κ ε̂` and `α κ tr(∂ε̂/∂x)` of the samples `at`, at y (n, ...) and clocks u (n,)."""
+        """`κ ε̂` and its divergence by y, `σ tr(∂ε̂/∂x)`, of the samples `at`, at y (n, ...) and clocks u (n,)."""
         t = self.path.time(-u).clamp(self.stop, self.start)
         alpha, kappa = self.path.alpha(t), self.path.kappa(t)
         if len(t):
@@ -243,7 +236,7 @@ class _Flow:
         if not self.grad:
             eps, trace = eps.detach(), trace.detach()
         trace = trace.sum(1, keepdim=True) if exact else trace
-        return per_sample(kappa, y) * eps.to(y), (alpha * kappa)[:, None] * trace
+        return per_sample(kappa, y) * eps.to(y), self.path.sigma(t)[:, None] * trace
 
     def _back(self, output: Tensor, state: Tensor, v: Tensor) -> Tensor:
         """`vᵀ ∂output/∂x`."""

@@ -167,14 +167,15 @@ class ScoreModel:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
             return self._label(self._times(x, t), x, slack)
         key = (t, x.device, x.dtype, self.dtype, self.time)
-        known = self._labels.get(key) if isinstance(self.time, str) else None
-        if known is None:
-            if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
-                self._labels.clear()
+        if (known := self._labels.get(key)) is None:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated
                 times = torch.full((2,), check.time("t", t), dtype=torch.float64)
-                known = self._labels[key] = self._label(times, x, slack)[:1]
+                known = self._label(times, x, slack)[:1]
+            if isinstance(self.time, str):  # what a function says may change
+                if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
+                    self._labels.clear()
+                self._labels[key] = known
         return known.repeat(len(x))  # the network's own, to do with as it likes
 
     def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:

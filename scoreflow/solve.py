@@ -319,16 +319,19 @@ def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, A
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 
-def check_conditions(model: ScoreModel, sampler: Sampler, conditions: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that the network does not take."""
+def check_conditions(model: ScoreModel, sampler: Sampler | None, conditions: dict[str, Any]) -> None:
+    """Raise TypeError for a keyword that the network does not take; of a run without a sampler if None."""
     for name in conditions:
-        if name in sampler.options:
+        if sampler is not None and name in sampler.options:
             raise TypeError(f"{name!r} is an option of {sampler!r}, which was made before: set it there, in get_sampler")
         if not model.accepts(name):
+            net = f"a condition that the network {type(model.net).__name__} takes"
+            if sampler is None:
+                raise TypeError(f"{name!r} is neither an argument nor {net}")
             options = ", ".join(SAMPLERS[sampler.name].options) or "none" if sampler.name in SAMPLERS else "none"
             raise TypeError(
                 f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has {options}), "
-                f"nor a condition that the network {type(model.net).__name__} takes"
+                f"nor {net}"
             )
 
 

@@ -271,6 +271,15 @@ def test_what_is_not_finite_is_said_with_its_place():
         sf.continuous_bound(model, DATA.sample(2, seed=0), points=8)
 
 
+def test_conditions_are_checked():
+    for call in (sf.vlb, sf.continuous_bound):
+        with pytest.raises(TypeError, match=r"'z' is neither an argument nor a condition that the network .* takes"):
+            call(MODEL, DATA.sample(2, seed=0), z=1)
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"levels=None: variance='analytic' takes estimate_variance"):
+        bound.step_term(PATH, x, x, x, 0.5, 0.3, "analytic")
+
+
 def test_a_batch_of_none_and_of_numbers():
     """No samples give no values; states (B,) are those of (B, 1)."""
     model = sf.Gaussian(torch.zeros(1), 0.4).model(sf.VPSDE())

@@ -38,6 +38,12 @@ def test_labels_follow_the_network_and_do_not_pile_up():
         model.label(states(1, 3), k / 20_000)
     assert len(model._labels) <= 10_001
 
+    clock = {"scale": 1.0}
+    free = sf.ScoreModel(lambda x, t: net(x), PATH, time=lambda t: clock["scale"] * t)
+    assert float(free.label(states(1, 3), 0.5)) == 0.5 and not free._labels
+    clock["scale"] = 2.0
+    assert float(free.label(states(1, 3), 0.5)) == 1.0
+
     class Told(nn.Module):
         def __init__(self):
             super().__init__()

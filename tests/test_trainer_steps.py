@@ -176,6 +176,16 @@ def test_what_a_dataset_draws_is_resumed(tmp_path):
     assert whole == parts
 
 
+def test_a_state_of_before_is_gone_on_with(tmp_path):
+    """One that has no history of the ε-error begins it."""
+    recipe = Recipe(steps=4, batch=4, decay="constant")
+    train(sf.ScoreModel(Net(), CHAIN), DATA, recipe=recipe, out=tmp_path)
+    tensors, said = checkpoint.read(tmp_path / "state.safetensors")
+    del tensors["errors"]
+    checkpoint.write(tensors, tmp_path / "state.safetensors", said)
+    train(sf.ScoreModel(Net(), CHAIN), DATA, recipe=recipe, out=tmp_path)
+
+
 def test_the_network_keeps_its_mode():
     for training in (True, False):
         model = sf.ScoreModel(Net().train(training), CHAIN)
@@ -203,6 +213,7 @@ BAD = [
     (dict(data=None), TypeError, "data must be a tensor or a dataset with a length and items, got NoneType"),
     (dict(data=itertools.count()), TypeError, "data must be a tensor or a dataset .* got count"),
     (dict(data=[]), ValueError, "data must hold at least one sample"),
+    (dict(data=DATA[:0]), ValueError, "data must hold at least one sample"),
     (dict(held_out=[]), ValueError, "held_out must hold at least one sample"),
     (dict(data=DATA.to(torch.uint8)), TypeError, "data must give floating-point states, got torch.uint8"),
     (dict(objective="simple"), TypeError, r"objective must be of Objective\(...\), got 'simple'"),

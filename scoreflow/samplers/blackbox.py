@@ -20,6 +20,7 @@ from scoreflow.check import number, one_of, whole
 from scoreflow.noise import BrownianDraws, Draws, stream_key
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
+from scoreflow.row import flat
 from scoreflow.samplers.runge_kutta import Variable, check_clock, reverse_family, wants
 from scoreflow.step import Sampler, Step, family, landing
 
@@ -289,11 +290,6 @@ class ReverseSDE:
     def g(self, u: Any, y: Tensor) -> Tensor:
         """η g, for every entry."""
         return torch.full_like(y, math.sqrt(self._rates(u)[1].c2))
-
-
-def flat(x: Tensor) -> Tensor:
-    """States as (B, d)."""
-    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 class Increments:

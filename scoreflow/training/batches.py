@@ -22,7 +22,7 @@ def dataset(name: str, data: Any) -> Dataset[Any]:
         TypeError: neither a tensor nor a dataset with a length and items. ValueError: it is empty.
     """
     if isinstance(data, Tensor):
-        return TensorDataset(data)
+        data = TensorDataset(data)
     if not all(hasattr(data, method) for method in ("__len__", "__getitem__")):
         raise TypeError(f"{name} must be a tensor or a dataset with a length and items, got {type(data).__name__}")
     if not len(data):

@@ -1,8 +1,8 @@
 """The training loop: one process or many, resumable to the bit.
 
 All chance is a function of (seed, step): which samples, times, noise, dropped conditions, and what a dataset draws from torch
-in this process (`workers=0`). So a run that was cut goes on as
-if it had not been, and the parts of several processes make up the batch that one would see.
+in this process (`workers=0`). So a run that was cut goes on as if it had not been, and the parts of several processes make up
+the batch that one would see.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ class _Run:
         assert isinstance(self.plain.net, nn.Module)
         self.plain.net.load_state_dict(under("net"))
         self.average.load_state_dict(under("average"))
-        self.history.state, self.errors.state = tensors["history"], tensors["errors"]
+        self.history.state, self.errors.state = tensors["history"], tensors.get("errors", self.errors.state)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in under("optimizer").items():
             i, name = key.split(".", 1)
