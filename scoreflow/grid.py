@@ -54,7 +54,7 @@ def grid(
         path: the path they are for.
         steps: the number of intervals.
         name: a grid's name, here or elsewhere (`scoreflow.aliases`), or None: on a path made from betas "trailing", the
-            chain itself or a stride of it, elsewhere "uniform". Or a rule `(path, steps, start, stop) → times`, such as
+            chain itself or a stride of it, elsewhere "uniform" (a run has the default of its sampler). Or a rule `(path, steps, start, stop) → times`, such as
             `functools.partial(GRIDS["karras"], rho=3.0)`.
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
         options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
@@ -212,6 +212,36 @@ def rectified(
     if t_min is None:
         return inverse(_even(share(start), share(stop), steps))
     return _through(path, steps, start, stop, t_min, share, inverse)
+
+
+@grid_rule("ode")
+def ode(
+    path: GaussianPath, steps: int, start: float, stop: float, power: float = 0.6, shift: float = 2.0, exact: bool = False
+) -> Tensor:
+    """`rectified`, no lower than the times that networks are trained on: the default of ODE samplers of order 2 and above.
+
+    The last node is free, so that the steps shrink toward σ = 0, until it falls below `default_t_min`; then it stays there. An
+    `exact` score is right at all times, and its last node is always free. Power and shift were measured (docs/auto.md).
+    """
+    times = rectified(path, steps, start, stop, power, shift)
+    low = min(default_t_min(path), start / 2)
+    if exact or path.sigma(stop) > 0 or times[-2] >= low:
+        return times
+    return rectified(path, steps, start, stop, power, shift, low)
+
+
+def on_chain(times: Sequence[float], T: int) -> tuple[float, ...]:
+    """The nearest nodes i/T of a chain, moved apart where two fall together.
+
+    Raises:
+        ValueError: more steps than there are nodes.
+    """
+    if len(times) > (times[0] - times[-1]) * T + 1:
+        raise ValueError(f"steps={len(times) - 1} is more than the chain of {T} steps has between its ends")
+    place = torch.arange(len(times))
+    ahead = torch.cummin((torch.tensor(times, dtype=torch.float64) * T).round() + place, 0).values  # each below the one before
+    low = round(times[-1] * T) + (len(times) - 1)
+    return tuple(((ahead.clamp(min=low) - place) / T).tolist())
 
 
 def _logistic(z: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from scoreflow.check import whole
-from scoreflow.grid import CHAIN_GRIDS, GridRule, check_ends, check_path, check_times, default_t_min
+from scoreflow.grid import CHAIN_GRIDS, GridRule, check_ends, check_path, check_times, default_t_min, on_chain
 from scoreflow.grid import grid as make_grid
 from scoreflow.path import GaussianPath
 from scoreflow.step import Linear, Sampler
@@ -25,11 +25,13 @@ def schedule(
     stop: float = 0.0,
     denoise: bool = False,
     per_call: Callable[[float], int] | None = None,
+    labels: bool = False,
 ) -> tuple[float, ...]:
     """The times of a run: from explicit ones, a number of steps, a budget, or the sampler's default.
 
     Args:
         per_call: network evaluations of a call at t, if not 1.
+        labels: whether times are to be moved to the nearest nodes of the chain, as a network that knows no others needs.
 
     Raises:
         ValueError, TypeError: as `solve` says.
@@ -55,8 +57,11 @@ def schedule(
             nodes = max(1, round((start - stop) * path.T))
             steps = nodes if steps >= 1000 else min(steps, nodes)
 
+    named = sampler.default_grid if grid is None else grid
+
     def lay(n: int) -> tuple[float, ...]:
-        return (*make_grid(path, n, grid, start=start, stop=stop), *tail)
+        times = make_grid(path, n, named, start=start, stop=stop)
+        return (*(on_chain(times, path.T) if labels and path.T else times), *tail)
 
     return lay(steps) if steps is not None else lay(_within(sampler, path, lay, nfe, per_call))
 

@@ -125,12 +125,12 @@ def solve(
         model: the score model, or an oracle's.
         x_T: states (B, ...), of any floating dtype and device; the run keeps both.
         sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`. "auto"
-            takes sampler and grid by the budget, and the first answer from N(0, v I) data, v its option `analytic`; the
+            takes sampler and grid by the budget, and with its option `analytic=v` the first answer from N(0, v I) data; the
             solution's `plan` says what it took.
         steps: grid intervals. nfe: instead, a budget of network evaluations, of which the most is made. Neither: the
             sampler's default.
-        grid: a name, a rule, or the times themselves. None: what "auto" takes; for a named sampler on a chain its own
-            nodes or a stride of them, elsewhere uniform t.
+        grid: a name, a rule, or the times themselves. None: what "auto" takes; of a named ODE sampler of order 2 or more
+            "ode"; of others the nodes of the chain or a stride of them, and without a chain uniform t.
         start, stop: the first and last time. A run to t = 0, where σ = 0, ends with x̂_0 of its last state; `deis` and
             `exponential-ab` in noise form end with a row of their own, which keeps their order.
         denoise: with stop > 0, step from there to x̂_0.
@@ -341,10 +341,12 @@ def meant(
 ) -> tuple[Sampler, tuple[float, ...]]:  # fmt: skip
     """The sampler and the times that these arguments of `solve` mean for this model, whose guidance the budget pays for."""
     if sampler == AUTO:
-        known = {"steady": model.guided, "labels": model.time == "label", "per_call": per_call(model), **options}
+        known: dict[str, Any] = {"steady": model.guided, "labels": model.time == "label", "exact": model.oracle is not None}
+        known |= {"per_call": per_call(model), **options}
         return choose(model.path, steps, nfe, grid, start, stop, denoise, **known)
     chosen = get_sampler(sampler, **options)
-    return chosen, schedule(chosen, model.path, steps, nfe, grid, start, stop, denoise, per_call(model))
+    labels = model.time == "label" and grid is None
+    return chosen, schedule(chosen, model.path, steps, nfe, grid, start, stop, denoise, per_call(model), labels)
 
 
 def per_call(model: ScoreModel) -> Callable[[float], int] | None:

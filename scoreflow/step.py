@@ -22,6 +22,8 @@ from scoreflow.row import Row
 from scoreflow.sde import VPSDE
 
 Rows = Callable[..., Row | list[tuple[float, Row]] | Stages]
+GROWTH = 4.0
+"""The most by which the weights of a last row may exceed their sum, `Σ|m_j| ≤ GROWTH |Σ m_j|`."""
 
 
 class Step(NamedTuple):
@@ -91,6 +93,11 @@ class Sampler:
         """Whether it draws noise after the prior."""
         raise NotImplementedError
 
+    @property
+    def default_grid(self) -> str | None:
+        """The grid of a run that names none; None for the chain's nodes, or uniform t where there is no chain."""
+        return None
+
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         """From the state x (B, ...) at t to s < t."""
         raise NotImplementedError
@@ -125,6 +132,11 @@ class Linear(Sampler):
     def stochastic(self) -> bool:
         return any(step.noise_count for step in self.plan(VPSDE(), (0.6, 0.5)).steps)
 
+    @property
+    def default_grid(self) -> str | None:
+        """`ode` for the deterministic ones of order 2 and above."""
+        return "ode" if self.order is not None and self.order >= 2 and not self.stochastic else None
+
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""
         try:
@@ -158,13 +170,27 @@ class Linear(Sampler):
         """One step of the grid, given when the network has spoken, newest first: a planned step, or several."""
         asks = not spoken or spoken[0] != t
         seen = ((t, *spoken) if asks else spoken)[: self.history]
-        if path.sigma(s) == 0 and not self.lands:
-            out: Row | list[tuple[float, Row]] | Stages = landing(path, t, s, self.wants)
-        else:
+        if path.sigma(s) > 0:
             out = self.rows_at(path, seen, s)
+        else:
+            out = self._last(path, seen, s) if self.lands else landing(path, t, s, self.wants)
         rows, draws = out if isinstance(out, Stages) else ([(s, out)] if isinstance(out, Row) else out, (Draw(t, s),))
         noisy = any(row.draws for _, row in rows)
         return (PlannedStep(t, s, asks, tuple(Stage(u, row) for u, row in rows), draws if noisy else ()),)
+
+    def _last(self, path: GaussianPath, times: tuple[float, ...], s: float) -> Row | list[tuple[float, Row]] | Stages:
+        """The rows to σ = 0, of the highest order whose weights grow to no more than `GROWTH`.
+
+        A last step that is longer than those before it extrapolates, and multiplies what errors the network has.
+        """
+        for k in range(len(times), 0, -1):
+            out = self.rows_at(path, times[:k], s)
+            if k == 1 or not isinstance(out, Row):
+                break
+            m = [float(weight) for weight in out.m]
+            if sum(map(abs, m)) <= GROWTH * abs(sum(m)):
+                break
+        return out
 
     def _planned(self, path: str, steps: tuple[PlannedStep, ...]) -> Plan:
         options = tuple(self.options.items())

@@ -5,7 +5,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE, made
+from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE, chosen_at
 
 CHAIN = PATHS["chain"]
 MODEL, X = mixture().model(CHAIN), states(32, 3)
@@ -27,8 +27,9 @@ def test_it_is_the_default_and_says_what_it_took():
     a, b = sf.solve(MODEL, X), sf.solve(MODEL, X, "auto", nfe=DEFAULT_NFE)
     assert torch.equal(a.x, b.x) and a.nfe == DEFAULT_NFE
     sol = sf.solve(MODEL, X, nfe=8)
-    choice = [c for c in TABLE if c.nfe <= 8][-1]
-    assert sol.sampler == made(choice.sampler, choice.form, 1.0)
+    choice = chosen_at(TABLE, 8)
+    assert sol.sampler == sf.get_sampler(choice.sampler, **choice.options)
+    assert sol.plan.analytic is None
     assert sol.plan == sf.plan("auto", CHAIN, nfe=8)
     assert sol.sampler.name in str(sol.plan)
     assert torch.equal(sf.sample(MODEL, (3, 3), nfe=8, seed=1), sf.sample(MODEL, (3, 3), "auto", nfe=8, seed=1))
@@ -36,13 +37,11 @@ def test_it_is_the_default_and_says_what_it_took():
 
 def test_guided_and_alpha_zero_are_steady():
     """Data form where the model is guided or the run starts at α = 0."""
-    steady = {(c.sampler, c.form) for c in STEADY}
+    steady = [sf.get_sampler(c.sampler, **c.options) for c in STEADY]
     guided = mixture().model(CHAIN)
     guided.guided = True
     for sol in (sf.solve(guided, X, nfe=8), sf.solve(sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0"), X, nfe=8)):
-        assert (sol.sampler.name, sol.sampler.options["form"]) in {
-            (sf.get_sampler(name, form=form).name, form) for name, form in steady
-        }
+        assert sol.sampler in steady
         assert sol.sampler.options["form"] == "data"
 
 

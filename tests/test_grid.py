@@ -12,7 +12,8 @@ from problems import PATHS, mixture, states
 from scipy.stats import beta
 
 import scoreflow as sf
-from scoreflow.grid import AYS, GRIDS, check_times
+from scoreflow.grid import AYS, GRIDS, check_times, on_chain
+from scoreflow.schedule import schedule
 from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
@@ -36,7 +37,7 @@ on_every_path = pytest.mark.parametrize(("name", "path"), CASES)
 
 
 def test_every_grid_is_tested():
-    assert {*VARIABLES, *ON_CHAIN, "ays"} == set(GRIDS)
+    assert {*VARIABLES, *ON_CHAIN, "ays", "ode"} == set(GRIDS)
 
 
 def chain_of(T):
@@ -97,6 +98,44 @@ def test_t_min(name, path, steps, t_min):
     assert times[-2] == pytest.approx(t_min, rel=1e-9)
     assert times[-1] == 0.0
     assert is_even([VARIABLES[name](path, t) for t in times[:-1]])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@given(steps=st.integers(1, 300), exact=st.booleans())
+def test_the_ode_grid_stops_where_networks_do(path, steps, exact):
+    """Even in κ^p/(c^p + κ^p) with a free last node; where that falls below the times of training, with that node there."""
+    path, low = PATHS[path], 1e-3
+    times = sf.grid(path, steps, "ode", exact=exact)
+    free = sf.grid(path, steps, "rectified", power=0.6, shift=2.0)
+    if exact or free[-2] >= low:
+        assert times == free
+    else:
+        assert times[-2] == pytest.approx(low, rel=1e-9)
+        assert times == sf.grid(path, steps, "rectified", power=0.6, shift=2.0, t_min=low)
+
+
+@pytest.mark.parametrize("name", ["dpm-solver++-2m", "unipc", "deis", "pf-ode-heun", "dpm-solver-3"])
+@pytest.mark.parametrize("path", PATHS)
+def test_ode_samplers_of_order_2_have_a_grid_of_their_own(name, path):
+    """With and without a chain; what is stochastic or of order 1 keeps the chain's nodes, or uniform t."""
+    path = PATHS[path]
+    assert schedule(sf.get_sampler(name), path, 10) == sf.grid(path, 10, "ode")
+    for other in ("ddpm", "ddim", "euler-ancestral", "sde-dpm-solver++-2m", "dpm-solver-1"):
+        assert schedule(sf.get_sampler(other), path, 10) == sf.grid(path, 10)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 400, 1000])
+@pytest.mark.parametrize("name", ["ode", "uniform", "quadratic", "rectified"])
+def test_times_on_the_chain(name, steps):
+    """Each time is a node, no two are one, and where the grid is coarse each is the nearest."""
+    path = PATHS["chain"]
+    times = sf.grid(path, steps, name)
+    moved = on_chain(times, 1000)
+    assert nodes(path, moved) and all(s < t for t, s in pairwise(moved)) and (moved[0], moved[-1]) == (1.0, 0.0)
+    if min(t - s for t, s in pairwise(times)) > 2e-3:
+        assert np.abs(np.subtract(moved, times)).max() <= 0.5e-3 + 1e-12
+    with pytest.raises(ValueError, match="more than the chain"):
+        on_chain(sf.grid(path, 1001, "uniform"), 1000)
 
 
 @pytest.mark.parametrize("rho", [0.5, 1.0, 3.0, 7.0, 20.0])

@@ -60,27 +60,37 @@ def lms_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order: in
 
 
 @family("ipndm", also={f"ipndm-{p}": {"order": p} for p in (1, 2, 3, 4)})
-def ipndm(order: int = 4) -> Sampler:
+def ipndm(order: int = 4, damping: float = 0.0) -> Sampler:
     """iPNDM: `x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) Σ_j w_j ε̂_j`, w the Adams–Bashforth weights of even steps.
 
     The last `order` words (1…4), fewer while fewer are known: (3, −1)/2, (23, −16, 5)/12, (55, −59, 37, −9)/24. On nodes even
     in κ it is `lms`; on all others the weights are off by the change of the step, and the order is 2 at most. The last step,
     to σ = 0, is of the same form.
 
+    These weights are `Σ_k γ_k ∇^k`, backward differences with γ = 1, ½, 5/12, ⅜. `damping` takes that share from the highest,
+    between the method of this order (0) and the one below (1). Order 3 with 0.4 is `ε̂ + ½ ∇ε̂ + ¼ ∇²ε̂`: of learned scores
+    the higher differences are rough, and less of the last is nearer (docs/auto.md).
+
     Reference:
         Fast Sampling of Diffusion Models with Exponential Integrator (Zhang & Chen, 2023); the
         weights are those of Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022).
     """
     _order(order)
+    if number("damping", damping, 0, 1) and order == 1:
+        raise ValueError(f"damping is of the highest difference, and order=1 has none, got damping={damping}")
     return Linear(
-        rows=ipndm_row, order=min(order, 2), cites=("zhang2023deis", "liu2022pndm"), wants="eps", history=order,
-        lands=True, default_steps=20,
+        rows=ipndm_row, order=min(order - (damping > 0), 2), cites=("zhang2023deis", "liu2022pndm"), wants="eps",
+        history=order, lands=True, default_steps=20,
     )  # fmt: skip
 
 
-def ipndm_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order: int) -> Row:
+def ipndm_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order: int, damping: float) -> Row:
     """The row of `ipndm`."""
-    return transfer(path, times[0], s, ADAMS_BASHFORTH[len(times) - 1])
+    weights = ADAMS_BASHFORTH[len(times) - 1]
+    if damping and len(times) == order:
+        below = (*ADAMS_BASHFORTH[order - 2], 0.0)
+        weights = tuple(w + damping * (b - w) for w, b in zip(weights, below, strict=True))
+    return transfer(path, times[0], s, weights)
 
 
 @family("pndm")
