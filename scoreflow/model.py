@@ -317,8 +317,6 @@ def attribute(net: Any, name: str) -> Any:
 
 
 def trains(net: Any) -> bool:
-    """Whether a network is in training mode: it, and any of its layers. A wrapper's own word is not enough, for it is made
-    in training mode around a network in evaluation mode."""
-    if not isinstance(net, nn.Module) or not net.training:
-        return False
-    return any(module.training for module in net.modules() if next(module.children(), None) is None)
+    """Whether any layer of a network is in training mode. A module that wraps others has a word of its own, which says
+    nothing: it is made in training mode around a network in evaluation mode."""
+    return isinstance(net, nn.Module) and any(module.training for module in net.modules() if not module._modules)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreflow import check
 from scoreflow.model import ScoreModel, say
-from scoreflow.path import Prediction
+from scoreflow.path import PREDICTIONS, Prediction
 from scoreflow.row import per_sample
 
 Scale = float | Callable[[float], float]
@@ -33,6 +33,8 @@ class Guided(ScoreModel):
     def __init__(self, model: ScoreModel, prediction: Prediction | None = None, **options: Any) -> None:
         if not isinstance(model, ScoreModel):
             raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+        if prediction is not None:
+            check.one_of("prediction", prediction, PREDICTIONS)
         self.model, self.options = model, options
         self.net, self.path, self.time = model.net, model.path, model.time
         self.prediction = prediction or model.prediction

@@ -50,7 +50,9 @@ class ClassifierFree(Contrast):
     ) -> None:  # fmt: skip
         super().__init__(model, scale, interval, prediction)
         check.number("rescale", rescale, 0, 1), check.flag("batched", batched)
-        self.options |= {"null": dict(null)} if isinstance(null, Mapping) else {}
+        if not isinstance(null, Mapping | None):
+            raise TypeError(f"null must be a mapping of names to values, such as {{'y': 10}}, got {null!r}")
+        self.options |= {"null": dict(null)} if null is not None else {}
         self.options |= ({"rescale": rescale} if rescale else {}) | ({} if batched else {"batched": False})
         found = attribute(model.net, "null") if null is None else null
         if not isinstance(found, Mapping) or not found:

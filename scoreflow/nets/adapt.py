@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreflow.model import attribute
+
 NAMES = {"y": "class_labels", "tokens": "encoder_hidden_states"}
 
 
@@ -15,7 +17,7 @@ class FromDiffusers(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.training = net.training
+        self.training, self.null = net.training, attribute(net, "null")
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         named = {NAMES.get(name, name): value for name, value in conditions.items()}
