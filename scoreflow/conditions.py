@@ -59,23 +59,25 @@ def plain(value: Any) -> Any:
     return value if all(a is b for a, b in zip(inner, bare, strict=True)) else _rebuilt(value, bare)
 
 
-def known(conditions: Mapping[str, Any], batch: int, own: Collection[str] = ()) -> bool:
-    """Whether it is known of all conditions what belongs to each sample of the batch; those named in `own` have rows."""
-    return all(_has_rows(leaf, batch, mark) is not None for leaf, mark in _leaves(conditions, own))
+def known(conditions: Mapping[str, Any], batch: int, with_rows: Collection[str] = ()) -> bool:
+    """Whether it is known of all conditions what belongs to each sample of the batch; those named `with_rows` have rows."""
+    return all(_has_rows(leaf, batch, mark) is not None for leaf, mark in _leaves(conditions, with_rows))
 
 
-def rows(conditions: Mapping[str, Any], samples: Tensor, batch: int, own: Collection[str] = ()) -> dict[str, Any]:
+def rows(conditions: Mapping[str, Any], samples: Tensor, batch: int, with_rows: Collection[str] = ()) -> dict[str, Any]:
     """The conditions of some samples of the batch: their rows of what has rows; the rest as it is."""
-    found = (_taken(leaf, samples) if _has_rows(leaf, batch, mark) else leaf for leaf, mark in _leaves(conditions, own))
+    found = (_taken(leaf, samples) if _has_rows(leaf, batch, mark) else leaf for leaf, mark in _leaves(conditions, with_rows))
     return {name: _like(value, found) for name, value in conditions.items()}
 
 
-def joined(one: Mapping[str, Any], other: Mapping[str, Any], batch: int, own: Collection[str] = ()) -> dict[str, Any] | None:
+def joined(
+    one: Mapping[str, Any], other: Mapping[str, Any], batch: int, with_rows: Collection[str] = ()
+) -> dict[str, Any] | None:
     """The conditions of two batches as of one of 2B; None where that takes what is not known, or rows of another shape."""
     if any(_like(value, repeat(None)) != _like(other[name], repeat(None)) for name, value in one.items()):
         return None
     leaves: list[Any] = []
-    for (a, mark), (b, _) in zip(_leaves(one, own), _leaves(other, own), strict=True):
+    for (a, mark), (b, _) in zip(_leaves(one, with_rows), _leaves(other, with_rows), strict=True):
         has = _has_rows(a, batch, mark)
         if has is False and a is b:
             leaves.append(a)
@@ -153,14 +155,14 @@ def _inner(value: Any) -> list[Any]:
     return list(value.values() if isinstance(value, Mapping) else value)
 
 
-def _leaves(value: Any, own: Collection[str] = (), mark: bool | None = None) -> Iterator[tuple[Any, bool | None]]:
+def _leaves(value: Any, with_rows: Collection[str] = (), mark: bool | None = None) -> Iterator[tuple[Any, bool | None]]:
     """All that is not nested, and what is said of it; at the top by name."""
     if isinstance(value, Marked):
         yield from _leaves(value.value, (), value.rows)
     elif _nested(value):
         names = value if isinstance(value, Mapping) else repeat("")
         for name, one in zip(names, _inner(value), strict=False):
-            yield from _leaves(one, (), True if name in own else mark)
+            yield from _leaves(one, (), True if name in with_rows else mark)
     else:
         yield value, mark
 

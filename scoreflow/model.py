@@ -150,7 +150,7 @@ class ScoreModel:
             "shape, or twice its channels when the variance is learned"
         )
 
-    def some(
+    def evaluate_some(
         self, x: Tensor, t: float | Tensor, samples: Tensor, batch: int, conditions: Mapping[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         """`evaluate` at states x (n, ...) of these samples, by number, of a batch whose conditions are given.
@@ -158,8 +158,8 @@ class ScoreModel:
         Where it is known what belongs to each sample, they are taken out of the batch. If not, the whole batch is evaluated,
         with a state of x in the place of every other sample.
         """
-        if not len(samples) or (known(conditions, batch, self.own) and all(known(null, batch) for null in self.nulls)):
-            return self.evaluate(x, t, **rows(conditions, samples, batch, self.own))
+        if not len(samples) or (known(conditions, batch, self.with_rows) and all(known(null, batch) for null in self.nulls)):
+            return self.evaluate(x, t, **rows(conditions, samples, batch, self.with_rows))
         order, said = list[int](), list[tuple[Tensor, Tensor | None]]()
         for places, numbers, whole in rounds(samples.tolist(), batch):
             at = t[whole] if isinstance(t, Tensor) and t.ndim else t
@@ -171,7 +171,7 @@ class ScoreModel:
         return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if len(words) == len(said) else None
 
     @property
-    def own(self) -> frozenset[str]:
+    def with_rows(self) -> frozenset[str]:
         """Names of the conditions that have a row a sample, where they are as long as the batch."""
         null = attribute(self.net, "null")
         return frozenset(null) if isinstance(null, Mapping) else frozenset()

@@ -58,7 +58,7 @@ class Run:
         if self.samples is None:
             output = self.model.evaluate(x, t, **self.conditions)
         else:
-            output = self.model.some(x, t, self.samples, self.batch, self.conditions)
+            output = self.model.evaluate_some(x, t, self.samples, self.batch, self.conditions)
         self.counts += int(self.model.evaluations(t))
         self.watch.word(output[0], t)
         return output
@@ -69,7 +69,7 @@ class Run:
 
     def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
         """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
-        output = self.model.some(x, t, samples, self.batch, self.conditions)[0]
+        output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
         asked = self.model.evaluations(t)
         np.add.at(self.counts, samples.tolist(), asked.tolist() if isinstance(asked, Tensor) else asked)
         self.rounds += 1

@@ -93,6 +93,21 @@ def test_what_is_known_is_taken_apart_and_what_is_not_is_not():
     assert min(net.seen) < 4
 
 
+def test_conditions_go_with_the_data_of_a_variance():
+    """By rows where they have them, at any depth; what is shared stays whole, however long it is."""
+    data, c = states(12, 3), states(12, 3, seed=1)
+
+    def net(x, t, c, w):
+        return 0.5 * x + c["v"][0] * w.sum()
+
+    w = torch.linspace(0, 0.1, 12, dtype=torch.float64)
+    model, alone = sf.ScoreModel(net, VP), sf.ScoreModel(lambda x, t, c: net(x, t, {"v": (c,)}, w), VP)
+    ours = sf.estimate_variance(model, data, 3, by="error", batch=5, c={"v": (c,)}, w=sf.shared(w))
+    assert ours == sf.estimate_variance(alone, data, 3, by="error", batch=5, c=c)
+    seen = sf.Subject(model, (3,), conditions={"c": {"v": (c,)}, "w": sf.shared(w)})
+    assert seen.conditioned(12, 0)["w"].value is w and seen.identity()["conditions"] != sf.Subject(model, (3,)).identity()
+
+
 # -- what stands for none ------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +200,6 @@ def test_whole_batches_for_samples_that_come_again():
         return torch.cat([x * c, x + t.to(x)[:, None]], 1)
 
     model, x, t = sf.ScoreModel(net, VP), states(7, 3, seed=6), torch.linspace(0.2, 0.8, 7, dtype=torch.float64)
-    output, word = model.some(x, t, torch.tensor(samples), 4, {"c": C[:4]})
+    output, word = model.evaluate_some(x, t, torch.tensor(samples), 4, {"c": C[:4]})
     torch.testing.assert_close(output, x * C[samples])
     torch.testing.assert_close(word, x + t[:, None], rtol=1e-6, atol=1e-6)

@@ -102,7 +102,7 @@ def test_networks_of_diffusers():
     net = sf.nets.from_diffusers(inner)
     assert not net.training and not trains(net) and net.null == {"y": 2}
     model = sf.ScoreModel(net, VP)
-    assert model.dtype is torch.bfloat16 and list(net.parameters())[0] is inner.net.layer.weight
+    assert model.dtype is torch.bfloat16 and next(net.parameters()) is inner.net.layer.weight
     sf.solve(sf.ClassifierFree(model, 2.0), X, "ddim", steps=3, y=Y)
     assert inner.net.seen == [8, 8, 8]
     inner.train()

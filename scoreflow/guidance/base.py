@@ -70,8 +70,8 @@ class Guided(ScoreModel):
         return self.model.label(x, t)
 
     @property
-    def own(self) -> frozenset[str]:
-        return self.model.own
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows
 
     @property
     def nulls(self) -> tuple[Mapping[str, Any], ...]:
@@ -151,7 +151,7 @@ class Contrast(Guided):
         if bool((kind == kind[0]).all()):
             return self._weighed(x, t, w if int(kind[0]) == 2 else float(kind[0]), conditions)
         groups = [found for k in range(3) if len(found := (kind == k).nonzero().flatten())]
-        parts = [self.some(x[g], t[g], g, len(x), conditions) for g in groups]
+        parts = [self.evaluate_some(x[g], t[g], g, len(x), conditions) for g in groups]
         back = torch.cat(groups).argsort().to(x.device)
         words = [word for _, word in parts if word is not None]
         return torch.cat([out for out, _ in parts])[back], torch.cat(words)[back] if len(words) == len(parts) else None

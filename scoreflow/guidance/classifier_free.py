@@ -68,8 +68,8 @@ class ClassifierFree(Contrast):
         self.works = (*self.works, *limited, *(("lin2024flawed",) if rescale else ()))
 
     @property
-    def own(self) -> frozenset[str]:
-        return self.model.own.union(self.null)
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows.union(self.null)
 
     @property
     def nulls(self) -> tuple[Mapping[str, Any], ...]:
@@ -99,7 +99,7 @@ class ClassifierFree(Contrast):
 
     def _both(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
         apart = not self.batched or trains(self.net)
-        two = None if apart else joined(conditions, self._none(conditions, len(x)), len(x), self.own)
+        two = None if apart else joined(conditions, self._none(conditions, len(x)), len(x), self.with_rows)
         if two is None:
             return super()._both(x, t, conditions)
         output, word = self._inner(torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two)

@@ -46,8 +46,8 @@ class Autoguidance(Contrast):
         return (*super().cites, *self.worse.cites)
 
     @property
-    def own(self) -> frozenset[str]:
-        return self.model.own | self.worse.own
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows | self.worse.with_rows
 
     @property
     def nulls(self) -> tuple[Mapping[str, Any], ...]:
@@ -113,8 +113,8 @@ class ClassifierGuidance(Guided):
         self.classifier, self.scale, self.interval, self.conditional = classifier, scale, span, conditional
 
     @property
-    def own(self) -> frozenset[str]:
-        return self.model.own.union({"y"})
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows.union({"y"})
 
     def accepts(self, keyword: str) -> bool:
         return keyword == "y" or self.model.accepts(keyword)
@@ -195,5 +195,5 @@ class Thresholding(Guided):
 def quantile(values: Tensor, q: float) -> Tensor:
     """Of every row of (B, d), between the two values beside it, as `torch.quantile`, which ends at 2^24 entries."""
     place = q * (values.shape[1] - 1)
-    low, high = (values.kthvalue(1 + round_(place), dim=1).values for round_ in (math.floor, math.ceil))
-    return torch.lerp(low, high, place - math.floor(place))
+    ordered = values.sort(dim=1).values
+    return torch.lerp(ordered[:, math.floor(place)], ordered[:, math.ceil(place)], place - math.floor(place))
