@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 import scoreflow as sf
 from scoreflow.training import Objective, Recipe, train
 
-N, VP = 6, sf.VPSDE()
+N, VP, CHAIN = 6, sf.VPSDE(), sf.VPSDE.from_betas(sf.DDPMChain.linear(20).beta)
 X, TOKENS = states(N, 2), states(N, 5, 2, seed=1)
 WORDS = {"": 0.0, "red": 0.4, "a cat": -0.3}
 TEXTS = ["red", "a cat", "red", "a cat", "a cat", "red"]
@@ -55,12 +55,12 @@ def test_the_loss_of_a_batch_is_that_of_its_samples(kind):
     c, null, calls = CASES[kind]
     for channels, more in ((2, {}), (4, {"size": torch.linspace(0.5, 2.0, N, dtype=torch.float64)})):
         net = Net(channels)
-        model, objective = sf.ScoreModel(net, VP), Objective(drop=0.5, null={"c": null})
+        model, vlb = sf.ScoreModel(net, CHAIN), 0.1 * (channels == 4)
+        objective, plain = Objective(drop=0.5, null={"c": null}, vlb=vlb), Objective(vlb=vlb)
         draw = objective.draw(model, X, seed=3)
         assert 0 < int(draw.dropped.sum()) < N
         found = objective(model, X, draw, c=c, **more)
         assert sorted(net.seen) == ([N] if calls == "one" else sorted([int(draw.dropped.sum()), int((~draw.dropped).sum())]))
-        plain = Objective()
         for i in range(N):
             one = draw._replace(**{name: getattr(draw, name)[i : i + 1] for name in draw._fields})
             given = sf.conditions.rows({"c": c, **more}, torch.tensor([i]), N, ("c", "size"))

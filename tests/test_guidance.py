@@ -303,7 +303,7 @@ REFUSED = [
     (lambda: sf.ClassifierFree(MODEL, 2.0).x0(X.numpy(), 0.5, y=Y), TypeError, "x must be a floating-point .* got ndarray"),
     (lambda: MODEL(X, "0.5", y=Y), TypeError, r"t must be a number between 0 \(data\) and 1 \(prior\), got '0.5'"),
     (lambda: MODEL(X, False, y=Y), TypeError, r"t must be a number between 0 \(data\) and 1 \(prior\), got False"),
-    (lambda: sf.solve(sf.APG(MODEL, 2.0, momentum=-0.5), X, "torchdiffeq", method="euler", control="sample", steps=2, y=Y),
+    (lambda: sf.solve(sf.APG(MODEL, 2.0, momentum=-0.5), X, "torchdiffeq", method="rk4", control="sample", stop=0.1, y=Y),
      ValueError, "momentum=-0.5 follows a batch that stays together, and .* takes it apart"),
     (lambda: sf.training.Objective(drop=0.1, null={"z": 0}).check(MODEL), ValueError, "null names 'z', and the network Both"),
 ]  # fmt: skip

@@ -30,8 +30,8 @@ class Own(nn.Module):
         super().__init__()
         self.module, self.null = net, {"y": 7}
 
-    def forward(self, x, t, y):
-        return 2 * self.module(x, t, y=y)
+    def forward(self, x, t, **conditions):
+        return 2 * self.module(x, t, **conditions)
 
 
 class Out(nn.Module):
