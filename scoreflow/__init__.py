@@ -14,6 +14,7 @@ from scoreflow import samplers as _chapters
 from scoreflow.bound import Bound, continuous_bound, vlb
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
+from scoreflow.conditions import each, shared
 from scoreflow.dequantise import Bits, Dequantiser, bits_per_dim
 from scoreflow.editing import image_to_image, interpolate
 from scoreflow.grid import grid
@@ -57,10 +58,10 @@ __all__ = [
     "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent",
     "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
     "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
-    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "encode", "estimate_variance", "family",
+    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
     "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent", "load_model", "log_prob",
-    "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training",
-    "vlb", "walk", "zoo",
+    "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve", "step_log_prob", "study",
+    "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

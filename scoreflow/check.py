@@ -21,11 +21,18 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
     """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
     limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
     allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
-    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+    if isinstance(value, str | bool) or not hasattr(value, "__float__") or math.prod(getattr(value, "shape", ())) != 1:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
     if not (math.isfinite(x := float(value)) and least <= x <= most and x > above):
         raise ValueError(f"{name} must be {allowed}, got {value}")
     return x
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises TypeError unless it is True or False."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
@@ -46,7 +53,7 @@ def options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
     try:
-        value = float(t)
+        value = float(t if not isinstance(t, str | bool) else "no number")
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}") from error
     if not 0 <= value <= 1:

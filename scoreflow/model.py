@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import check
+from scoreflow.conditions import known, plain, rounds, rows
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 from scoreflow.row import per_sample
 
@@ -94,10 +95,14 @@ class ScoreModel:
         """The prediction `want` at states x (B, ...) and times t in [0, 1], a float or (B,), in the shape of x.
 
         Raises:
+            TypeError: states that are no floating-point tensor.
             ValueError: times outside [0, 1] or not (B,); an output of the wrong shape; for a float t, a prediction that
                 cannot be had from the network's there (an ε-network says nothing of x_0 where α = 0).
         """
         check.one_of("want", want, PREDICTIONS)
+        if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating-point tensor of shape (B, ...), got {got}")
         return self.express(self.evaluate(x, t, **conditions)[0], x, t, want)
 
     def eps(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
@@ -126,7 +131,7 @@ class ScoreModel:
         self.count(t)
         given = x if self.dtype is None else x.to(self.dtype)
         before = None if given.is_inference() else given._version
-        output = self.net(given, label, **conditions)
+        output = self.net(given, label, **plain(conditions))
         if before is not None and given._version != before and given is x:
             raise RuntimeError(
                 "the network changes the states that it is given, in place, as ReLU(inplace=True) does: give it a copy, "
@@ -144,6 +149,37 @@ class ScoreModel:
             f"the network returned shape {tuple(output.shape)} for states of shape {tuple(x.shape)}: expected that "
             "shape, or twice its channels when the variance is learned"
         )
+
+    def evaluate_some(
+        self, x: Tensor, t: float | Tensor, samples: Tensor, batch: int, conditions: Mapping[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """`evaluate` at states x (n, ...) of these samples, by number, of a batch whose conditions are given.
+
+        Where it is known what belongs to each sample, they are taken out of the batch. If not, the whole batch is evaluated,
+        with a state of x in the place of every other sample.
+        """
+        if not len(samples) or (known(conditions, batch, self.with_rows) and all(known(null, batch) for null in self.nulls)):
+            return self.evaluate(x, t, **rows(conditions, samples, batch, self.with_rows))
+        order, said = list[int](), list[tuple[Tensor, Tensor | None]]()
+        for places, numbers, whole in rounds(samples.tolist(), batch):
+            at = t[whole] if isinstance(t, Tensor) and t.ndim else t
+            output, word = self.evaluate(x[whole], at, **conditions)
+            said.append((output[numbers], None if word is None else word[numbers]))
+            order += places
+        back = torch.tensor(order, device=x.device).argsort()
+        words = [word for _, word in said if word is not None]
+        return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if len(words) == len(said) else None
+
+    @property
+    def with_rows(self) -> frozenset[str]:
+        """Names of the conditions that have a row a sample, where they are as long as the batch."""
+        null = attribute(self.net, "null")
+        return frozenset(null) if isinstance(null, Mapping) else frozenset()
+
+    @property
+    def nulls(self) -> tuple[Mapping[str, Any], ...]:
+        """What it puts in the place of conditions that are dropped."""
+        return ()
 
     def evaluations(self, t: float | Tensor) -> int | Tensor:
         """Network evaluations of a call at t; at times (n,), of each sample."""
@@ -200,8 +236,9 @@ class ScoreModel:
 
     def accepts(self, keyword: str) -> bool:
         """Whether the network takes this keyword."""
+        net = unwrapped(self.net)
         try:
-            parameters = inspect.signature(self.net.forward if isinstance(self.net, nn.Module) else self.net).parameters
+            parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
         except (TypeError, ValueError):
             return True
         return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or keyword in list(parameters)[2:]
@@ -260,11 +297,26 @@ def say(value: Any) -> str:
     return repr(value)
 
 
-def rows_of(conditions: Any, samples: slice | Tensor, batch: int) -> Any:
-    """The conditions of some samples: tensors with a row a sample, in dicts and lists too, give theirs; the rest stays."""
-    if isinstance(conditions, Mapping):
-        return {name: rows_of(value, samples, batch) for name, value in conditions.items()}
-    if isinstance(conditions, tuple | list):
-        return type(conditions)(rows_of(value, samples, batch) for value in conditions)
-    each = isinstance(conditions, Tensor) and conditions.ndim and len(conditions) == batch
-    return conditions[samples] if each else conditions
+def unwrapped(net: Any) -> Any:
+    """The network itself, inside `torch.compile`, `DataParallel` and other modules that hand all they are given to one."""
+    while isinstance(net, nn.Module):
+        inner: Any = net._modules.get("_orig_mod")
+        if inner is None and isinstance(getattr(net, "module", None), nn.Module):
+            parameters = inspect.signature(net.forward).parameters.values()
+            inner = net.module if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) else None
+        if inner is None:
+            break
+        net = inner
+    return net
+
+
+def attribute(net: Any, name: str) -> Any:
+    """What a network says of itself, such as its `null`, through wrappers too; None if nothing."""
+    found = getattr(net, name, None)
+    return getattr(unwrapped(net), name, None) if found is None else found
+
+
+def trains(net: Any) -> bool:
+    """Whether any layer of a network is in training mode. A module that wraps others has a word of its own, which says
+    nothing: it is made in training mode around a network in evaluation mode."""
+    return isinstance(net, nn.Module) and any(module.training for module in net.modules() if not module._modules)

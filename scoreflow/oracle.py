@@ -15,6 +15,8 @@ from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
 
 Level = float | Tensor
+CATEGORIES = 2**24
+"""The most that `torch.multinomial` chooses among."""
 
 
 class GaussianMixture:
@@ -86,7 +88,7 @@ class GaussianMixture:
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n draws of x_0, float64, of shape (n, *event)."""
         generator = torch.Generator().manual_seed(seed)
-        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        k = _chosen(self.weights, n, generator)
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64) * self._var[k].sqrt()
         if self._turn is not None:
             z = (self._turn[k] @ z.unsqueeze(-1)).squeeze(-1)
@@ -176,6 +178,14 @@ class Empirical(GaussianMixture):
         x_0 = self._joint(x, alpha, sigma)[0].softmax(1) @ self.means.to(x.device)
         clean = (x.double().flatten(1) / alpha).nan_to_num()
         return torch.where(sigma > 0, x_0, clean).reshape(x.shape).to(x.dtype)
+
+
+def _chosen(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n numbers of components, by weight."""
+    if len(weights) <= CATEGORIES:
+        return torch.multinomial(weights, n, replacement=True, generator=generator)
+    u = torch.rand(n, dtype=torch.float64, generator=generator)
+    return torch.searchsorted(weights.cumsum(0), u, right=True).clamp(max=len(weights) - 1)
 
 
 def _level(value: Level, x: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from scoreflow.model import ScoreModel, rows_of
+from scoreflow.model import ScoreModel
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
 from scoreflow.plan import Plan, advance
@@ -31,8 +32,11 @@ class Run:
     """A model for one run: its conditions bound, its evaluations counted sample by sample, its outputs watched."""
 
     def __init__(self, model: ScoreModel, conditions: dict[str, Any], batch: int, counts: np.ndarray | None = None) -> None:
-        self.model, self.path, self.prediction, self.conditions = model, model.path, model.prediction, conditions
+        self.model, self.path, self.prediction = model, model.path, model.prediction
+        self.conditions, self.batch = conditions, batch
         self.counts = np.zeros(batch, dtype=int) if counts is None else counts
+        self.samples: Tensor | None = None
+        """Which of the batch it is for, by number; None for all."""
         self.watch = Watch()
         self.analytic: float | None = None
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
@@ -51,7 +55,10 @@ class Run:
         """As of `ScoreModel`."""
         if self.analytic is not None:
             raise ValueError("analytic has no word on the variance: use it with a sampler that needs none")
-        output = self.model.evaluate(x, t, **self.conditions)
+        if self.samples is None:
+            output = self.model.evaluate(x, t, **self.conditions)
+        else:
+            output = self.model.evaluate_some(x, t, self.samples, self.batch, self.conditions)
         self.counts += int(self.model.evaluations(t))
         self.watch.word(output[0], t)
         return output
@@ -62,7 +69,7 @@ class Run:
 
     def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
         """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
-        output = self.model.evaluate(x, t, **self._conditions_of(samples))[0]
+        output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
         asked = self.model.evaluations(t)
         np.add.at(self.counts, samples.tolist(), asked.tolist() if isinstance(asked, Tensor) else asked)
         self.rounds += 1
@@ -71,13 +78,9 @@ class Run:
 
     def rows(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
-        part = Run(self.model, self._conditions_of(slice(start, stop)), len(self.counts), self.counts[start:stop])
-        part.watch, part.analytic = self.watch, self.analytic
+        part = Run(self.model, self.conditions, self.batch, self.counts[start:stop])
+        part.samples, part.watch, part.analytic = torch.arange(start, stop), self.watch, self.analytic
         return part
-
-    def _conditions_of(self, samples: slice | Tensor) -> dict[str, Any]:
-        found: dict[str, Any] = rows_of(self.conditions, samples, len(self.counts))
-        return found
 
 
 class Watch:

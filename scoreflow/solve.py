@@ -143,7 +143,8 @@ def solve(
         callback: called with the `State` at every time.
         progress: show a bar.
         grad: record the run for differentiation.
-        keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`.
+        keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
+            `sf.shared` say whether these have a row a sample.
 
     Raises:
         ValueError: an unknown name, a value that is not allowed, an ε-network started where α = 0, seeds or draws that

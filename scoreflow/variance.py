@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import one_of, whole
+from scoreflow.conditions import rows
 from scoreflow.grid import check_times, grid, inner_ends
-from scoreflow.model import ScoreModel, rows_of
+from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import flat
@@ -59,7 +60,8 @@ def estimate_variance(
     between 0 and the mean square of the data.
 
     Args:
-        model, conditions: the score model, and conditions of its network; tensors of N rows go with the data.
+        model, conditions: the score model, and conditions of its network; tensors of N rows, and lists of N texts, go with the
+            data, unless `sf.shared` holds them.
         data: (N, ...), all of which are used.
         times: so many levels, even in λ; or the levels themselves, falling.
         by: "eps" or "error".
@@ -92,8 +94,8 @@ def estimate_variance(
             k = path.kappa(t)
             seen = []
             for begin in range(0, len(data), size):
-                part = slice(begin, begin + size)
-                x_0, given = data[part], rows_of(conditions, part, len(data))
+                part = torch.arange(begin, min(begin + size, len(data)))
+                x_0, given = data[begin : begin + size], rows(conditions, part, len(data), conditions)
                 x_t = path.noised(x_0, t, noise(x_0))
                 if by == "eps":
                     word = k * model.eps(x_t, t, **given)

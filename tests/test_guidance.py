@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from problems import states
 
 import scoreflow as sf
+from scoreflow.guidance.others import quantile
 
 # -- exact --------------------------------------------------------------------------------------------------------------
 
@@ -206,6 +207,20 @@ def test_thresholding():
         torch.testing.assert_close(VP.alpha(t) * values.clamp(-0.8, 0.8) + VP.sigma(t) * eps, x, rtol=1e-9, atol=1e-9)
 
 
+@given(st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**32))
+@settings(max_examples=60)
+def test_a_percentile_is_torchs(d, q, seed):
+    values = states(3, d, seed=seed)
+    torch.testing.assert_close(quantile(values, q), values.quantile(q, dim=1), rtol=1e-12, atol=1e-12)
+
+
+def test_a_percentile_of_more_than_2_to_the_24_entries():
+    """Of 0, 1, …, d − 1 in any order it is q (d − 1), exactly."""
+    d = 2**24 + 101  # 2 s, to sort them
+    values = torch.arange(d, dtype=torch.float64).roll(d // 3)[None]
+    assert quantile(values, 0.995).item() == pytest.approx(0.995 * (d - 1), rel=1e-15)
+
+
 def test_guidance_commutes_with_linear_steps_and_not_with_thresholding():
     """From one state and draw, the step of the guided model is the extrapolation of the two models' steps (identity 36)."""
     for sampler in ("ddim", "ddpm", "reverse-sde"):
@@ -261,6 +276,36 @@ REFUSED = [
     (lambda: sf.ClassifierGuidance(MODEL, 3, 1.0), TypeError, "classifier must be a module or a callable, got int"),
     (lambda: sf.ClassifierGuidance(MODEL, posterior, 1.0)(X, 0.5), ValueError, r"classifier guidance needs y, whole"),
     (lambda: sf.Thresholding(Both()), TypeError, "model must be a ScoreModel, got Both: wrap the network"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, rescal=0.5), TypeError, "unexpected keyword argument 'rescal'"),
+    (lambda: sf.APG(MODEL, 2.0, rescale=0.5), TypeError, "unexpected keyword argument 'rescale'"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, null={"z": 0}), ValueError, "null names 'z', and the network Both takes no such"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, null=10), TypeError, "null must be a mapping of names to values, .* got 10"),
+    (lambda: sf.ClassifierFree(MODEL, math.inf), ValueError, "scale must be a finite number, got inf"),
+    (lambda: sf.ClassifierFree(MODEL, True), TypeError, "scale must be a finite number, got True"),
+    (lambda: sf.ClassifierFree(MODEL, torch.ones(2)), TypeError, r"scale must be a finite number, got tensor"),
+    (lambda: sf.ClassifierFree(MODEL, MODEL), TypeError, "scale must be a finite number, got ScoreModel"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, interval=(False, True)), TypeError, "interval must be a finite number .* got False"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, interval=("0.1", "0.2")), TypeError, "interval must be a finite .* got '0.1'"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, interval=(0.1, math.nan)), ValueError, "interval must be a finite .* got nan"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, rescale=True), TypeError, "rescale must be a finite number .* got True"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0, prediction="epsilon"), ValueError, "prediction must be one of eps, x0, v"),
+    (lambda: sf.CFGPlusPlus(MODEL, 0.5, batched="no"), TypeError, "batched must be True or False, got 'no'"),
+    (lambda: sf.APG(MODEL, 2.0, eta=math.nan), ValueError, "eta must be a finite number, got nan"),
+    (lambda: sf.APG(VP, 2.0), TypeError, "model must be a ScoreModel, got VPSDE"),
+    (lambda: sf.CFGPlusPlus(Both(), 2.0), TypeError, "model must be a ScoreModel, got Both"),
+    (lambda: sf.Autoguidance(VP, MODEL, 2.0), TypeError, "model must be a ScoreModel, got VPSDE"),
+    (lambda: sf.Autoguidance(MODEL, 2.0, MODEL), TypeError, "worse must be a ScoreModel, got float"),
+    (lambda: sf.ClassifierGuidance(VP, posterior, 1.0, conditional=True), TypeError, "model must be a ScoreModel, got VPSDE"),
+    (lambda: sf.ClassifierGuidance(MODEL, posterior, 1.0, conditional="no"), TypeError, "conditional must be True or False"),
+    (lambda: sf.Thresholding(MODEL, True), TypeError, "limit must be a finite number > 0, got True"),
+    (lambda: sf.Thresholding(MODEL, percentile=math.nan), ValueError, "percentile must be a finite number .* got nan"),
+    (lambda: MODEL(X.long(), 0.5, y=Y), TypeError, r"x must be a floating-point tensor of shape \(B, ...\), got torch.int64"),
+    (lambda: sf.ClassifierFree(MODEL, 2.0).x0(X.numpy(), 0.5, y=Y), TypeError, "x must be a floating-point .* got ndarray"),
+    (lambda: MODEL(X, "0.5", y=Y), TypeError, r"t must be a number between 0 \(data\) and 1 \(prior\), got '0.5'"),
+    (lambda: MODEL(X, False, y=Y), TypeError, r"t must be a number between 0 \(data\) and 1 \(prior\), got False"),
+    (lambda: sf.solve(sf.APG(MODEL, 2.0, momentum=-0.5), X, "torchdiffeq", method="rk4", control="sample", stop=0.1, y=Y),
+     ValueError, "momentum=-0.5 follows a batch that stays together, and .* takes it apart"),
+    (lambda: sf.training.Objective(drop=0.1, null={"z": 0}).check(MODEL), ValueError, "null names 'z', and the network Both"),
 ]  # fmt: skip
 
 

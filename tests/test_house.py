@@ -20,7 +20,7 @@ FILES = sorted(HOUSE.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 FLOORS = [
-    {"check", "aliases"},
+    {"check", "aliases", "conditions"},
     {"row", "noise", "cite", "chain"},
     {"path"},
     {"sde"},

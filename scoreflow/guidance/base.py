@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreflow import check
 from scoreflow.model import ScoreModel, say
-from scoreflow.path import Prediction
+from scoreflow.path import PREDICTIONS, Prediction
 from scoreflow.row import per_sample
 
 Scale = float | Callable[[float], float]
@@ -33,6 +33,8 @@ class Guided(ScoreModel):
     def __init__(self, model: ScoreModel, prediction: Prediction | None = None, **options: Any) -> None:
         if not isinstance(model, ScoreModel):
             raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+        if prediction is not None:
+            check.one_of("prediction", prediction, PREDICTIONS)
         self.model, self.options = model, options
         self.net, self.path, self.time = model.net, model.path, model.time
         self.prediction = prediction or model.prediction
@@ -67,6 +69,14 @@ class Guided(ScoreModel):
     def label(self, x: Tensor, t: float | Tensor) -> Tensor:
         return self.model.label(x, t)
 
+    @property
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows
+
+    @property
+    def nulls(self) -> tuple[Mapping[str, Any], ...]:
+        return self.model.nulls
+
     def begin(self, steps: object) -> ScoreModel:
         began = copy.copy(self)
         began.model = self.model.begin(steps)
@@ -96,8 +106,7 @@ class Contrast(Guided):
         self, model: ScoreModel, scale: Scale, interval: Sequence[float] | None = None, prediction: Prediction | None = None,
         **options: Any,
     ) -> None:  # fmt: skip
-        if not callable(scale):
-            check.number("scale", scale)
+        check_scale(scale)
         low, high = (0.0, 1.0) if interval is None else check_interval(interval)
         super().__init__(model, prediction, scale=scale, **({} if interval is None else {"interval": (low, high)}), **options)
         self.scale, self.interval = scale, (low, high)
@@ -142,7 +151,7 @@ class Contrast(Guided):
         if bool((kind == kind[0]).all()):
             return self._weighed(x, t, w if int(kind[0]) == 2 else float(kind[0]), conditions)
         groups = [found for k in range(3) if len(found := (kind == k).nonzero().flatten())]
-        parts = [self.evaluate(x[g], t[g], **rows(conditions, g, len(x))) for g in groups]
+        parts = [self.evaluate_some(x[g], t[g], g, len(x), conditions) for g in groups]
         back = torch.cat(groups).argsort().to(x.device)
         words = [word for _, word in parts if word is not None]
         return torch.cat([out for out, _ in parts])[back], torch.cat(words)[back] if len(words) == len(parts) else None
@@ -186,20 +195,18 @@ def value_at(scale: Scale, t: float) -> float:
     return check.number(f"scale({t:g})", scale(t)) if callable(scale) else float(scale)
 
 
-def rows(conditions: dict[str, Any], at: Tensor, batch: int) -> dict[str, Any]:
-    """The conditions of some samples of a batch."""
-    return {name: value[at.to(value.device)] if has_rows(value, batch) else value for name, value in conditions.items()}
-
-
-def has_rows(value: Any, batch: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+def check_scale(scale: Scale) -> None:
+    """Raise unless it is a finite number or a function."""
+    if not callable(scale) or isinstance(scale, ScoreModel):
+        check.number("scale", scale)
 
 
 def check_interval(interval: Sequence[float]) -> tuple[float, float]:
+    """Two times that rise, as floats."""
     try:
         low, high = interval
     except (TypeError, ValueError):
         raise ValueError(f"interval must be two times, (low, high), got {interval!r}") from None
-    if not check.time("interval", low) < check.time("interval", high):
+    if not check.number("interval", low, 0, 1) < check.number("interval", high, 0, 1):
         raise ValueError(f"interval must rise, (low, high), got {interval!r}")
     return float(low), float(high)

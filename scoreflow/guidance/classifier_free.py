@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Scale, has_rows, value_at
-from scoreflow.model import ScoreModel
+from scoreflow.conditions import joined, none_given, plain
+from scoreflow.guidance.base import Contrast, Scale, value_at
+from scoreflow.model import ScoreModel, attribute, trains
 from scoreflow.path import Prediction
 from scoreflow.row import per_sample
 
@@ -21,15 +22,19 @@ class ClassifierFree(Contrast):
     Args:
         model: conditional, and trained with conditions dropped.
         scale: 1 is the conditional model, 0 the unconditional; a number or a function of t.
-        null: what means "none given", by the condition's name, such as `{"y": 10}`; the network's own (`net.null`) if None.
+        null: what means "none given", by the condition's name, such as `{"y": 10}`; the network's own (`net.null`) if None. A
+            number or tensor fills a tensor, and a text each entry of a list of texts; a tensor may have a row a sample, or
+            another length than the condition, and a dict goes name by name. Any other is given as it is.
         interval: (low, high), the times in which to guide (Kynkäänniemi et al., 2024). They give κ: `path.time(-math.log(κ))`.
         rescale: φ of Lin et al. (2024), Eqs. 14 to 16: by how much a sample's standard deviation is brought back to that of the
             conditional prediction, both of what the network predicts.
-        batched: whether both branches run as one batch of 2B. They run one after the other if the network is in training mode
-            or a condition that is dropped is no tensor of B rows. Conditions that are no such tensors are shared.
+        batched: whether both branches run as one batch of 2B. They run one after the other if the network is in training mode,
+            if a null has no rows of the condition's shape, or if a condition that no null names might have a row a sample:
+            mark it `sf.shared` or `sf.each`.
 
     Raises:
-        ValueError: a network without a null; on a call, conditions that hold none of those it names.
+        TypeError, ValueError: a network without a null, a null for what the network does not take, other values that are not
+            allowed; on a call, conditions that hold none of those it names, a null that does not fit.
 
     Reference:
         Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), Eq. 6; Applying Guidance in a Limited Interval
@@ -41,21 +46,34 @@ class ClassifierFree(Contrast):
     def __init__(
         self, model: ScoreModel, scale: Scale, *, null: Mapping[str, Any] | None = None,
         interval: Sequence[float] | None = None, rescale: float = 0.0, batched: bool = True,
-        prediction: Prediction | None = None, **options: Any,
+        prediction: Prediction | None = None,
     ) -> None:  # fmt: skip
-        check.number("rescale", rescale, 0, 1)
-        options |= {"null": dict(null)} if isinstance(null, Mapping) else {}
-        options |= ({"rescale": rescale} if rescale else {}) | ({} if batched else {"batched": False})
-        super().__init__(model, scale, interval, prediction, **options)
-        found = getattr(model.net, "null", None) if null is None else null
+        super().__init__(model, scale, interval, prediction)
+        check.number("rescale", rescale, 0, 1), check.flag("batched", batched)
+        if not isinstance(null, Mapping | None):
+            raise TypeError(f"null must be a mapping of names to values, such as {{'y': 10}}, got {null!r}")
+        self.options |= {"null": dict(null)} if null is not None else {}
+        self.options |= ({"rescale": rescale} if rescale else {}) | ({} if batched else {"batched": False})
+        found = attribute(model.net, "null") if null is None else null
         if not isinstance(found, Mapping) or not found:
             raise ValueError(
                 f"null={null}: guidance needs an unconditional branch, and {type(model.net).__name__} does not say what means "
                 "'none given'; give null={name: value}, such as null={'y': 10}, or train a network with conditions dropped"
             )
+        for name in found if null is not None else ():
+            if not model.accepts(name):
+                raise ValueError(f"null names {name!r}, and the network {type(model.net).__name__} takes no such condition")
         self.null, self.rescale, self.batched, self.affine = dict(found), rescale, batched, not rescale
         limited = ("kynkaanniemi2024interval",) if interval is not None else ()
         self.works = (*self.works, *limited, *(("lin2024flawed",) if rescale else ()))
+
+    @property
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows.union(self.null)
+
+    @property
+    def nulls(self) -> tuple[Mapping[str, Any], ...]:
+        return (self.null, *self.model.nulls)
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         out = super().combine(ours, other, w, x, t)
@@ -66,30 +84,24 @@ class ClassifierFree(Contrast):
         rescaled: Tensor = out * per_sample(self.rescale * ratio + (1 - self.rescale), x)
         return rescaled
 
-    def _none(self, conditions: dict[str, Any]) -> dict[str, Any]:
+    def _none(self, conditions: dict[str, Any], batch: int) -> dict[str, Any]:
         """The conditions, none given."""
-        names = set(self.null) & {name for name, value in conditions.items() if value is not None}
+        names = set(self.null) & {name for name, value in conditions.items() if plain(value) is not None}
         if not names:
             raise ValueError(
                 f"guidance drops {' or '.join(self.null)}, and the conditions are {', '.join(conditions) or 'none'}: give one, "
                 "such as solve(..., y=labels)"
             )
-        return {name: none_given(value, self.null[name]) if name in names else value for name, value in conditions.items()}
+        return {k: none_given(k, v, self.null[k], batch) if k in names else v for k, v in conditions.items()}
 
     def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        return self._inner(x, t, self._none(conditions))
+        return self._inner(x, t, self._none(conditions, len(x)))
 
     def _both(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        none = self._none(conditions)
-        alike = [has_rows(value, len(x)) for name, value in conditions.items() if name in self.null and value is not None]
-        if (
-            not self.batched
-            or getattr(self.net, "training", False)
-            or not all(alike)
-            or not all(has_rows(none[k], len(x)) for k in none if k in self.null)
-        ):
+        apart = not self.batched or trains(self.net)
+        two = None if apart else joined(conditions, self._none(conditions, len(x)), len(x), self.with_rows)
+        if two is None:
             return super()._both(x, t, conditions)
-        two = {k: torch.cat([v, none[k]]) if has_rows(v, len(x)) else v for k, v in conditions.items()}
         output, word = self._inner(torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two)
         self.model.count(t)  # the second branch of the one call
         ours, other = output.chunk(2)
@@ -123,8 +135,8 @@ class APG(ClassifierFree):
         null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None, batched: bool = True,
     ) -> None:  # fmt: skip
         check.number("eta", eta), check.number("norm", norm, 0), check.number("momentum", momentum, -1, 1)
-        options = {"eta": eta, "norm": norm, "momentum": momentum}
-        super().__init__(model, scale, null=null, interval=interval, batched=batched, prediction="x0", **options)
+        super().__init__(model, scale, null=null, interval=interval, batched=batched, prediction="x0")
+        self.options |= {"eta": eta, "norm": norm, "momentum": momentum}
         self.eta, self.norm, self.momentum = eta, norm, momentum
         self.affine = eta == 1 and not norm and not momentum
         self._before: list[Tensor] | None = None
@@ -136,6 +148,8 @@ class APG(ClassifierFree):
         evaluations: Any = getattr(steps, "evaluations", None)  # of a sampler; a plan has fixed steps
         if self.momentum and evaluations is not None and evaluations(self.path, (0.6, 0.5)) is None:
             raise ValueError(self._apart(f"and {steps!r} tries steps and takes them back"))
+        if self.momentum and getattr(steps, "control", None) == "sample":
+            raise ValueError(self._apart(f"and {steps!r} takes it apart"))
         return began
 
     def _apart(self, why: str) -> str:
@@ -212,9 +226,3 @@ class CFGPlusPlus(ClassifierFree):
 
     def _branches(self, t: float | Tensor) -> tuple[int, int] | tuple[Tensor, Tensor]:
         return (1, 1) if self._scales is None else super()._branches(t)  # of the runs to come two, at the most
-
-
-def none_given(value: Any, null: Any) -> Any:
-    if not isinstance(value, Tensor) or null is None:
-        return null
-    return torch.as_tensor(null, dtype=value.dtype, device=value.device).expand_as(value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreflow import check
-from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, value_at
+from scoreflow.conditions import plain
+from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, check_scale, value_at
 from scoreflow.model import ScoreModel
 from scoreflow.row import per_sample
 
@@ -42,6 +44,14 @@ class Autoguidance(Contrast):
     @property
     def cites(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*super().cites, *self.worse.cites)
+
+    @property
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows | self.worse.with_rows
+
+    @property
+    def nulls(self) -> tuple[Mapping[str, Any], ...]:
+        return (*self.model.nulls, *self.worse.nulls)
 
     @property
     def nfe(self) -> int:  # type: ignore[override]
@@ -94,14 +104,17 @@ class ClassifierGuidance(Guided):
     ) -> None:  # fmt: skip
         if not callable(classifier):
             raise TypeError(f"classifier must be a module or a callable, got {type(classifier).__name__}")
-        if not callable(scale):
-            check.number("scale", scale)
-        if conditional and not model.accepts("y"):
-            raise ValueError("conditional=True tells the model y, and its network takes none: let conditional=False")
+        check_scale(scale)
         span = (0.0, 1.0) if interval is None else check_interval(interval)
         options: dict[str, Any] = {"scale": scale, **({} if interval is None else {"interval": span})}
         super().__init__(model, classifier=classifier, **options | ({"conditional": True} if conditional else {}))
+        if check.flag("conditional", conditional) and not model.accepts("y"):
+            raise ValueError("conditional=True tells the model y, and its network takes none: let conditional=False")
         self.classifier, self.scale, self.interval, self.conditional = classifier, scale, span, conditional
+
+    @property
+    def with_rows(self) -> frozenset[str]:
+        return self.model.with_rows.union({"y"})
 
     def accepts(self, keyword: str) -> bool:
         return keyword == "y" or self.model.accepts(keyword)
@@ -111,7 +124,7 @@ class ClassifierGuidance(Guided):
         return value_at(self.scale, t) if self.interval[0] <= t <= self.interval[1] else 0.0
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
-        y = conditions.get("y")
+        y = plain(conditions.get("y"))
         if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
             found = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else repr(y)
             raise ValueError(
@@ -175,5 +188,12 @@ class Thresholding(Guided):
             return x_0.clamp(-self.limit, self.limit), word
         wide = x_0.flatten(1).abs()
         wide = wide.float() if wide.dtype.itemsize < 4 else wide
-        s = per_sample(wide.quantile(self.percentile, dim=1).clamp(min=self.limit), x)
+        s = per_sample(quantile(wide, self.percentile).clamp(min=self.limit), x)
         return x_0.clamp(-s, s) * (self.limit / s), word
+
+
+def quantile(values: Tensor, q: float) -> Tensor:
+    """Of every row of (B, d), between the two values beside it, as `torch.quantile`, which ends at 2^24 entries."""
+    place = q * (values.shape[1] - 1)
+    ordered = values.sort(dim=1).values
+    return torch.lerp(ordered[:, math.floor(place)], ordered[:, math.ceil(place)], place - math.floor(place))

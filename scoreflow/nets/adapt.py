@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreflow.model import attribute
+
 NAMES = {"y": "class_labels", "tokens": "encoder_hidden_states"}
 
 
@@ -15,6 +17,7 @@ class FromDiffusers(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.training, self.null = net.training, attribute(net, "null")
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         named = {NAMES.get(name, name): value for name, value in conditions.items()}
@@ -23,5 +26,11 @@ class FromDiffusers(nn.Module):
 
 
 def from_diffusers(net: nn.Module) -> nn.Module:
-    """A network of diffusers that returns an object with `sample`, as a network of ours. Its time is `time="index"`."""
+    """A network of diffusers that returns an object with `sample`, as a network of ours. Its time is `time="index"`.
+
+    Raises:
+        TypeError: net is no module.
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch module, got {type(net).__name__}")
     return FromDiffusers(net)

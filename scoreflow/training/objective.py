@@ -12,7 +12,8 @@ from torch import Tensor
 
 from scoreflow.bound import step_term
 from scoreflow.check import number, one_of, whole
-from scoreflow.model import ScoreModel
+from scoreflow.conditions import joined, none_given, rows
+from scoreflow.model import ScoreModel, attribute
 from scoreflow.noise import White, stream_key
 from scoreflow.row import flat, per_sample
 from scoreflow.training.times import LossHistory, check_times_options, draw_times
@@ -63,7 +64,9 @@ class Objective:
         weighting: a name of `WEIGHTINGS`, or a function (path, t) to weights on the ε-error.
         times: a name of `QUANTILES`.
         drop: the share of samples whose conditions are replaced by what means "none given", for classifier-free guidance.
-        null: what means "none given", by the condition's name; of the network (`net.null`) if None.
+        null: what means "none given", by the condition's name, as of `ClassifierFree`; of the network (`net.null`) if None.
+            Where it cannot stand among the rows of a batch, as None or a sequence of another length, dropped samples are
+            evaluated in a call of their own.
         vlb: λ of the hybrid objective `L_simple + λ L_vlb`, L_vlb in bits an entry, T times the mean over steps; 0.001 in the
             paper. The network must give twice the channels, the path be a chain, and times its nodes ("uniform", "stratified",
             "importance"). The mean is held fixed in L_vlb.
@@ -118,10 +121,13 @@ class Objective:
                 f"drop={self.drop} drops conditions, and {type(model.net).__name__} has none: give null={{name: value}}, what "
                 "means 'none given', or a network whose `null` says it"
             )
+        for name in self.nulls(model) if self.drop else ():
+            if not model.accepts(name):
+                raise ValueError(f"null names {name!r}, and the network {type(model.net).__name__} takes no such condition")
 
     def nulls(self, model: ScoreModel) -> Mapping[str, Any]:
         """What means "none given"."""
-        found: Mapping[str, Any] = self.null if self.null is not None else getattr(model.net, "null", {})
+        found: Mapping[str, Any] = (self.null if self.null is not None else attribute(model.net, "null")) or {}
         return found
 
     def draw(
@@ -156,7 +162,7 @@ class Objective:
         """
         path, t = model.path, draw.t
         x_t = path.noised(x_0, t, draw.eps)
-        output, word = model.evaluate(x_t, t, **self.dropped(model, conditions, draw.dropped))
+        output, word = self._asked(model, x_t, t, conditions, draw.dropped)
         on_x_0, on_eps = path.basis(model.prediction, t)
         target = per_sample(on_x_0, x_0) * x_0 + per_sample(on_eps, x_0) * draw.eps
         error = flat(output - target).square().mean(1)
@@ -172,18 +178,38 @@ class Objective:
             each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), word, t)
         return Loss((each * draw.even.to(each)).mean(), each.detach(), (error / (b**2).to(error)).detach(), t)
 
-    def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any]:
-        """The conditions, "none given" for the samples `which` (B,)."""
+    def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any] | None:
+        """The conditions, "none given" for the samples `which` (B,); None where a null cannot stand among the samples' rows."""
         if not self.drop:
             return conditions
-        nulls, out = self.nulls(model), dict(conditions)
-        if not set(nulls) & set(conditions):
+        named, none = self._named(model, conditions, len(which))
+        two = joined(named, none, len(which), named)
+        if two is None:
+            return None
+        chosen = torch.arange(len(which), device=which.device) + len(which) * which
+        return conditions | rows(two, chosen, 2 * len(which), named)
+
+    def _named(self, model: ScoreModel, conditions: dict[str, Any], batch: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The conditions that are dropped, and what stands for none of them."""
+        nulls = self.nulls(model)
+        named = {name: value for name, value in conditions.items() if name in nulls}
+        if not named:
             raise ValueError(f"drop={self.drop} drops {', '.join(nulls)}, and the data give {', '.join(conditions) or 'none'}")
-        for name in set(nulls) & set(conditions):
-            value = conditions[name]
-            null = torch.as_tensor(nulls[name], dtype=value.dtype, device=value.device)
-            out[name] = torch.where(per_sample(which, value).bool(), null, value)
-        return out
+        return named, {name: none_given(name, value, nulls[name], batch) for name, value in named.items()}
+
+    def _asked(
+        self, model: ScoreModel, x: Tensor, t: Tensor, conditions: dict[str, Any], which: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says, in one call; or, if nulls cannot stand among the rows, in one for each kind of sample."""
+        given = self.dropped(model, conditions, which)
+        if given is not None:
+            return model.evaluate(x, t, **given)
+        none = conditions | self._named(model, conditions, len(x))[1]
+        kinds = [(at.nonzero().flatten(), given) for at, given in ((~which, conditions), (which, none))]
+        said = [model.evaluate(x[at], t[at], **rows(c, at, len(x), c)) for at, c in kinds if len(at)]
+        back = torch.cat([at for at, _ in kinds]).argsort()
+        words = [word for _, word in said if word is not None]
+        return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if words else None
 
     def _vlb(self, model: ScoreModel, x_0: Tensor, x_t: Tensor, output: Tensor, word: Tensor, t: Tensor) -> Tensor:
         """The term of the bound at the step from t to the node before, in bits an entry, (B,)."""
