@@ -18,10 +18,11 @@ from scoreflow.check import number, whole
 from scoreflow.model import ScoreModel
 from scoreflow.step import Linear, Sampler
 from scoreflow.studies import draw, report
+from scoreflow.studies.answers import Answer
 from scoreflow.studies.features import Features
 from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
-from scoreflow.studies.results import Answer, Results
+from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
 from scoreflow.studies.subject import Subject, subject
