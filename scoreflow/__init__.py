@@ -55,8 +55,8 @@ __version__ = "0.1.0"
 __all__ = [
     "APG", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain",
     "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health", "Inversion",
-    "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
-    "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
+    "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State",
+    "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
     "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "encode", "estimate_variance", "family",
     "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent", "load_model", "log_prob",
     "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "solve", "step_log_prob", "study", "training",
