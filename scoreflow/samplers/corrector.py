@@ -27,9 +27,9 @@ def predictor_corrector(
     """Step with the predictor, then n times correct at s, but not at σ = 0.
 
     - langevin: `x ← x + e ∇log p_s + √(2e) ε`, `e = 2 snr² σ_s²`, at most σ_s². It is the published
-      `2 (snr · ‖ε‖/‖∇log p_s‖)²` with ‖ε‖ = √d and the score's RMS norm where x_0 is known, √d/σ_s: a number of the level, so the
-      move is the Euler step of a diffusion that keeps p_s, and does keep it as snr → 0. On N(0, w) it settles at the variance
-      `w/(1 − e/(2w))`, at snr = 0.16 at most 2.7 % above w.
+      `2 (snr · ‖ε‖/‖∇log p_s‖)²` with ‖ε‖ = √d and the score's RMS norm where x_0 is known, √d/σ_s: a number of the level, so
+      that p_s is kept as snr → 0. On N(0, w) the moves settle at the variance `w/(1 − e/(2w))`, at snr = 0.16 at most 2.7 %
+      above w.
     - bridge: `x ~ N(α x̂_0 + √(1−δ) σ ε̂, δ σ²)`: a share δ of the noise is redrawn. It keeps p_s where x̂_0 is x_0 itself,
       elsewhere as δ → 0.
 
