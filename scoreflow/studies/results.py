@@ -179,6 +179,12 @@ class Results:
         """All blocks' values of what cells are compared to: a floor or a reference."""
         return [v for (k, _, f), blocks in self._blocks.items() if (k, f) == (kind, figure) for v in blocks.values()]
 
+    def kept(self, kind: str) -> list[np.ndarray]:
+        """The samples of every block of a floor or a reference, as far as they are kept and finite."""
+        keys = [cell["key"] for cell in self.runs if cell["kind"] == kind and cell["error"] is None]
+        found = [x for key in keys if (x := self.store.samples(key)) is not None]
+        return [x for x in found if len(x) and np.isfinite(x).all()]
+
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference."""
