@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,27 +105,26 @@ def _second_look(results: Results) -> str:
 
 
 def among(results: Results, most: int = 1000) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of every sample of the reference, and of every datum of the floor, whether it lies in a ball of other data, as wide as
+    """Of every sample of the reference, and of half the floor's data, whether it lies in a ball of the other half, as wide as
     the way to its 5th neighbour: precision, which sees what falls between tight clusters. None where too few are kept.
 
-    Every other block of the floor is the other data, `most` of them at the most. What finite data's blocks have in common
-    counts once.
+    What the blocks of finite data have in common counts once; at most `most` data have a ball.
     """
     from scipy.spatial.distance import cdist
 
-    kept = {kind: [x.reshape(len(x), -1).astype(float) for x in results.kept(kind)] for kind in ("floor", "reference")}
-    if len(kept["floor"]) < 2 or not kept["reference"]:
-        return None
-    data, others = ({row.tobytes(): row for x in kept["floor"][k::2] for row in x} for k in (0, 1))
-    balls = np.array(list(data.values())[:most])
-    rest = [row for key, row in others.items() if key not in data]
-    if len(balls) < 7 or not rest:
+    floor, own = (
+        [row for x in results.kept(kind) for row in x.reshape(len(x), -1).astype(float)] for kind in ("floor", "reference")
+    )
+    data = list({row.tobytes(): row for row in floor}.values())
+    balls, others = np.array(data[::2][:most]), np.array(data[1::2])
+    if len(balls) < 7 or not own:
         return None
     wide = radii(balls, 5)
-    own, new = (
-        np.concatenate([cdist(x, balls) < wide for x in parts]).any(1) for parts in (kept["reference"], [np.array(rest)])
-    )
-    return own, new
+
+    def inside(x: np.ndarray) -> Any:
+        return (cdist(x, balls) < wide).any(1)
+
+    return inside(np.array(own)), inside(others)
 
 
 def _resolution(results: Results, figure: str) -> str:
