@@ -28,6 +28,21 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
     return x
 
 
+def flag(name: str, value: Any) -> bool:
+    """The value as a bool. Raises TypeError unless it is True or False."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def listed(value: Any) -> list[Any]:
+    """The values as a list; text, or what is no collection, stands for itself alone."""
+    try:
+        return [value] if isinstance(value, str) else list(value)
+    except TypeError:
+        return [value]
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the value is among the allowed words."""
     words = tuple(allowed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoreflow.check import suggestion
+from scoreflow.check import number, suggestion
 from scoreflow.cite import references
 from scoreflow.plan import Health
 from scoreflow.studies.answers import Answer, Failure
@@ -249,6 +249,7 @@ class Results:
         Raises:
             ValueError: no cell is within the budget, or no figure has that name.
         """
+        number("nfe", nfe, least=0)
         figure = self._figure(figure)
         ranked = {s: self.mean(s, figure) for s in self.whole(figure)}
         ranked = {spec: mean for spec, mean in ranked.items() if math.isfinite(mean.value)}
@@ -279,6 +280,8 @@ class Results:
         Raises:
             ValueError: none is, or there is no floor to go by.
         """
+        if within is not None:
+            number("within", within)
         figure = self._figure(figure)
         floor = self.floor(figure)
         if within is None and floor is None:

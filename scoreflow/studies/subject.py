@@ -266,7 +266,11 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
     merged = {**vars(model), **given}
     if merged["features"] is not None:
         merged["features"] = get_features(merged["features"])
-    data, event = merged["data"], merged["shape"]
+    data, event, dtype = merged["data"], merged["shape"], merged["dtype"]
+    if not isinstance(merged["conditions"], Mapping):
+        raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     if model.oracle is not None:
         if data is not None:
             raise ValueError("data: those of an oracle's model are drawn from it; give none")
