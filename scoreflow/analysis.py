@@ -109,7 +109,8 @@ class Order(NamedTuple):
 
 def problem(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> GaussianMixture:
     """A Gaussian mixture with random means, on which `order` measures: on one Gaussian methods may superconverge."""
-    g = torch.Generator().manual_seed(seed)
+    whole("d", d), whole("components", components), number("std", std, least=0)
+    g = torch.Generator().manual_seed(whole("seed", seed, 0))
     means = torch.randn(components, d, generator=g, dtype=torch.float64)
     weights = torch.rand(components, generator=g, dtype=torch.float64) + 0.5
     return GaussianMixture(weights, means, std**2)
