@@ -7,7 +7,7 @@
 
 The error of a run is its distance to the model's own probability-flow ODE from the same noise, RMS over the entries of a
 sample: the median and the RMS over samples. A network is run as it is and judged against its ODE solved in float64, down to
-the times that it was trained on. Errors of several problems are put together by their geometric mean, and so are medians and RMS.
+the times that it was trained on. Several problems are put together by the geometric mean.
 """
 
 import argparse

@@ -35,7 +35,7 @@ from scoreflow.optimal import dmn_grid, gits_grid
 from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard
-from scoreflow.plan import Plan
+from scoreflow.plan import Health, Plan
 from scoreflow.row import Row
 from scoreflow.run import State, walk
 from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
@@ -55,10 +55,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "APG", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain",
-    "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Inversion", "Latent",
-    "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
-    "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
-    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
+    "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health", "Inversion",
+    "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State",
+    "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
+    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode", "estimate_variance",
+    "family",
     "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent", "load_model", "log_prob",
     "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve", "step_log_prob", "study",
     "training", "vlb", "walk", "zoo",

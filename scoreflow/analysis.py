@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import number, one_of, whole
-from scoreflow.noise import Brownian, Draws, White
+from scoreflow.noise import Brownian
 from scoreflow.oracle import Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Plan, advance
+from scoreflow.plan import Plan, Symbolic, UnitVectors, advance
 from scoreflow.sde import VESDE, VPSDE
 from scoreflow.solve import plan as lay_out
 from scoreflow.solve import solve
@@ -83,39 +83,6 @@ def law(
     return Law(turn @ x[:, 0], (turn * spread) @ turn.mT, gaussian)
 
 
-class Symbolic:
-    """E[x_0 | x_t] of N(μ, v) by direction, affine in x_t, acting on vectors of weights (d, size)."""
-
-    prediction: Prediction = "x0"
-
-    def __init__(self, path: GaussianPath, mean: Tensor, var: Tensor, size: int, analytic: float | None = None) -> None:
-        self.path, self.var, self.analytic = path, var[:, None], analytic
-        self.mean = torch.zeros(len(mean), size, dtype=torch.float64)
-        self.mean[:, 0] = mean
-
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
-        if self.analytic is not None:
-            v, self.analytic = self.analytic, None
-            return x * self.path.gaussian(t, want, v)
-        a, s = self.path.alpha(t), self.path.sigma(t)
-        x_0 = self.mean + a * self.var / (a**2 * self.var + s**2) * (x - a * self.mean)
-        weight, m = self.path.convert("x0", want, t)
-        wanted: Tensor = weight * x + m * x_0
-        return wanted
-
-
-class UnitVectors(Draws):
-    """A noise whose k-th draw is the k-th unit vector, past the constant and x_T."""
-
-    def __init__(self) -> None:
-        super().__init__(White(0), "step")
-
-    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
-        draw = torch.zeros_like(like)
-        draw[:, self.count + 1] = 1.0
-        return draw
-
-
 def _root(cov: Tensor) -> Tensor:
     var, turn = torch.linalg.eigh(cov)
     root: Tensor = (turn * var.clamp(min=0).sqrt()) @ turn.mT
@@ -142,7 +109,8 @@ class Order(NamedTuple):
 
 def problem(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) -> GaussianMixture:
     """A Gaussian mixture with random means, on which `order` measures: on one Gaussian methods may superconverge."""
-    g = torch.Generator().manual_seed(seed)
+    whole("d", d), whole("components", components), number("std", std, least=0)
+    g = torch.Generator().manual_seed(whole("seed", seed, 0))
     means = torch.randn(components, d, generator=g, dtype=torch.float64)
     weights = torch.rand(components, generator=g, dtype=torch.float64) + 0.5
     return GaussianMixture(weights, means, std**2)

@@ -35,6 +35,14 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def listed(value: Any) -> list[Any]:
+    """The values as a list; text, or what is no collection, stands for itself alone."""
+    try:
+        return [value] if isinstance(value, str) else list(value)
+    except TypeError:
+        return [value]
+
+
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the value is among the allowed words."""
     words = tuple(allowed)

@@ -65,11 +65,11 @@ def plan(
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="name=value, an option of the sampler.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Every coefficient of a run, before it runs."""
+    """Every coefficient of a run, before it runs, and what it does to Gaussian data and to an error of the network."""
     if path not in PATHS:
         raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
     rows = lay_out(sampler, PATHS[path](), steps, nfe=nfe, grid=grid, start=start, stop=stop, **_options(option or []))
-    typer.echo(rows.to_json() if as_json else str(rows))
+    typer.echo(rows.to_json() if as_json else f"{rows}\n{rows.check()}")
 
 
 @app.command()
@@ -258,10 +258,13 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
             for line in done.frame.to_dict(orient="records")
         ]
         failures = [str(failure) for failure in done.failures]
-        typer.echo(json.dumps({"report": str(file), "findings": findings, "failures": failures, "figures": lines}, indent=1))
+        told = {"report": str(file), "findings": findings, "warnings": done.warnings, "failures": failures, "figures": lines}
+        typer.echo(json.dumps(told, indent=1))
         return
     for figure, said in findings.items():
         typer.echo(f"{figure}\n" + "\n".join(f"  {line}" for line in said))
+    for line in done.warnings:
+        typer.echo(f"not sensible: {line}")
     for failure in done.failures:
         typer.echo(f"failed: {failure}", err=True)
     typer.echo(f"{len(done.specs)} cells of {len(done.seeds)} blocks, {len(done.failures)} failures. Report: {file}")

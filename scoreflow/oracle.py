@@ -7,16 +7,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from scoreflow.check import whole
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
 
 Level = float | Tensor
 CATEGORIES = 2**24
 """The most that `torch.multinomial` chooses among."""
+
+
+def numbers(name: str, value: Any) -> Tensor:
+    """The value as a float64 tensor. Raises TypeError unless it holds real numbers, ValueError if it is empty or not finite."""
+    try:
+        if (kind := torch.as_tensor(value).dtype).is_complex or kind == torch.bool:
+            raise TypeError
+        found = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor of real numbers, got {value!r}") from error
+    if not found.numel():
+        raise ValueError(f"{name} must not be empty, got shape {tuple(found.shape)}")
+    if bad := int((~found.isfinite()).sum()):
+        raise ValueError(f"{name} must be finite, and {bad} of its {found.numel()} numbers are not")
+    return found
 
 
 class GaussianMixture:
@@ -29,11 +46,12 @@ class GaussianMixture:
             (K, d, d) for full matrices over the d flattened entries.
 
     Raises:
-        ValueError: shapes that do not fit, weights ≤ 0, or covariances that are not symmetric and ≥ 0.
+        ValueError: shapes that do not fit, what is empty or not finite, weights ≤ 0, or covariances that are not symmetric and
+            ≥ 0. TypeError: no numbers.
     """
 
     def __init__(self, weights: Tensor, means: Tensor, cov: float | Tensor) -> None:
-        weights, means, cov = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, cov))
+        weights, means, cov = numbers("weights", weights), numbers("means", means), numbers("cov", cov)
         if means.ndim < 2 or weights.shape != means.shape[:1]:
             raise ValueError(f"means must be (K, *event) and weights (K,), got {tuple(means.shape)}, {tuple(weights.shape)}")
         if not bool((weights > 0).all()):
@@ -86,9 +104,14 @@ class GaussianMixture:
         return self._joint(x, _level(1.0, x), _level(0.0, x))[0].argmax(1)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n draws of x_0, float64, of shape (n, *event)."""
-        generator = torch.Generator().manual_seed(seed)
-        k = _chosen(self.weights, n, generator)
+        """n draws of x_0, float64, of shape (n, *event).
+
+        Raises:
+            TypeError, ValueError: n or the seed is no whole number ≥ 0.
+        """
+        generator = torch.Generator().manual_seed(whole("seed", seed, 0))
+        # It draws one or more.
+        k = _chosen(self.weights, max(1, whole("n", n, 0)), generator)[:n]
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64) * self._var[k].sqrt()
         if self._turn is not None:
             z = (self._turn[k] @ z.unsqueeze(-1)).squeeze(-1)
@@ -96,8 +119,7 @@ class GaussianMixture:
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; …), of shape (B, K), and `α Σ_k (α² Σ_k + σ²)^{-1} (x − α μ_k)` in eigen-coordinates, (B, K, d)."""
-        if tuple(x.shape[1:]) != self.event:
-            raise ValueError(f"states must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
+        self._fits(x)
         alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
         r = x.double().flatten(1).unsqueeze(1) - alpha * self.means.to(x.device)
         if self._turn is not None:
@@ -106,6 +128,10 @@ class GaussianMixture:
         var = alpha**2 * spread + sigma**2
         density = -0.5 * (r**2 / var + var.log() + math.log(2 * math.pi)).sum(-1)
         return self.log_weights.to(x.device) + density, (alpha * spread / var).nan_to_num() * r
+
+    def _fits(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.event:
+            raise ValueError(f"states must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
 
     def _back(self, r: Tensor) -> Tensor:
         return r if self._turn is None else torch.einsum("kij,bkj->bki", self._turn.to(r.device), r)
@@ -134,7 +160,7 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Tensor, cov: float | Tensor = 1.0) -> None:
-        mean, cov = (torch.as_tensor(a, dtype=torch.float64) for a in (mean, cov))
+        mean, cov = numbers("mean", mean), numbers("cov", cov)
         mean = mean.reshape(1) if mean.ndim == 0 else mean
         super().__init__(torch.ones(1), mean[None], cov if cov.ndim == 0 else cov[None])
         self.mean = self.means[0]
@@ -161,12 +187,14 @@ class Empirical(GaussianMixture):
     """
 
     def __init__(self, data: Tensor) -> None:
+        data = numbers("data", data)
+        if data.ndim < 2:
+            raise ValueError(f"data must be (N, *event), got {tuple(data.shape)}")
         super().__init__(torch.ones(len(data)), data, 0.0)
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         # The squared distances by one matrix product: no (B, N, d) tensor.
-        if tuple(x.shape[1:]) != self.event:
-            raise ValueError(f"states must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
+        self._fits(x)
         y, data = x.double().flatten(1), self.means.to(x.device)
         square = y.square().sum(1, keepdim=True) - 2 * alpha * (y @ data.mT) + alpha**2 * data.square().sum(1)
         density = -0.5 * (square.clamp(min=0) / sigma**2 + data.shape[1] * (2 * sigma.log() + math.log(2 * math.pi)))

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from scoreflow.check import number, one_of
+from scoreflow.noise import Draws, White
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 from scoreflow.row import Row
 
@@ -97,6 +99,7 @@ class Plan:
         reuse: whether the word spoken at a state that stands at s opens the next step (predict, evaluate, correct).
         analytic: if not None, the first evaluation is replaced by the exact one of N(0, v I) data, v this number.
         steps: the rows.
+        laid_on: the path itself, for `check`; no part of what a plan is, and not in its JSON.
     """
 
     sampler: str
@@ -107,6 +110,7 @@ class Plan:
     reuse: bool = False
     options: tuple[tuple[str, Any], ...] = field(default=())
     analytic: float | None = None
+    laid_on: GaussianPath | None = field(default=None, compare=False, repr=False)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -146,6 +150,39 @@ class Plan:
             if self.reuse:
                 remembered += any(u == step.s for u, _ in step.stages[:-1])
 
+    def check(self, path: GaussianPath | None = None) -> Health:
+        """What the run does to Gaussian data and to an error of the network: exact, from the rows, without a network.
+
+        On N(0, v I) data a linear sampler is linear in x_T, its draws and the errors e_k of the network's words,
+        `x̂_0 = α v/(α² v + σ²) x + e_k`. The run goes once on these weights, for v = 1 and 0.01.
+
+        Args:
+            path: what it was laid out on; for a plan that was read from JSON, which keeps the path's text alone.
+
+        Raises:
+            ValueError: no path is known, or it is another one.
+        """
+        path = self.laid_on if path is None else path
+        if path is None:
+            raise ValueError(f"a plan from JSON keeps its path as text: give check the path, {self.path}")
+        if self.path != repr(path):
+            raise ValueError(f"the plan was made for {self.path}, not for {path}")
+        var, size = torch.tensor(VARIANCES, dtype=torch.float64), 2 + self.noise_count
+        model = Symbolic(path, torch.zeros_like(var), var, size, self.analytic, self.nfe)
+        x = torch.zeros(len(var), size + self.nfe, dtype=torch.float64)
+        x[:, 1] = path.prior_std(self.times[0])
+        memory, draws = (), UnitVectors()
+        for step in self.steps:
+            x, memory, _ = advance(step, self, model, x, memory, draws)  # type: ignore[assignment]
+        alpha, sigma = path.alpha(self.times[-1]), path.sigma(self.times[-1])
+        std, std_tight = x[:, :size].square().sum(1).sqrt().nan_to_num(math.inf, math.inf).tolist()
+        data, data_tight = (math.hypot(alpha * math.sqrt(v), sigma) for v in VARIANCES)
+        errors = [0.0, *x[:, size:].abs().nan_to_num(math.inf, math.inf).amax(0).tolist()]
+        k = errors.index(max(errors))
+        at = self.asked[k - 1] if k else self.times[0]
+        last_row = sum(abs(float(m)) for m in self.steps[-1].stages[-1].row.m)
+        return Health(std, std_tight, data, data_tight, errors[k], at, last_row)
+
     def to_json(self) -> str:
         """The plan as JSON; numbers keep every digit.
 
@@ -153,7 +190,8 @@ class Plan:
             ValueError: an option is no text or number, such as a function.
         """
         try:
-            return json.dumps({**self.__dict__, "options": dict(self.options)})
+            kept = {name: value for name, value in self.__dict__.items() if name != "laid_on"}
+            return json.dumps({**kept, "options": dict(self.options)})
         except TypeError as error:
             raise ValueError(f"the options of this plan do not fit into JSON: {dict(self.options)}") from error
 
@@ -240,3 +278,100 @@ def advance(
     last = step.stages[-1].row
     x_s = last(x, outputs[: len(last.m)], draw)
     return x_s, seen, None if lower is None else x_s - lower
+
+
+# -- health --------------------------------------------------------------------------------------------------------------
+
+VARIANCES = (1.0, 0.01)
+"""Of the Gaussian data on which plans are checked: that to which data are scaled, and a tight one."""
+WIDE = 3.0
+"""By what factor outputs may be too wide, or at variance 1 too narrow."""
+AMPLIFIED = 10.0
+"""How many times as large an error in one word of the network may come out."""
+
+
+class Health(NamedTuple):
+    """What a plan does to N(0, v I) data, and to an error of the network. It prints as one line.
+
+    Attributes:
+        std, std_tight: of an entry of the outputs, for v = 1 and for v = 0.01.
+        data, data_tight: what they are of the data's own law at the last time, `√(α² v + σ²)`.
+        amplification: `max_k |∂x_end/∂e_k|` over both v: how far the output moves for an error e_k in the x̂_0 of evaluation k,
+            both in the data's unit, when later words answer to the states that they see. A step to x̂_0 has 1.
+        at: the time of that evaluation.
+        last_row: `Σ|m|` of the last row, m the weights of the words in the prediction that the plan wants.
+    """
+
+    std: float
+    std_tight: float
+    data: float
+    data_tight: float
+    amplification: float
+    at: float
+    last_row: float
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is not sensible; empty if all is.
+
+        Outputs more than `WIDE` times too wide, or at v = 1 too narrow, where a run has come no further than the mean of the
+        data; an error that comes out more than `AMPLIFIED` times as large. At v = 0.01 coarse runs are too narrow, and so
+        blurred, which is no fault of their rows.
+        """
+        said = []
+        if not self.data / WIDE <= self.std <= self.data * WIDE:
+            said.append(f"outputs of std {self.std:.3g} for {self.data:.3g}")
+        if self.std_tight > self.data_tight * WIDE:
+            said.append(f"outputs of std {self.std_tight:.3g} for {self.data_tight:.3g}")
+        if self.amplification > AMPLIFIED:
+            said.append(f"an error at t={self.at:.3g} comes out {self.amplification:.3g} times as large")
+        return tuple(said)
+
+    def __str__(self) -> str:
+        wrong = f"; not sensible: {', '.join(self.warnings)}" if self.warnings else ""
+        return (
+            f"on N(0, v I) data std {self.std:.3g} for {self.data:.3g} (v = 1), {self.std_tight:.3g} for {self.data_tight:.3g} "
+            f"(v = 0.01); an error in x̂_0 comes out {self.amplification:.3g} times as large at most; "
+            f"Σ|m| of the last row {self.last_row:.3g}{wrong}"
+        )
+
+
+class Symbolic:
+    """E[x_0 | x_t] of N(μ, v) by direction, affine in x_t, acting on vectors of weights (d, size + errors).
+
+    The weights are on (1, x_T, the draws), `size` of them, then on an error in each x̂_0 that is asked for, if `errors`.
+    """
+
+    prediction: Prediction = "x0"
+
+    def __init__(
+        self, path: GaussianPath, mean: Tensor, var: Tensor, size: int, analytic: float | None = None, errors: int = 0
+    ) -> None:
+        self.path, self.var, self.analytic = path, var[:, None], analytic
+        self.mean = torch.zeros(len(mean), size + errors, dtype=torch.float64)
+        self.mean[:, 0] = mean
+        self.errors = iter(range(size, size + errors))
+
+    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+        if self.analytic is not None:
+            v, self.analytic = self.analytic, None
+            return x * self.path.gaussian(t, want, v)
+        a, s = self.path.alpha(t), self.path.sigma(t)
+        x_0 = self.mean + a * self.var / (a**2 * self.var + s**2) * (x - a * self.mean)
+        if (k := next(self.errors, None)) is not None:
+            x_0[:, k] += 1.0
+        weight, m = self.path.convert("x0", want, t)
+        wanted: Tensor = weight * x + m * x_0
+        return wanted
+
+
+class UnitVectors(Draws):
+    """A noise whose k-th draw is the k-th unit vector, past the constant and x_T."""
+
+    def __init__(self) -> None:
+        super().__init__(White(0), "step")
+
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
+        draw = torch.zeros_like(like)
+        draw[:, self.count + 1] = 1.0
+        return draw

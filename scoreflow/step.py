@@ -151,10 +151,10 @@ class Linear(Sampler):
             for step in self.lay(path, spoken, t, s):
                 steps.append(step)
                 spoken = self._spoken(step, spoken)
-        return self._planned(repr(path), tuple(steps))
+        return self._planned(path, tuple(steps))
 
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        plan, error = self._planned("", self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
+        plan, error = self._planned(None, self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
             x, memory, error = advance(planned, plan, model, x, memory, noise)
         return Step(x, memory, error)
@@ -192,9 +192,9 @@ class Linear(Sampler):
                 break
         return out
 
-    def _planned(self, path: str, steps: tuple[PlannedStep, ...]) -> Plan:
-        options = tuple(self.options.items())
-        return Plan(self.name, path, self.wants, steps, self.history, self.reuse, options, self.analytic)
+    def _planned(self, path: GaussianPath | None, steps: tuple[PlannedStep, ...]) -> Plan:
+        text, options = "" if path is None else repr(path), tuple(self.options.items())
+        return Plan(self.name, text, self.wants, steps, self.history, self.reuse, options, self.analytic, path)
 
     def _spoken(self, step: PlannedStep, spoken: tuple[float, ...]) -> tuple[float, ...]:
         """When the network has spoken, after a step."""

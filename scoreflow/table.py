@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NamedTuple
 
 from scoreflow.cite import references
 from scoreflow.sde import VPSDE
+from scoreflow.solve import plan
 from scoreflow.step import SAMPLERS, VARIANTS, Linear, get_sampler, resolve
 
 
@@ -20,6 +22,8 @@ class Line(NamedTuple):
         stochastic: whether it draws noise after the prior.
         memory: the most tensors of the size of the state that are alive at once, outside the network; None where it is
             not made of rows.
+        least: the fewest evaluations at which `Plan.check` warns of nothing, on `VPSDE()` and the sampler's default grid; None
+            where it is not made of rows.
         options: its options, but for `analytic`, which all have.
         reference: the first work it cites.
     """
@@ -29,6 +33,7 @@ class Line(NamedTuple):
     evaluations: int | None
     stochastic: bool
     memory: int | None
+    least: int | None
     options: tuple[str, ...]
     reference: str
 
@@ -36,11 +41,12 @@ class Line(NamedTuple):
     def cells(self) -> tuple[str, ...]:
         """What the table prints."""
         order, asked = (("tolerance" if v is None else str(v)) for v in (self.order, self.evaluations))
-        memory = "-" if self.memory is None else str(self.memory)
-        return self.name, order, asked, "yes" if self.stochastic else "no", memory, ", ".join(self.options), self.reference
+        memory, least = ("-" if v is None else str(v) for v in (self.memory, self.least))
+        noise = "yes" if self.stochastic else "no"
+        return self.name, order, asked, noise, memory, least, ", ".join(self.options), self.reference
 
 
-HEAD = ("sampler", "order", "NFE a step", "noise", "memory", "options", "reference")
+HEAD = ("sampler", "order", "NFE a step", "noise", "memory", "least NFE", "options", "reference")
 
 
 class Table(tuple[Line, ...]):
@@ -77,7 +83,20 @@ def _line(name: str) -> Line:
     memory = chosen.plan(path, long_run).peak_tensors if isinstance(chosen, Linear) else None
     base, fixed = resolve(name)
     options = tuple(option for option in SAMPLERS[base].options if option != "analytic" and option not in fixed)
-    return Line(name, chosen.order, asked, chosen.stochastic, memory, options, short(chosen.cites[0]))
+    least = _least(name) if isinstance(chosen, Linear) else None
+    return Line(name, chosen.order, asked, chosen.stochastic, memory, least, options, short(chosen.cites[0]))
+
+
+@functools.cache
+def _least(name: str) -> int | None:
+    """The fewest evaluations that are sensible."""
+    for nfe in range(1, 100):
+        try:
+            if not plan(name, VPSDE(), nfe=nfe).check().warnings:
+                return nfe
+        except ValueError:  # fewer than a step takes
+            continue
+    return None
 
 
 def short(key: str) -> str:

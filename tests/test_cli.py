@@ -56,11 +56,12 @@ def test_samplers():
 
 
 def test_plan():
-    """What auto picks at a budget, and any sampler with its options."""
+    """What auto picks at a budget with its health, and any sampler with its options."""
     shown = run("plan", "auto", "--nfe", "8")
     assert shown.returncode == 0
     path = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
-    assert shown.stdout.rstrip("\n") == str(sf.plan("auto", path, nfe=8))
+    chosen = sf.plan("auto", path, nfe=8)
+    assert shown.stdout.rstrip("\n") == f"{chosen}\n{chosen.check()}"
     told = run("plan", "ddim", "--path", "vp", "--steps", "4", "--grid", "logsnr", "-o", "eta=0.5", "--json")
     assert sf.Plan.from_json(told.stdout) == sf.plan("ddim", sf.VPSDE(), 4, grid="logsnr", eta=0.5)
 

@@ -14,7 +14,6 @@ from scipy.stats import beta
 import scoreflow as sf
 from scoreflow.grid import AYS, GRIDS, check_times, on_chain
 from scoreflow.schedule import schedule
-from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
 TO_INFINITY = ("logsnr", "karras", "polyexponential")

@@ -352,3 +352,47 @@ def test_states_of_another_shape_are_refused(oracle, shape):
         oracle.denoise(torch.zeros(shape), 0.9, 0.1)
     with pytest.raises(ValueError, match="states must be"):
         oracle.log_prob(torch.zeros(shape), 0.9, 0.1)
+
+
+TWO, NAN, INF = torch.zeros(2, 2), math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda: sf.GaussianMixture(torch.tensor([1.0, NAN]), TWO, 1.0), ValueError, "weights must be finite, and 1 of its 2"),
+        (lambda: sf.GaussianMixture(torch.tensor([1.0, INF]), TWO, 1.0), ValueError, "weights must be finite"),
+        (lambda: sf.GaussianMixture(torch.ones(0), torch.zeros(0, 2), 1.0), ValueError, r"weights must not be empty.*\(0,\)"),
+        (lambda: sf.GaussianMixture(torch.ones(2), torch.zeros(2, 0), 1.0), ValueError, r"means must not be empty.*\(2, 0\)"),
+        (lambda: sf.GaussianMixture(torch.ones(2), TWO + NAN, 1.0), ValueError, "means must be finite, and 4 of its 4 numbers"),
+        (lambda: sf.GaussianMixture(torch.ones(2), TWO, INF), ValueError, "cov must be finite"),
+        (lambda: sf.GaussianMixture(torch.ones(2), TWO, "wide"), TypeError, "cov must be a tensor of real numbers, got 'wide'"),
+        (lambda: sf.GaussianMixture(torch.ones(2), TWO, True), TypeError, "cov must be a tensor of real numbers, got True"),
+        (lambda: sf.GaussianMixture(None, TWO, 1.0), TypeError, "weights must be a tensor of real numbers, got None"),
+        (lambda: sf.GaussianMixture(torch.ones(2), TWO * 1j, 1.0), TypeError, "means must be a tensor of real numbers"),
+        (lambda: sf.Gaussian(torch.tensor([0.0, NAN])), ValueError, "mean must be finite"),
+        (lambda: sf.Gaussian(torch.zeros(0)), ValueError, "mean must not be empty"),
+        (lambda: sf.Gaussian(torch.zeros(2), torch.full((2, 2), NAN)), ValueError, "cov must be finite, and 4 of its 4"),
+        (lambda: sf.Empirical(torch.tensor([[0.0], [INF]])), ValueError, "data must be finite"),
+        (lambda: sf.Empirical(torch.zeros(0, 2)), ValueError, "data must not be empty"),
+        (lambda: sf.Empirical([]), ValueError, "data must not be empty"),
+        (lambda: sf.Empirical(torch.zeros(3)), ValueError, r"data must be \(N, \*event\), got \(3,\)"),
+        (lambda: sf.Gaussian(torch.zeros(2)).sample(-1), ValueError, "n must be a whole number ≥ 0, got -1"),
+        (lambda: sf.Gaussian(torch.zeros(2)).sample(2.5), TypeError, "n must be a whole number ≥ 0, got 2.5"),
+        (lambda: sf.Gaussian(torch.zeros(2)).sample(2, seed="a"), TypeError, "seed must be a whole number ≥ 0, got 'a'"),
+        (lambda: sf.analysis.problem(std=-1.0), ValueError, "std must be a finite number ≥ 0, got -1"),
+        (lambda: sf.analysis.problem(components=0), ValueError, "components must be a whole number ≥ 1, got 0"),
+        (lambda: sf.studies.load("oracle:ring(std=-1)"), ValueError, "std must be a finite number ≥ 0, got -1"),
+        (lambda: sf.studies.load("oracle:white(var=wide)"), ValueError, "var must be a finite number ≥ 0, got 'wide'"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_name(call, kind, says):
+    with pytest.raises(kind, match=says):
+        call()
+
+
+def test_lists_are_numbers_and_no_draws_are_none():
+    """What as_tensor takes; a sample of none has the event's shape."""
+    oracle = sf.GaussianMixture([1, 3], [[0, 1], [2, 3]], 0.5)
+    assert oracle.weights.tolist() == pytest.approx([0.25, 0.75]) and oracle.sample(0).shape == (0, 2)
+    assert torch.equal(oracle.sample(5, seed=3), sf.GaussianMixture(torch.tensor([0.25, 0.75]), oracle.means, 0.5).sample(5, 3))

@@ -66,7 +66,8 @@ def test_black_boxes_and_ours_converge_to_one_solution(reference):
 def test_weak_order_by_exact_laws(case):
     """On Gaussian data the output law is exact: W₂ to the time reversal's own law falls at the declared order or faster."""
     sampler = linear(case)
-    steps = [40, 80, 160]
+    # SEEDS-3 in data form has an error of third order that is the larger one before.
+    steps = [160, 320, 640] if sampler.options.get("form") == "data" and sampler.options["order"] == 3 else [40, 80, 160]
     eta = sampler.options.get("eta", sampler.options.get("tau", 1.0))
     if "phi" in sampler.options:
         eta = level(sampler.options["phi"], PATH)

@@ -86,35 +86,69 @@ def test_sde_2s_as_published():
     t, m, s = PATH.kappa(T), PATH.kappa(u), PATH.kappa(S)
     (down_m, up_m), (down_s, up_s) = ancestral(t, m), ancestral(t, s)
     stage, last = rows("sde-dpm-solver++-2s", PATH, (T, S))
-    close(flat(stage), [v * PATH.alpha(u) for v in (down_m / t / PATH.alpha(T), 1 - down_m / t, up_m, 0.0)], 1e-9)
+    close(flat(stage), [v * PATH.alpha(u) for v in (down_m / t / PATH.alpha(T), 1 - down_m / t, up_m)], 1e-9)
     a = PATH.alpha(S)
     close(flat(last)[:3], [down_s / t * a / PATH.alpha(T), (1 - down_s / t) * a, 0.0], 1e-9)
     close(math.hypot(*last.z), up_s * a, 1e-9)
 
 
 @on_every_path
+@pytest.mark.parametrize("form", ["noise", "data"])
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_noise_of_a_step_is_that_of_its_parts(path, order):
-    """SEEDS: every stage has the variance of the whole way to it, `η² α_u² (κ_t² − κ_u²)`, and shares its draws."""
-    plan = sf.plan(f"seeds-{order}", path, grid=[T, S], eta=0.6)
-    (step,) = plan.steps
+def test_noise_of_a_step_is_that_of_its_parts(path, order, form):
+    """SEEDS: every stage has the variance of the whole way to it, `η² α_u² (κ_t² − κ_u²)` in noise form and
+    `σ_u² (1 − e^{−2η²h})` in data form, and shares its draws."""
+    (step,) = sf.plan(f"seeds-{order}", path, grid=[T, S], eta=0.6, form=form).steps
     assert len(step.draws) == order
     assert [d.t for d in step.draws] == [T, *(d.s for d in step.draws[:-1])]
     for i, (u, row) in enumerate(step.stages):
         want = 0.6 * path.alpha(u) * math.sqrt(path.kappa(T) ** 2 - path.kappa(u) ** 2)
+        if form == "data":
+            want = path.sigma(u) * math.sqrt(1 - math.exp(-2 * 0.36 * (path.lam(u) - path.lam(T))))
         close(math.hypot(*row.z), want, 1e-10)
         assert len([z for z in row.z if z]) == i + 1
 
 
 def test_seeds_as_published():
-    """SEEDS-1 and SEEDS-2 of the paper, η = 1."""
+    """SEEDS-1 and SEEDS-2 of the paper in noise form, η = 1."""
     h, a = PATH.lam(S) - PATH.lam(T), PATH.alpha(S) / PATH.alpha(T)
     sigma = PATH.sigma(S)
-    (one,) = rows("seeds-1", PATH, (T, S))
+    (one,) = rows("seeds-1", PATH, (T, S), form="noise")
     close(flat(one), [a, -2 * sigma * math.expm1(h), sigma * math.sqrt(math.expm1(2 * h))], 1e-10)
-    _, two = rows("seeds-2", PATH, (T, S))
+    _, two = rows("seeds-2", PATH, (T, S), form="noise")
     noise = math.sqrt(math.exp(2 * h) - math.exp(h)), math.sqrt(math.expm1(h))
     close(flat(two), [a, -2 * sigma * math.expm1(h), 0.0, *(sigma * z for z in noise)], 1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.7, 1.0])
+def test_seeds_in_data_form(eta):
+    """The weights of SEEDS-3 on the state and on the words, newest first, written out with H = (1 + η²) h; SEEDS-1 is DDPM."""
+    share = PATH.lam(S) - PATH.lam(T)
+    h, u = (1 + eta**2) * share, [PATH.time(PATH.lam(T) + share * r) for r in (1 / 3, 2 / 3)]
+
+    def line(part):
+        """What the line through 0 at T, 1 at a third or two thirds integrates to, times that share."""
+        return part * (1 + math.expm1(-part * h) / (part * h))
+
+    first, second, last = rows("seeds-3", PATH, (T, S), eta=eta)
+    for row, to, part in ((first, u[0], 1 / 3), (second, u[1], 2 / 3), (last, S, 1.0)):
+        close([row.x], [PATH.sigma(to) / PATH.sigma(T) * math.exp(-(eta**2) * part * share)], 1e-9)
+        close([sum(row.m)], [-PATH.alpha(to) * math.expm1(-part * h)], 1e-9)
+    close([second.m[0]], [PATH.alpha(u[1]) * line(2 / 3) / (1 / 3)], 1e-9)
+    close(list(last.m[:2]), [PATH.alpha(S) * line(1.0) / (2 / 3), 0.0], 1e-9)
+    if eta == 1:
+        (one,), (ddpm,) = (sf.plan(name, PATH, grid=[T, S]).steps[0].stages for name in ("seeds-1", "ddpm"))
+        close(flat(one.row), flat(ddpm.row))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_seeds_stays_bounded(order):
+    """At 5 to 20 evaluations, where noise form puts out values of 10 to 10⁵ for 1, data form is no wider than the data."""
+    for nfe in (5, 10, 20):
+        for grid in ("logsnr", "karras"):
+            plans = (sf.plan(f"seeds-{order}", PATH, nfe=nfe, grid=grid, form=form).check() for form in ("data", "noise"))
+            data, noise = (max(health.std, 10 * health.std_tight) for health in plans)
+            assert data < 1.1 and (order == 1 or nfe == 20 or noise > 10)
 
 
 @pytest.mark.parametrize("phi", ["er-sde-5", "sde", 1.3, lambda k: k * (1 + k)])

@@ -190,7 +190,11 @@ def test_findings(ring):
     assert "The floor, the reference's own error, is" in said and "ddim: order" in said
     assert "dpm-solver++@logsnr is better than ddim at 5, 10, 20 evaluations." in said or "ddim and dpm" in said
     said = "\n".join(ring.findings("sliced-w2"))
-    assert "data against data" in said and "is not told apart from the floor: no model error is seen" in said
+    assert (
+        "data against data" in said
+        and "is not told apart from the floor: an error of the model that moves sliced-w2 by less" in said
+    )
+    assert "is not seen in it with 6 blocks. A second look tells none either: " in said
     assert "ddim is better than ddpm at 5" in said and "not told apart at" in said
 
 
@@ -302,13 +306,40 @@ def test_a_reference_that_fails():
         ({"samplers": ["ddpm"], "metrics": ["trajectory"]}, "no metric asked for applies to ddpm"),
         ({"features": "inceptoin"}, "did you mean inception"),
         ({"start": 2.0}, "start must be a finite number ≥ 0 and ≤ 1"),
+        ({"start": 0.1, "stop": 0.5}, "start must lie above stop"),
+        ({"nfe": "5"}, "nfe must be a whole number ≥ 1, got '5'"),
+        ({"nfe": 5.5}, "nfe must be a whole number ≥ 1, got 5.5"),
+        ({"grids": "karas"}, "no grid is called 'karas'; did you mean karras"),
+        ({"grids": 5}, "no grid is called 5"),
+        ({"metrics": 5}, "no metric is called 5"),
+        ({"samplers": None}, "samplers must be names or samplers of get_sampler, got None"),
+        ({"seeds": 3.5}, "seeds must be a whole number ≥ 0, got 3.5"),
+        ({"reference": 5}, "reference must be a sampler or its name, got 5"),
+        ({"executor": 5}, "executor must have submit, as those of concurrent.futures have, got 5"),
+        ({"out": 5}, "out must be the name of a folder, got 5"),
+        ({"dtype": "f"}, "dtype must be a floating-point torch.dtype, got 'f'"),
+        ({"dtype": torch.int32}, "dtype must be a floating-point torch.dtype, got torch.int32"),
+        ({"conditions": 5}, "conditions must be a mapping from names to values, got 5"),
+        ({"conditions": {"y": 3}}, "'y' is neither an argument nor a condition that the network Denoiser takes"),
+        ({"progress": "no"}, "progress must be True or False, got 'no'"),
     ],
 )
 def test_refused(changed, said):
     """Before anything runs; the argument, the value and what is allowed."""
     keywords = {"samplers": ["ddim"], "nfe": [4], "metrics": ["sliced-w2"], "n": 4, "seeds": 1, **changed}
-    with pytest.raises(ValueError, match=f".*{said}".replace("(", r"\(")):
+    with pytest.raises((ValueError, TypeError), match=f".*{said}".replace("(", r"\(")):
         sf.study("oracle:ring", **keywords)
+
+
+def test_one_of_a_list_may_stand_alone(ring):
+    """A sampler, a budget, a grid, a metric."""
+    keywords = {"n": 4, "seeds": 1, "reference": LOOSE}
+    one = sf.study("oracle:ring", "ddim", nfe=np.int64(5), grids="karras", metrics="sliced-w2", **keywords)
+    same = sf.study("oracle:ring", ["ddim"], nfe=[5], grids=["karras"], metrics=["sliced-w2"], **keywords)
+    pd.testing.assert_frame_equal(one.frame, same.frame)
+    for wrong in (lambda: ring.best("ten"), lambda: ring.cheapest(within="near")):
+        with pytest.raises(TypeError, match="must be a finite number"):
+            wrong()
 
 
 def test_all_that_is_wrong_is_said_at_once(tmp_path):

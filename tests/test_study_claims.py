@@ -2,7 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from reported import made
+
+import scoreflow as sf
+from scoreflow.studies.findings import among
 
 NOISE = np.array([0.01, -0.02, 0.015, -0.005, 0.02, -0.01, 0.005, -0.015])
 
@@ -92,3 +96,28 @@ def test_budgets_in_steps_are_not_evaluations():
         {("cell", "a", 5): 1 + NOISE, ("cell", "a", 10): 2 + NOISE, ("cell", "b", 5): 3 + NOISE}, "sliced-w2", steps=True
     )
     assert study.compare("a", "b", 10, "sliced-w2").value == pytest.approx(-2)
+
+
+def ring(k, std):
+    """k clusters on the unit circle."""
+    angle = torch.arange(k) * 2 * torch.pi / k
+    return sf.GaussianMixture(torch.ones(k), torch.stack([angle.cos(), angle.sin()], 1), std**2)
+
+
+@pytest.mark.parametrize(("network", "told"), [(ring(24, 0.08), True), (ring(8, 0.03), False)], ids=["smeared", "right"])
+def test_a_second_look_sees_what_sliced_w2_does_not(network, told):
+    """The reference a smeared ring, the data eight tight clusters: the first figure is no worse than data's own, which is not
+    called the absence of an error. A right network is called wrong in one study of a hundred; this one is not."""
+    model = network.model(sf.VPSDE())
+    model.oracle = None
+    study = sf.study(
+        model, ["ddim"], nfe=[5], n=64, seeds=4, metrics=["sliced-w2"], shape=(2,), data=ring(8, 0.03).sample(2000, seed=1),
+        reference="scipy(rtol=1e-3)", dtype=torch.float64,
+    )  # fmt: skip
+    (said,) = (line for line in study.findings() if "converged reference" in line)
+    assert "not told apart from the floor: an error of the model that moves sliced-w2 by less than about 0.0" in said
+    assert ("an error of the model or of its prior" in said) == told
+    assert ("A second look tells none either" in said) != told
+    own, data = among(study)
+    assert data.mean() > 0.95 and (own.mean() < 0.5) == told
+    assert len(own) == 4 * 64 and 600 < len(data) < 700  # each datum once, though the blocks share some

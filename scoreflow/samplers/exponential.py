@@ -52,9 +52,9 @@ def rho_row(path: GaussianPath, t: float, s: float, knots: Sequence[float]) -> R
     return Row(path.alpha(s) / path.alpha(t), tuple(path.alpha(s) * w for w in m))
 
 
-def whole_weight(path: GaussianPath, t: float, s: float, form: Form) -> tuple[float, float]:
+def whole_weight(path: GaussianPath, t: float, s: float, form: Form, eta: float = 0.0) -> tuple[float, float]:
     """The weights of x_t and of a word that does not change: the first-order step."""
-    x, (m,), _ = integral(path, t, s, [path.lam(t)], form)
+    x, (m,), _ = integral(path, t, s, [path.lam(t)], form, eta)
     return float(x), float(m)
 
 
@@ -236,7 +236,7 @@ def dpm_solver_rows(
     path: GaussianPath, times: tuple[float, ...], s: float, *, order: int, r1: float | None, r2: float | None
 ) -> list[tuple[float, Row]]:
     """The rows of `dpm-solver`."""
-    return _singlestep(path, times[0], s, order, r1, r2, "noise")
+    return singlestep(path, times[0], s, order, r1, r2, "noise")
 
 
 DPMPP = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3, "3m-published": 2, "2s": 2, "3s": 3}
@@ -272,7 +272,7 @@ def dpm_solver_pp_rows(
 ) -> Row | list[tuple[float, Row]]:
     """The rows of `dpm-solver++`."""
     if method in ("1", "2s", "3s"):
-        return _singlestep(path, times[0], s, int(method[0]), r1, r2, "data")
+        return singlestep(path, times[0], s, int(method[0]), r1, r2, "data")
     if method == "2m" and len(times) == 2:
         return _half(path, times[0], s, times[1], "bh2", "data")
     knots = [path.lam(u) for u in times]
@@ -294,22 +294,22 @@ def _tangent(path: GaussianPath, t: float, s: float, knots: Sequence[float]) -> 
     return tuple(float(rise) * k + (constant if j == 0 else 0.0) for j, k in enumerate(slope))
 
 
-def _singlestep(
-    path: GaussianPath, t: float, s: float, order: int, r1: float | None, r2: float | None, form: Form
+def singlestep(
+    path: GaussianPath, t: float, s: float, order: int, r1: float | None, r2: float | None, form: Form, eta: float = 0.0
 ) -> list[tuple[float, Row]]:
-    """One to three stages: each integrates the line through M_t and the stage before it."""
-    x, m = whole_weight(path, t, s, form)
+    """One to three stages: each integrates the line through M_t and the stage before it. Of level η without its noise."""
+    x, m = whole_weight(path, t, s, form, eta)
     if order == 1:
         return [(s, Row(x, (m,)))]
     r1 = (0.5 if order == 2 else 1 / 3) if r1 is None else r1
     first = inside(path, t, s, r1)
-    x_1, m_1 = whole_weight(path, t, first, form)
+    x_1, m_1 = whole_weight(path, t, first, form, eta)
     if order == 2:
         return [(first, Row(x_1, (m_1,))), (s, Row(x, (m / (2 * r1), m - m / (2 * r1))))]
     second = inside(path, t, s, 2 / 3 if r2 is None else r2)
     lam = path.lam(t)
-    x_2, (old, new), _ = integral(path, t, second, [lam, path.lam(first)], form)
-    _, (start, end), _ = integral(path, t, s, [lam, path.lam(second)], form)
+    x_2, (old, new), _ = integral(path, t, second, [lam, path.lam(first)], form, eta)
+    _, (start, end), _ = integral(path, t, s, [lam, path.lam(second)], form, eta)
     return [(first, Row(x_1, (m_1,))), (second, Row(x_2, (new, old))), (s, Row(x, (end, 0.0, start)))]
 
 

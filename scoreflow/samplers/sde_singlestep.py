@@ -8,21 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from scoreflow.check import number, whole
+from scoreflow.check import number, one_of, whole
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Draw, Plan, PlannedStep, Stage, Stages
 from scoreflow.row import Row
-from scoreflow.samplers.exponential import dpm_solver_pp_rows, dpm_solver_rows
+from scoreflow.samplers.exponential import WANTS, Form, dpm_solver_pp_rows, dpm_solver_rows
+from scoreflow.samplers.stochastic import noisy_stages
 from scoreflow.step import Linear, Sampler, family
 
 
 @family("seeds", also={f"seeds-{p}": {"order": p} for p in (1, 2, 3)})
-def seeds(order: int = 3, eta: float = 1.0) -> Sampler:
-    """SEEDS-1, -2, -3: `x_s = (α_s/α_t) x_t − (1+η²) σ_s ∫ e^{λ_s−λ} ε̂ dλ + η α_s √(κ_t² − κ_s²) ε`, in noise form.
+def seeds(order: int = 3, eta: float = 1.0, form: Form = "data") -> Sampler:
+    """SEEDS-1, -2, -3 of the reverse SDE of level η; η = 1 is the paper's. In data form, with r = 1 + η²,
 
-    The integral is that of `dpm-solver` of the same order, with its shares of the step; the noise of every stage is that of
-    the whole step up to it. η = 1 is the reverse SDE and the paper's. Order 1 is of weak order 1, the others of 2 — an
-    evaluation more a step lowers the constant only. The step to σ = 0 is x̂_0.
+    `x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s ∫ r e^{r(λ−λ_s)} x̂_0 dλ + σ_s √(1−e^{−2η²h}) ε`,
+
+    in noise form `x_s = (α_s/α_t) x_t − r σ_s ∫ e^{λ_s−λ} ε̂ dλ + η α_s √(κ_t² − κ_s²) ε`.
+
+    The integral is that of `dpm-solver++` 1, 2s, 3s or of `dpm-solver` of the same order, with its shares of the step; the
+    noise of every stage is that of the whole step up to it. In data form it stays bounded however long the step, and of
+    order 1 is `ddpm`, of 2 `sde-dpm-solver++-2s`. The paper's noise form puts out values of 10 to 10⁵ at few evaluations.
+    Order 1 is of weak order 1, the others of 2 — an evaluation more a step lowers the constant only. The step to σ = 0 is
+    x̂_0.
 
     Reference:
         SEEDS: Exponential SDE Solvers for Fast High-Quality Sampling from Diffusion Models (Gonzalez et al., 2023),
@@ -31,13 +38,16 @@ def seeds(order: int = 3, eta: float = 1.0) -> Sampler:
     if whole("order", order) > 3:
         raise ValueError(f"order must be a whole number from 1 to 3, got {order}")
     number("eta", eta, least=0)
+    one_of("form", form, WANTS)
     return Linear(
-        rows=seeds_rows, order=min(order, 2), cites=("gonzalez2023seeds",), wants="eps", marginal=False
+        rows=seeds_rows, order=min(order, 2), cites=("gonzalez2023seeds",), wants=WANTS[form], marginal=form == "data"
     )  # fmt: skip
 
 
-def seeds_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, order: int, eta: float) -> Stages:
+def seeds_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, order: int, eta: float, form: Form) -> Stages:
     """The rows of `seeds`."""
+    if form == "data":
+        return noisy_stages(path, times[0], s, order, None, eta)
     rows, above, parts = [], times[0], []
     for u, row in dpm_solver_rows(path, times, s, order=order, r1=None, r2=None):
         parts.append(Draw(above, u))

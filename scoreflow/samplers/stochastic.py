@@ -15,7 +15,7 @@ from scoreflow.check import number, one_of, whole
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Draw, Stages
 from scoreflow.row import Row
-from scoreflow.samplers.exponential import inside, integral
+from scoreflow.samplers.exponential import integral, singlestep
 from scoreflow.step import Linear, Sampler, family
 
 METHODS = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3, "2s": 1}
@@ -55,18 +55,24 @@ def sde_dpm_solver_pp_rows(
     """The rows of `sde-dpm-solver++`."""
     t, lam = times[0], [path.lam(u) for u in times]
     if method == "2s":
-        share = 0.5 if r1 is None else r1
-        u = inside(path, t, s, share)
-        first, whole_step = (integral(path, t, to, lam, "data", eta) for to in (u, s))
-        carry = integral(path, u, s, [path.lam(u)], "data", eta) if u > s else Row(1.0)
-        (w,), new = whole_step.m, float(whole_step.m[0]) / (2 * share)
-        last = Row(whole_step.x, (new, float(w) - new), (carry.x * first.z, carry.z))
-        return Stages([(u, first._replace(z=(first.z, 0.0))), (s, last)], (Draw(t, u), Draw(u, s)))
+        return noisy_stages(path, t, s, 2, r1, eta)
     if method != "2m" or len(times) == 1 or path.alpha(times[-1]) == 0:
         return integral(path, t, s, lam, "data", eta)
     x, (w,), z = integral(path, t, s, lam[:1], "data", eta)
     extra = float(w) / 2 * (path.lam(s) - lam[0]) / (lam[0] - lam[1])
     return Row(x, (float(w) + extra, -extra), z)
+
+
+def noisy_stages(path: GaussianPath, t: float, s: float, order: int, r1: float | None, eta: float) -> Stages:
+    """The stages of `dpm-solver++` 1, 2s or 3s of level η, each with the noise of the whole way to it, in its parts."""
+    rows, parts, above, z = [], list[Draw](), t, list[float]()
+    for u, row in singlestep(path, t, s, order, r1, None, "data", eta):
+        carry = integral(path, above, u, [path.lam(above)], "data", eta) if u < above else Row(1.0)
+        z = [*(float(carry.x) * c for c in z), float(carry.z)]
+        parts.append(Draw(above, u))
+        rows.append((u, row._replace(z=tuple(z))))
+        above = u
+    return Stages(rows, tuple(parts))
 
 
 @family("sa-solver")

@@ -209,11 +209,11 @@ def manifold(scene: Scene) -> dict[str, float]:
     Reference:
         Improved Precision and Recall (Kynkäänniemi et al., 2019); Reliable Fidelity and Diversity Metrics (Naeem et al., 2020).
     """
-    from scipy.spatial.distance import cdist, pdist, squareform
+    from scipy.spatial.distance import cdist
 
     x, y = scene.featured()
     k = min(5, len(x) - 1, len(y) - 1)
-    to_x, to_y = (np.partition(squareform(pdist(a)), k, axis=1)[:, k] for a in (x, y))  # the 0th is the point itself
+    to_x, to_y = radii(x, k), radii(y, k)
     apart = cdist(y, x)
     inside = apart < to_y[:, None]
     return {
@@ -222,6 +222,14 @@ def manifold(scene: Scene) -> dict[str, float]:
         "density": inside.sum(0).mean() / k,
         "coverage": inside.any(1).mean(),
     }
+
+
+def radii(x: np.ndarray, k: int) -> np.ndarray:
+    """The distance of every point to its k-th neighbour among the others: (n, d) to (n,)."""
+    from scipy.spatial.distance import pdist, squareform
+
+    near: np.ndarray = np.partition(squareform(pdist(x)), k, axis=1)[:, k]  # the 0th is the point itself
+    return near
 
 
 # -- to a known law -------------------------------------------------------------------------------------------------------

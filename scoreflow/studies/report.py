@@ -45,6 +45,8 @@ def write(results: Results, file: Path, figures: list[str]) -> Path:
         budgets=_budgets(results),
         failures=failures(results),
         plans=plans(results),
+        health=[(str(spec), health) for spec, health in results.health.items()],
+        warnings=results.warnings,
         identity=results.store.identity,
         machines=sorted({cell["machine"] for cell in results.runs if cell["machine"]}),
         labels=results.labels,

@@ -6,48 +6,24 @@ import json
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoreflow.check import suggestion
+from scoreflow.check import number, suggestion
 from scoreflow.cite import references
+from scoreflow.plan import Health
+from scoreflow.studies.answers import Answer, Failure
 from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import LEVEL, Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
-from scoreflow.studies.store import Store
+from scoreflow.studies.store import HEALTH, Store
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Blocks = dict[int, float]
-
-
-class Answer(NamedTuple):
-    """One line: a sampler and its figure, and who cannot be told apart from it."""
-
-    sampler: str
-    nfe: float
-    figure: str
-    value: Interval
-    rivals: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        others = f"; not told apart from it: {', '.join(self.rivals)}" if self.rivals else ""
-        return f"{self.sampler} at {self.nfe:g} evaluations: {self.figure} {self.value}{others}"
-
-
-class Failure(NamedTuple):
-    """A run or a metric that failed on a block: of a cell, or of what cells are compared to (`kind`)."""
-
-    kind: str
-    spec: Spec
-    seed: int
-    error: str
-
-    def __str__(self) -> str:
-        return f"{self.spec}{'' if self.kind == 'cell' else f' ({self.kind})'}, block {self.seed}: {self.error}"
 
 
 class Results:
@@ -72,7 +48,7 @@ class Results:
         """Values by kind, spec and figure, then by seed."""
         spec = {c["key"]: (c["kind"], _spec(c), c["seed"]) for c in self.runs if c["error"] is None}
         found: dict[tuple[str, Spec, str], Blocks] = {}
-        for row in self.store.rows("SELECT key, figure, value FROM value WHERE error IS NULL"):
+        for row in self.store.rows("SELECT key, figure, value FROM value WHERE error IS NULL AND metric != ?", HEALTH):
             if row["key"] in spec:
                 kind, of, seed = spec[row["key"]]
                 found.setdefault((kind, of, row["figure"]), {})[seed] = row["value"]
@@ -106,7 +82,7 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, str]:
         """The name of the metric that each figure is of."""
-        rows = self.store.rows("SELECT DISTINCT figure, metric FROM value WHERE error IS NULL")
+        rows = self.store.rows("SELECT DISTINCT figure, metric FROM value WHERE error IS NULL AND metric != ?", HEALTH)
         return {row["figure"]: row["metric"] for row in rows}
 
     def metric(self, figure: str) -> Metric | None:
@@ -145,6 +121,20 @@ class Results:
             metrics.setdefault(row["key"], []).append(row["error"])
         found = [(c, e) for c in self.runs for e in ([c["error"]] if c["error"] else metrics.get(c["key"], []))]
         return tuple(Failure(cell["kind"], _spec(cell), cell["seed"], error) for cell, error in found)
+
+    @cached_property
+    def health(self) -> dict[Spec, Health]:
+        """What the plan of each cell says of itself, `Plan.check`; of samplers made of rows."""
+        found: dict[str, dict[str, float]] = {}
+        for row in self.store.rows("SELECT key, figure, value FROM value WHERE metric = ?", HEALTH):
+            found.setdefault(row["key"], {})[row["figure"]] = row["value"]
+        known = {_spec(c): Health(**found[c["key"]]) for c in self.runs if c["kind"] == "cell" and c["key"] in found}
+        return {spec: known[spec] for spec in sorted(known, key=lambda s: (self.labels.index(s.label), s.asked))}
+
+    @property
+    def warnings(self) -> list[str]:
+        """The cells whose plans are not sensible, and why."""
+        return [f"{spec}: {', '.join(health.warnings)}" for spec, health in self.health.items() if health.warnings]
 
     @property
     def citations(self) -> str:
@@ -189,6 +179,12 @@ class Results:
         """All blocks' values of what cells are compared to: a floor or a reference."""
         return [v for (k, _, f), blocks in self._blocks.items() if (k, f) == (kind, figure) for v in blocks.values()]
 
+    def kept(self, kind: str) -> list[np.ndarray]:
+        """The samples of every block of a floor or a reference, as far as they are kept and finite."""
+        keys = [cell["key"] for cell in self.runs if cell["kind"] == kind and cell["error"] is None]
+        found = [x for key in keys if (x := self.store.samples(key)) is not None]
+        return [x for x in found if len(x) and np.isfinite(x).all()]
+
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference."""
@@ -214,7 +210,7 @@ class Results:
         import pandas as pd
 
         values: dict[str, dict[str, float]] = {}
-        for row in self.store.rows("SELECT key, figure, value FROM value ORDER BY figure"):
+        for row in self.store.rows("SELECT key, figure, value FROM value WHERE metric != ? ORDER BY figure", HEALTH):
             values.setdefault(row["key"], {})[row["figure"]] = row["value"]
         lines = [
             {
@@ -253,6 +249,7 @@ class Results:
         Raises:
             ValueError: no cell is within the budget, or no figure has that name.
         """
+        number("nfe", nfe, least=0)
         figure = self._figure(figure)
         ranked = {s: self.mean(s, figure) for s in self.whole(figure)}
         ranked = {spec: mean for spec, mean in ranked.items() if math.isfinite(mean.value)}
@@ -283,6 +280,8 @@ class Results:
         Raises:
             ValueError: none is, or there is no floor to go by.
         """
+        if within is not None:
+            number("within", within)
         figure = self._figure(figure)
         floor = self.floor(figure)
         if within is None and floor is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from scoreflow.auto import AUTO
-from scoreflow.check import whole
+from scoreflow.check import listed, whole
 from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
@@ -124,10 +124,10 @@ def typed(sampler: str | Sampler) -> str:
 
 
 def specs(
-    samplers: Iterable[str | Sampler],
-    nfe: Sequence[int] | None,
-    steps: Sequence[int] | None,
-    grids: Sequence[str] | None,
+    samplers: str | Sampler | Iterable[str | Sampler],
+    nfe: int | Iterable[int] | None,
+    steps: int | Iterable[int] | None,
+    grids: str | Iterable[str] | None,
     path: GaussianPath,
 ) -> list[Spec]:
     """Every sampler at every budget on every grid; one that goes by a tolerance once. Each comes once.
@@ -135,17 +135,18 @@ def specs(
     Raises:
         ValueError: an empty list, or names, options or grids that are wrong: all of them are said at once.
     """
-    entries = [samplers] if isinstance(samplers, str | Sampler) else list(samplers)
+    entries = listed(samplers)
     if (nfe is None) == (steps is None):
         raise ValueError(f"give nfe or steps, one of them: got nfe={nfe}, steps={steps}")
-    name, budgets = ("nfe", nfe) if nfe is not None else ("steps", steps)
-    for what, values in (("samplers", entries), (name, budgets), ("grids", grids)):
-        if values is not None and not len(values):
+    name, counts = ("nfe", listed(nfe)) if nfe is not None else ("steps", listed(steps))
+    named = None if grids is None else listed(grids)
+    for what, values in (("samplers", entries), (name, counts), ("grids", named)):
+        if values is not None and not values:
             raise ValueError(f"{what} is empty: give one or more")
-    budgets = [whole(name, n) for n in budgets or ()]
+    budgets = [whole(name, n) for n in counts]
     wrong: list[str] = []
     found: list[Spec] = []
-    for grid in grids or ():
+    for grid in named or ():
         _try(wrong, lambda grid=grid: make_grid(path, 2, grid))
     for entry in entries:
         if (text := _try(wrong, lambda entry=entry: typed(entry))) is None:
@@ -153,7 +154,7 @@ def specs(
         if (parts := _try(wrong, lambda text=text: _parsed(text, path))) is None:
             continue
         label, own, tolerance = parts
-        for on in (own,) if own else tuple(grids) if grids else (None,):
+        for on in (own,) if own else tuple(named) if named else (None,):
             found += [Spec(label, on)] if tolerance else [Spec(label, on, **{name: n}) for n in budgets]
     if wrong:
         raise ValueError("; ".join(wrong))

@@ -31,6 +31,10 @@ LEASE = 3600.0
 """Seconds after which a claim from another machine is void; one from this machine is as soon as its process is gone."""
 
 
+HEALTH = "Plan.check"
+"""The name under which the store keeps what a plan says of itself; no metric's."""
+
+
 class Measured(NamedTuple):
     """What a metric gave on a cell: its figures, or an error. The mark is its fingerprint."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import analysis, zoo
-from scoreflow.check import one_of, suggestion, whole
+from scoreflow.check import number, one_of, suggestion, whole
 from scoreflow.checkpoint import load_model
 from scoreflow.data import Images
 from scoreflow.data import load as named_data
@@ -144,18 +144,19 @@ def _guidance(model: ScoreModel) -> str:
 
 def ring(modes: int = 8, radius: float = 1.3, std: float = 0.1) -> GaussianMixture:
     """Modes on a circle, of unequal weight."""
+    whole("modes", modes), number("radius", radius), number("std", std, least=0)
     angle = torch.arange(modes, dtype=torch.float64) * (2 * torch.pi / modes)
     return GaussianMixture(1 + torch.arange(modes) % 3, radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
 
 
 def white(d: int = 64, var: float = 0.25) -> Gaussian:
     """N(0, var I)."""
-    return Gaussian(torch.zeros(d), var)
+    return Gaussian(torch.zeros(whole("d", d)), number("var", var, least=0))
 
 
 def power_law(d: int = 64, power: float = 2.0) -> Gaussian:
     """Independent entries with variances `k^−power` of a natural image's frequencies, scaled to a mean of 1."""
-    var = torch.arange(1, whole("d", d) + 1, dtype=torch.float64) ** -power
+    var = torch.arange(1, whole("d", d) + 1, dtype=torch.float64) ** -number("power", power)
     return Gaussian(torch.zeros(d), var / var.mean())
 
 
@@ -266,7 +267,11 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
     merged = {**vars(model), **given}
     if merged["features"] is not None:
         merged["features"] = get_features(merged["features"])
-    data, event = merged["data"], merged["shape"]
+    data, event, dtype = merged["data"], merged["shape"], merged["dtype"]
+    if not isinstance(merged["conditions"], Mapping):
+        raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     if model.oracle is not None:
         if data is not None:
             raise ValueError("data: those of an oracle's model are drawn from it; give none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from importlib.metadata import version
@@ -14,14 +15,17 @@ import torch
 from torch import Tensor
 
 from scoreflow.auto import AUTO
-from scoreflow.check import number, whole
+from scoreflow.check import flag, listed, number, whole
+from scoreflow.grid import check_ends
 from scoreflow.model import ScoreModel
+from scoreflow.solve import check_conditions
 from scoreflow.step import Linear, Sampler
 from scoreflow.studies import draw, report
+from scoreflow.studies.answers import Answer
 from scoreflow.studies.features import Features
 from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
-from scoreflow.studies.results import Answer, Results
+from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
 from scoreflow.studies.subject import Subject, subject
@@ -60,19 +64,19 @@ class Study(Results):
         """Draw a figure against evaluations with matplotlib: intervals, floor, reference. Returns the axes."""
         return draw.plot(self, self._figure(figure), ax)
 
-    def report(self, file: str | Path, figures: Sequence[str] | None = None) -> Path:
+    def report(self, file: str | Path, figures: str | Sequence[str] | None = None) -> Path:
         """Write one self-contained HTML file: curves, tables, samples, findings, what was run, citations."""
-        return report.write(self, Path(file), [self._figure(f) for f in figures or self.figures])
+        return report.write(self, Path(file), [self._figure(f) for f in listed(figures or self.figures)])
 
 
 def study(
     model: str | ScoreModel | Subject,
-    samplers: Iterable[str | Sampler],
+    samplers: str | Sampler | Iterable[str | Sampler],
     *,
-    nfe: Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
-    grids: Sequence[str] | None = None,
-    metrics: Iterable[str | Metric] | None = None,
+    nfe: int | Iterable[int] | None = None,
+    steps: int | Iterable[int] | None = None,
+    grids: str | Iterable[str] | None = None,
+    metrics: str | Metric | Iterable[str | Metric] | None = None,
     n: int = 64,
     seeds: int | Sequence[int] = 8,
     reference: str | Sampler | None = None,
@@ -98,7 +102,7 @@ def study(
         model: a score model, a `Subject`, or a name: `zoo:digits`, `oracle:ring`, `package.module:factory`.
         samplers: names with options and a grid as typed, `ddim(eta=0.5)@karras`, or samplers of `get_sampler`. One that goes
             by a tolerance runs once, at whatever evaluations that takes.
-        nfe, steps: the budgets, in evaluations or in steps: one of the two.
+        nfe, steps: the budgets, in evaluations or in steps: one of the two. Here as in the other lists one may stand alone.
         grids: every sampler runs on each; None for its own.
         metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact".
         n: samples in a block. seeds: of the blocks, or how many.
@@ -117,8 +121,13 @@ def study(
     """
     if missing := [name for name in ("ot", "pandas", "scipy") if find_spec(name) is None]:
         raise ModuleNotFoundError(f"studies need the extra scoreflow[study]: {', '.join(missing)} cannot be imported")
+    flag("progress", progress)
+    if executor is not None and not hasattr(executor, "submit"):
+        raise TypeError(f"executor must have submit, as those of concurrent.futures have, got {executor!r}")
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
     what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
+    check_ends(what.start, what.stop)
+    check_conditions(what.model, None, dict(what.conditions))
     wrong = list[str]()
     found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
     chosen = _said(wrong, lambda: _metrics(metrics, what)) or []
@@ -161,7 +170,7 @@ def versions() -> dict[str, str]:
     return {"scoreflow": version("scoreflow"), "torch": torch.__version__}
 
 
-def _metrics(metrics: Iterable[str | Metric] | None, what: Subject) -> list[Metric]:
+def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subject) -> list[Metric]:
     if metrics is None:
         has = what.has()
         defaults = {
@@ -172,11 +181,11 @@ def _metrics(metrics: Iterable[str | Metric] | None, what: Subject) -> list[Metr
             "w2-exact": "gaussian",
         }
         metrics = [name for name, need in defaults.items() if need in has and set(get_metric(name).needs) <= has]
-    listed = [metrics] if isinstance(metrics, str | Metric) else list(metrics)
-    if not listed:
+    asked = listed(metrics)
+    if not asked:
         raise ValueError("metrics is empty: give one or more")
     wrong: list[str] = []
-    found = [_said(wrong, lambda name=name: get_metric(name)) for name in listed]  # type: ignore[misc]
+    found = [_said(wrong, lambda name=name: get_metric(name)) for name in asked]  # type: ignore[misc]
     if wrong:
         raise ValueError("; ".join(wrong))
     chosen = list(dict.fromkeys(metric for metric in found if metric is not None))
@@ -190,6 +199,8 @@ def _reference(reference: str | Sampler | None, what: Subject) -> Spec:
     if reference is None:
         fine = what.precision == torch.float64
         reference = "scipy(method=DOP853, rtol=1e-09, atol=1e-09)" if fine else "pf-ode(method=dopri5, rtol=1e-05, atol=1e-05)"
+    if not isinstance(reference, str | Sampler):
+        raise TypeError(f"reference must be a sampler or its name, got {reference!r}")
     text = typed(reference)
     (found,) = specs([text], [1000], None, None, what.model.path)
     if found.nfe is not None:
@@ -208,9 +219,9 @@ def _loose(spec: Spec) -> Spec | None:
 
 
 def _blocks(seeds: int | Sequence[int]) -> list[int]:
-    found = list(
-        range(whole("seeds", seeds)) if hasattr(seeds, "__index__") else dict.fromkeys(whole("seeds", s, 0) for s in seeds)
-    )
+    if hasattr(seeds, "__index__"):
+        return list(range(whole("seeds", seeds)))
+    found = list(dict.fromkeys(whole("seeds", s, 0) for s in listed(seeds)))
     if not found:
         raise ValueError("seeds is empty: give one or more")
     return found
@@ -278,6 +289,8 @@ def _said(wrong: list[str], call: Callable[[], Any]) -> Any:
 def _file(out: str | Path | None, make: bool = False) -> Path | None:
     if out is None:
         return None
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out must be the name of a folder, got {out!r}")
     out = Path(out)
     if out.suffix == ".sqlite":
         return out

@@ -24,7 +24,7 @@ from scoreflow.step import Sampler
 from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, Scene
 from scoreflow.studies.spec import Spec
-from scoreflow.studies.store import Done, Measured, Store
+from scoreflow.studies.store import HEALTH, Done, Measured, Store
 from scoreflow.studies.subject import Subject
 
 
@@ -85,13 +85,13 @@ def _run(job: Job) -> Done:
         cites = sampler.cites if isinstance(sampler, Sampler) else ()
         scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
         asked = sum(int(subject.model.evaluations(t)) for t in plan.asked)
-        return Done(asked, 0.0, None, _measured(job, scene), _head(plan), cites, machine=machine())
+        return Done(asked, 0.0, None, (*_measured(job, scene), *_checked(plan)), _head(plan), cites, machine=machine())
     sol, seconds = _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
     measured = _measured(job, _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
     counted = float(np.mean(sol.nfe_per_sample))
     ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
-    return Done(counted, seconds, _array(sol.x), measured, ran, sol.cites, machine=machine())
+    return Done(counted, seconds, _array(sol.x), (*measured, *_checked(sol.plan)), ran, sol.cites, machine=machine())
 
 
 def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
@@ -111,6 +111,11 @@ def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
         except Exception as error:
             found.append(Measured(metric.name, _mark(job, metric), {}, f"metric {metric.name!r}: {_said(error)}"))
     return tuple(found)
+
+
+def _checked(plan: Plan | None) -> tuple[Measured, ...]:
+    """What the rows say of themselves."""
+    return () if plan is None else (Measured(HEALTH, "", plan.check()._asdict()),)
 
 
 def _mark(job: Job, metric: Metric) -> str:
@@ -204,6 +209,10 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
                 if have is not None and not missing:
                     tell(job, None)
                 elif store.claim(job.key):
+                    if store.measured(job.key) != have:  # another process has been at it since that look
+                        store.release([job.key])
+                        waiting.appendleft(job)
+                        continue
                     claimed.add(job.key)
                     kept = store.samples(job.key) if have is not None and not any("timed" in m.needs for m in missing) else None
                     others = _samples(store, job.reference), _samples(store, job.finest)
