@@ -1,7 +1,7 @@
-"""`sampler="auto"`: family, order, form, grid and first step by the budget, from a table of measured choices.
+"""`sampler="auto"`: sampler, order and grid by the budget, from a table of measured choices.
 
-The grid matters more than the sampler, and the best order grows with the budget; so both are chosen together. The tables
-are printed by `python benchmarks/auto.py table`; docs/auto.md says how good they are.
+The grid matters more than the sampler, and the best order grows with the budget; so both are chosen together, on trained
+networks and on exact scores. `python benchmarks/auto.py table` shows the fit; docs/auto.md says how good it is.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ TABLE = (
 )
 """For a network as it is."""
 STEADY = (
-    Choice(5, "unipc-1", {"form": "data"}, 0.5, 0.5),
-    Choice(7, "unipc-2", {"form": "data"}, 0.5, 0.4),
+    Choice(5, "unipc-2", {"form": "data"}, 0.6, 1.5),
+    Choice(10, "unipc-2", {"form": "data"}, 0.42, 0.8),
+    Choice(100, "unipc-2", {"form": "data"}, 0.42, 1.2),
 )
 """Where the network is guided or thresholded, or α = 0 at the start: data form, which stays bounded."""
 

@@ -226,9 +226,10 @@ def ode(
     """
     times = rectified(path, steps, start, stop, power, shift)
     low = min(default_t_min(path), start / 2)
-    if exact or path.sigma(stop) > 0 or times[-2] >= low:
-        return times
-    return rectified(path, steps, start, stop, power, shift, low)
+    if not exact and path.sigma(stop) == 0 and times[-2] < low:
+        times = rectified(path, steps, start, stop, power, shift, low)
+    times[0] = start  # to the last digit, where a run calls this as a rule
+    return times
 
 
 def on_chain(times: Sequence[float], T: int) -> tuple[float, ...]:
