@@ -290,3 +290,20 @@ def test_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="out must be a folder"):
         sweeps.run(tmp_path / "file", samplers=["ddim"], nfe=[4], seeds=1)
+
+
+def test_what_another_finished_since_the_look_is_not_run_again(tmp_path, monkeypatch):
+    """A cell that was finished, and its claim given back, between a process's look at it and its own claim."""
+    log, claim, others = tmp_path / "log", Store.claim, []
+    monkeypatch.setenv(sweeps.LOG, str(log))
+    small = {"samplers": ("ddim",), "nfe": (4,), "seeds": 1}
+
+    def late(self, key):
+        if not others:
+            others.append(key)
+            sweeps.run(tmp_path / "study", **small)  # all of it, in between
+        return claim(self, key)
+
+    monkeypatch.setattr(Store, "claim", late)
+    sweeps.run(tmp_path / "study", **small)
+    assert others and len(lines(log)) == 32 + 1 + 1  # of the floor, the reference and the cell, each once
