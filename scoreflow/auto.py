@@ -38,12 +38,17 @@ TABLE = (
     Choice(100, "unipc-3", {"form": "noise"}, 0.55, 3.4),
 )
 """For a network as it is."""
-STEADY = (
+GUIDED = (
     Choice(5, "unipc-2", {"form": "data"}, 0.6, 1.5),
     Choice(10, "unipc-2", {"form": "data"}, 0.42, 0.8),
     Choice(100, "unipc-2", {"form": "data"}, 0.42, 1.2),
 )
-"""Where the network is guided or thresholded, or α = 0 at the start: data form, which stays bounded."""
+"""For a guided or thresholded network: data form."""
+FLOW = (
+    Choice(5, "unipc-2", {"form": "data"}, 0.65, 0.6),
+    Choice(20, "unipc-2", {"form": "data"}, 0.55, 0.4),
+)
+"""From α = 0, as on the path of rectified flow: data form, for ε says nothing there."""
 
 
 def choose(
@@ -55,7 +60,7 @@ def choose(
     stop: float = 0.0,
     denoise: bool = False,
     *,
-    steady: bool = False,
+    guided: bool = False,
     labels: bool = False,
     exact: bool = False,
     analytic: float | None = None,
@@ -64,7 +69,7 @@ def choose(
     """The sampler and the times for a budget; arguments as of `solve`.
 
     Args:
-        steady: whether the model is guided or thresholded.
+        guided: whether the model is guided or thresholded.
         labels: whether the network knows the nodes of its chain only, so that times are moved to the nearest.
         exact: whether the score is that of an oracle, right at all times.
         analytic: the variance of the data, if they have mean 0 and the first answer is to be that of N(0, v I); None asks the
@@ -84,7 +89,7 @@ def choose(
             budget = max(1, 32 * budget // sum(among))
     else:
         budget = len(check_times(grid)) - 1
-    choice = chosen_at(STEADY if steady or path.alpha(start) == 0 else TABLE, budget)
+    choice = chosen_at(GUIDED if guided else FLOW if path.alpha(start) == 0 else TABLE, budget)
     sampler = get_sampler(choice.sampler, analytic=analytic, **choice.options)
     assert isinstance(sampler, Linear)
     rule = partial(ode, power=choice.power, shift=choice.shift, exact=exact) if grid is None else grid

@@ -342,7 +342,7 @@ def meant(
 ) -> tuple[Sampler, tuple[float, ...]]:  # fmt: skip
     """The sampler and the times that these arguments of `solve` mean for this model, whose guidance the budget pays for."""
     if sampler == AUTO:
-        known: dict[str, Any] = {"steady": model.guided, "labels": model.time == "label", "exact": model.oracle is not None}
+        known: dict[str, Any] = {"guided": model.guided, "labels": model.time == "label", "exact": model.oracle is not None}
         known |= {"per_call": per_call(model), **options}
         return choose(model.path, steps, nfe, grid, start, stop, denoise, **known)
     chosen = get_sampler(sampler, **options)

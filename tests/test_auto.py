@@ -1,11 +1,14 @@
 """sampler="auto": what it picks, that it keeps to the budget, and that it is better than what it stands for."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.auto import DEFAULT_NFE, STEADY, TABLE, chosen_at
+from scoreflow.auto import DEFAULT_NFE, FLOW, GUIDED, TABLE, chosen_at
 
 CHAIN = PATHS["chain"]
 MODEL, X = mixture().model(CHAIN), states(32, 3)
@@ -35,14 +38,37 @@ def test_it_is_the_default_and_says_what_it_took():
     assert torch.equal(sf.sample(MODEL, (3, 3), nfe=8, seed=1), sf.sample(MODEL, (3, 3), "auto", nfe=8, seed=1))
 
 
-def test_guided_and_alpha_zero_are_steady():
-    """Data form where the model is guided or the run starts at α = 0."""
-    steady = [sf.get_sampler(c.sampler, **c.options) for c in STEADY]
-    guided = mixture().model(CHAIN)
+def test_guided_models_and_runs_from_alpha_zero_have_tables_of_their_own():
+    guided, free = mixture().model(CHAIN), sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0")
     guided.guided = True
-    for sol in (sf.solve(guided, X, nfe=8), sf.solve(sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0"), X, nfe=8)):
-        assert sol.sampler in steady
+    for model, table in ((guided, GUIDED), (free, FLOW)):
+        choice, sol = chosen_at(table, 8), sf.solve(model, X, nfe=8)
+        assert sol.sampler == sf.get_sampler(choice.sampler, **choice.options)
         assert sol.sampler.options["form"] == "data"
+        assert sol.times == sf.grid(model.path, 8, "ode", power=choice.power, shift=choice.shift)
+
+
+def test_choices_are_smooth_in_the_budget():
+    """At its own budgets an entry is itself; between two of one sampler power and shift move one way."""
+    for table in (TABLE, GUIDED, FLOW):
+        for here, ahead in pairwise(table):
+            assert chosen_at(table, here.nfe) == here and chosen_at(table, ahead.nfe) == ahead
+            between = [chosen_at(table, nfe) for nfe in range(here.nfe, ahead.nfe + 1)]
+            if here.sampler == ahead.sampler:
+                for a, b in pairwise(between):
+                    assert abs(b.power / a.power - 1) < 0.1 and abs(b.shift / a.shift - 1) < 0.2
+            else:
+                assert between[:-1] == [here] * (len(between) - 1)
+        assert chosen_at(table, 1) == table[0] and chosen_at(table, 10**6) == table[-1]
+    half = chosen_at(TABLE, 10)
+    assert half.shift == pytest.approx(0.9 * (2.0 / 0.9) ** (math.log(2) / math.log(21 / 5)))
+
+
+def test_an_oracle_is_followed_below_the_times_of_training():
+    """Its score is right there, and the error falls on; a network's run stops where it was trained."""
+    net = sf.ScoreModel(MODEL.net, CHAIN, "x0")
+    assert sf.solve(net, X, nfe=100).times[-2] == pytest.approx(1e-3)
+    assert sf.solve(MODEL, X, nfe=100).times[-2] < 1e-4
 
 
 @pytest.mark.parametrize("nfe", [3, 10, 100])

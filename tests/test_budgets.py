@@ -114,7 +114,7 @@ def test_a_budget_ends_with_the_chain(nfe, steps):
         ("ddim", None, 50),
         ("ddim", 1000, 50),
         ("ddim", 20, 20),
-        ("pf-ode", None, 50),
+        ("pf-ode-euler", None, 50),
         ("ddpm", None, 1000),
         ("ddpm", 1000, 1000),
         ("ddpm", 20, 20),

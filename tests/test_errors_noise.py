@@ -142,7 +142,7 @@ def label_model(path=CHAIN):
         dict(sampler="ddim", grid="logsnr", steps=10),
         dict(sampler="pf-ode", method="dopri5"),
         dict(sampler="pf-ode", method="RK45"),
-        dict(sampler="pf-ode", method="midpoint", steps=1000),
+        dict(sampler="pf-ode", method="midpoint", grid="trailing", steps=1000),
         dict(sampler="torchsde", method="srk", steps=1000),
     ],
 )
@@ -162,8 +162,8 @@ def test_labels_that_are_not_whole(keywords):
         (dict(sampler="ddim", grid="linspace", steps=4), [999, 666, 333, 0]),
         (dict(sampler="ddim", steps=3), [999, 666, 332]),
         (dict(sampler="ddpm", start=0.02, steps=20), range(19, -1, -1)),
-        (dict(sampler="pf-ode", method="heun", steps=2), [999, 499, 499]),
-        (dict(sampler="pf-ode", method="midpoint", steps=2), [999, 749, 499]),
+        (dict(sampler="pf-ode", method="heun", grid="trailing", steps=2), [999, 499, 499]),
+        (dict(sampler="pf-ode", method="midpoint", grid="trailing", steps=2), [999, 749, 499]),
         (dict(sampler="torchsde", steps=4), [999, 749, 499, 249]),
     ],
 )

@@ -221,7 +221,7 @@ def test_ddim_accepts_the_others_where_alpha_is_zero(path, prediction, steps):
         (dict(sampler="ddim"), r"step 4 \(t=0\.4 → 0\.2\)"),
         (dict(sampler="ddpm"), r"step 4 \(t=0\.4 → 0\.2\)"),
         (dict(sampler="predictor-corrector"), r"step 3 \(t=0\.6 → 0\.4\)"),
-        (dict(sampler="pf-ode", method="heun"), r"step 3 \(t=0\.6 → 0\.4\)"),
+        (dict(sampler="pf-ode", method="heun", grid="uniform"), r"step 3 \(t=0\.6 → 0\.4\)"),
         (dict(sampler="pf-ode", method="dopri5"), r"step 3 \(t=0\.6 → 0\.4\)"),
         (dict(sampler="pf-ode", method="RK45"), r"step 3 \(t=0\.6 → 0\.4\)"),
         (dict(sampler="scipy", control="sample"), r"step 3 \(t=0\.6 → 0\.4\)"),

@@ -55,7 +55,7 @@ def test_options_of_a_sampler_have_values(name):
 
 def test_every_reference_is_cited():
     made = [sf.get_sampler(name, **options) for name, options in OPTIONS] + [linear(case) for case in LINEAR]
-    inner = sf.ScoreModel(lambda x, t: x, sf.VPSDE())
+    inner = sf.ScoreModel(lambda x, t, y=None: x, sf.VPSDE())
     guided = [
         sf.ClassifierFree(inner, 2.0, null={"y": 0}, interval=(0, 1), rescale=0.5), sf.APG(inner, 2.0, null={"y": 0}),
         sf.CFGPlusPlus(inner, 0.5, null={"y": 0}), sf.Autoguidance(inner, inner, 2.0),
