@@ -35,7 +35,7 @@ TABLE = (
     Choice(5, "ipndm-3", {"damping": 0.4}, 0.65, 0.9),
     Choice(21, "ipndm-3", {"damping": 0.4}, 0.65, 2.0),
     Choice(22, "unipc-3", {"form": "noise"}, 0.55, 2.0),
-    Choice(100, "unipc-3", {"form": "noise"}, 0.55, 3.4),
+    Choice(100, "unipc-3", {"form": "noise"}, 0.55, 4.0),
 )
 """For a network as it is."""
 GUIDED = (
