@@ -260,6 +260,19 @@ def say(value: Any) -> str:
     return repr(value)
 
 
+def unwrapped(net: Any) -> Any:
+    """The network itself, inside `torch.compile`, `DataParallel` and other modules that hand all they are given to one."""
+    while isinstance(net, nn.Module):
+        inner: Any = net._modules.get("_orig_mod")
+        if inner is None and isinstance(getattr(net, "module", None), nn.Module):
+            parameters = inspect.signature(net.forward).parameters.values()
+            inner = net.module if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) else None
+        if inner is None:
+            break
+        net = inner
+    return net
+
+
 def rows_of(conditions: Any, samples: slice | Tensor, batch: int) -> Any:
     """The conditions of some samples: tensors with a row a sample, in dicts and lists too, give theirs; the rest stays."""
     if isinstance(conditions, Mapping):
