@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
         FileNotFoundError: no such folder.
     """
     inner = unwrapped(net)
-    said = {"network": type(inner).__name__, "config": json.dumps(getattr(inner, "config", None), default=say)}
+    said = {"network": type(inner).__name__, "config": json.dumps(getattr(inner, "config", None), default=as_json)}
     write(weights_of(inner), file, {**said, **metadata})
 
 
@@ -88,7 +89,8 @@ def load_model(
         device, dtype: where and in what precision the network runs.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; a path or a time that the file does not name and that was not given.
+        FileNotFoundError, ValueError: as `load`; a path or a time that the file does not name and that was not given; no such
+            device. TypeError: net is no module, or dtype no floating dtype.
     """
     file = Path(file)
     file = file / "model.safetensors" if file.is_dir() else file
@@ -105,12 +107,32 @@ def load_model(
         on = metadata.get("path_text") or "a path that it does not say"
         raise ValueError(f"path=None: {file} was trained on {on}, which has no name; give path=")
     if not label:
-        raise ValueError(f"time=None: {file} does not name what the network is told of the time; give time=")
+        raise ValueError(f"time=None: {file} was trained with a function of its own for the time; give time=")
     prediction: Any = metadata["prediction"]
     one_of(f"prediction in {file}", prediction, PREDICTIONS)
     made = PATHS[str(named)]() if path is None else path
     told: Any = label
-    return ScoreModel(net.eval().to(device=device, dtype=dtype), made, prediction, told)
+    return ScoreModel(placed(net.eval(), device, dtype), made, prediction, told)
+
+
+def placed(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+    """The network, moved there and to that precision.
+
+    Raises:
+        ValueError, TypeError: no such device, or a dtype that is not a floating one of torch.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
+    try:
+        where = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
+    return net.to(device=where, dtype=dtype)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON has no word for: numbers of numpy as Python's, the rest as text."""
+    return value.item() if isinstance(value, np.generic) else say(value)
 
 
 def write(tensors: dict[str, Tensor], file: str | Path, metadata: dict[str, str]) -> None:
