@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import scoreflow as sf
 from scoreflow import checkpoint
+from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.training import Recipe, train
 
 WRAPPED = {
@@ -112,3 +113,9 @@ def test_an_autoencoder_that_is_spread():
     x = torch.randn(2, 1, 4, 4)
     spread = sf.latent.Latent(sf.ScoreModel(mlp(), sf.VPSDE()), nn.DataParallel(net))
     assert torch.equal(spread.encode(x), sf.latent.Latent(spread.model, net).encode(x))
+
+
+@around
+def test_a_study_finds_what_the_network_inside_gave(wrap):
+    plain, wrapped = (fingerprint(sf.ScoreModel(net, sf.VPSDE())) for net in (mlp(), wrap(mlp())))
+    assert plain == wrapped != fingerprint(sf.ScoreModel(wrap(mlp(1)), sf.VPSDE()))

@@ -103,7 +103,7 @@ class UNet(nn.Module):
             learned_variance=learned_variance,
         )  # fmt: skip
         _check(self.config)
-        self.classes, self.tokens, self.patch, self.levels = classes, tokens, patch, len(widths)
+        self.channels, self.classes, self.tokens, self.patch, self.levels = channels, classes, tokens, patch, len(widths)
         width = widths[0]
         size = 4 * width
         self.embedding = Embedding(width, size, classes, time, time_scale)
