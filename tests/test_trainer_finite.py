@@ -1,12 +1,14 @@
 """What is not finite is refused before anything is changed: losses, gradients, weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 import scoreflow as sf
-from scoreflow.training import Objective, Recipe, train
+from scoreflow.training import Objective, Recipe, train, trainer
 
 DATA = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
 
@@ -68,6 +70,21 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(FloatingPointError, match=r"the weights bad are not finite after step 1"):
         train(sf.ScoreModel(net, sf.VPSDE()), DATA, None, recipe, out=tmp_path)
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("scale", "said"), [(65536.0, "the loss of step 7"), (0.5, "gradient of bad at step 6")])
+def test_a_scaler_has_the_first_word(scale, said, monkeypatch):
+    """A loss scaled up may overflow in 16 bits: the scaler leaves the step out (this one does not). Not scaled up, it is wrong."""
+    plain = trainer._fabric
+
+    def scaled(precision):
+        fabric = plain(precision)
+        fabric.strategy.precision.scaler = SimpleNamespace(get_scale=lambda: scale)
+        return fabric
+
+    monkeypatch.setattr(trainer, "_fabric", scaled)
+    with pytest.raises(FloatingPointError, match=said):
+        train(sf.ScoreModel(Net(float("nan")), sf.VPSDE()), DATA, None, Recipe(steps=9, batch=8))
 
 
 class NoDouble(torch.overrides.TorchFunctionMode):
