@@ -74,7 +74,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path):
 
 @pytest.mark.parametrize(("scale", "said"), [(65536.0, "the loss of step 7"), (0.5, "gradient of bad at step 6")])
 def test_a_scaler_has_the_first_word(scale, said, monkeypatch):
-    """A loss scaled up may overflow in 16 bits: the scaler leaves the step out (this one does not). Not scaled up, it is wrong."""
+    """A loss scaled up may overflow: the scaler leaves the step out (not this one). Not scaled up, it is wrong."""
     plain = trainer._fabric
 
     def scaled(precision):
