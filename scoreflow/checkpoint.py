@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from scoreflow import nets
 from scoreflow.check import one_of
-from scoreflow.model import ScoreModel, say
-from scoreflow.path import GaussianPath
+from scoreflow.model import ScoreModel, say, unwrapped
+from scoreflow.path import PREDICTIONS, GaussianPath
 from scoreflow.sde import PATHS
 
 NETWORKS: dict[str, type[nn.Module]] = {
@@ -24,10 +26,16 @@ NETWORKS: dict[str, type[nn.Module]] = {
 
 
 def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
-    """Write a network as safetensors: its weights, its class and, if it has a `config`, what it was made with."""
-    weights = {name: value.detach().clone().contiguous() for name, value in net.state_dict().items()}
-    said = {"network": type(net).__name__, "config": json.dumps(getattr(net, "config", None), default=say)}
-    write(weights, file, {**said, **metadata})
+    """Write a network as safetensors: its weights, its class and, if it has a `config`, what it was made with.
+
+    Of a network that is compiled, averaged or spread over devices, it is the network inside that is written.
+
+    Raises:
+        FileNotFoundError: no such folder.
+    """
+    inner = unwrapped(net)
+    said = {"network": type(inner).__name__, "config": json.dumps(getattr(inner, "config", None), default=as_json)}
+    write(weights_of(inner), file, {**said, **metadata})
 
 
 def save_model(model: ScoreModel, file: str | Path) -> None:
@@ -36,10 +44,13 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
     A path has one if it is among `scoreflow.sde.PATHS`; any other must be given again to `load_model`.
 
     Raises:
-        TypeError: no score model, or one whose network is no module.
+        TypeError: no score model, or one whose network is no module. FileNotFoundError: no such folder.
     """
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        raise TypeError("model must be a ScoreModel of a torch module, whose weights can be written")
+        raise TypeError(
+            f"model must be a ScoreModel of a torch module, whose weights can be written, got {type(model).__name__}: of a "
+            "Latent, write its model with save_model and its autoencoder with save"
+        )
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     said = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
     save(model.net, file, **said, time=model.time if isinstance(model.time, str) else "")
@@ -55,7 +66,9 @@ def load(file: str | Path) -> nn.Module:
             names or shapes than the network's.
     """
     weights, metadata = read(file)
-    return _fill(_made(metadata, file), weights, file)
+    net = _made(metadata, file)
+    fill(net, weights, file)
+    return net.eval()
 
 
 def load_model(
@@ -76,29 +89,65 @@ def load_model(
         device, dtype: where and in what precision the network runs.
 
     Raises:
-        FileNotFoundError, ValueError: as `load`; a path or a time that the file does not name and that was not given.
+        FileNotFoundError, ValueError: as `load`; a path or a time that the file does not name and that was not given; no such
+            device. TypeError: net is no module, or dtype no floating dtype.
     """
     file = Path(file)
     file = file / "model.safetensors" if file.is_dir() else file
     weights, metadata = read(file)
     if "prediction" not in metadata:
         raise ValueError(f"{file} holds a network alone: read it with load, and say ScoreModel(net, path, prediction)")
-    net = _fill(net if net is not None else _made(metadata, file), weights, file).to(device=device, dtype=dtype)
-    if path is None and metadata["path"] not in PATHS:
-        raise ValueError(f"path=None: {file} was trained on {metadata['path_text']}, which has no name; give path=")
-    if time is None and not metadata["time"]:
+    if net is None:
+        net = _made(metadata, file)
+    elif not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch module to fill with the weights, got {net!r}")
+    fill(net, weights, file)
+    named, label = metadata.get("path"), time or metadata.get("time")
+    if path is None and named not in PATHS:
+        on = metadata.get("path_text") or "a path that it does not say"
+        raise ValueError(f"path=None: {file} was trained on {on}, which has no name; give path=")
+    if not label:
         raise ValueError(f"time=None: {file} was trained with a function of its own for the time; give time=")
-    made = PATHS[metadata["path"]]() if path is None else path
-    label: Any = metadata["time"] if time is None else time
     prediction: Any = metadata["prediction"]
-    return ScoreModel(net, made, prediction, label)
+    one_of(f"prediction in {file}", prediction, PREDICTIONS)
+    made = PATHS[str(named)]() if path is None else path
+    told: Any = label
+    return ScoreModel(placed(net.eval(), device, dtype), made, prediction, told)
+
+
+def placed(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+    """The network, moved there and to that precision.
+
+    Raises:
+        ValueError, TypeError: no such device, or a dtype that is not a floating one of torch.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
+    try:
+        where = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
+    return net.to(device=where, dtype=dtype)
+
+
+def as_json(value: Any) -> Any:
+    """What JSON has no word for: numbers of numpy as Python's, the rest as text."""
+    return value.item() if isinstance(value, np.generic) else say(value)
 
 
 def write(tensors: dict[str, Tensor], file: str | Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file whole or not at all."""
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        FileNotFoundError: no such folder. IsADirectoryError: there is a folder of that name.
+    """
     from safetensors.torch import save_file
 
     file = Path(file)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"file={str(file)!r} must lie in a folder that is there; {file.parent} is none")
+    if file.is_dir():
+        raise IsADirectoryError(f"file={str(file)!r} is a folder: give the name of a file in it")
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         save_file(tensors, part, metadata=metadata)
@@ -139,24 +188,65 @@ def make(network: str, **config: Any) -> nn.Module:
 
 def _made(metadata: dict[str, str], file: str | Path) -> nn.Module:
     name = metadata.get("network")
-    if name not in NETWORKS:
-        raise ValueError(f"{file} names the network {name!r}; known are {', '.join(NETWORKS)}")
     try:
-        return make(name, **json.loads(metadata["config"]))
+        config = json.loads(metadata["config"])
+        if name == "OptimizedModule":  # of a compiled network, as once written
+            name = next((n for n, kind in NETWORKS.items() if [*inspect.signature(kind).parameters] == [*config]), name)
+        if name in NETWORKS:
+            return make(name, **config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} has no config that makes a {name}: {error!r}") from error
+        if name in NETWORKS:
+            raise ValueError(f"{file} has no config that makes a {name}: {error!r}") from error
+    raise ValueError(f"{file} names the network {name!r}; known are {', '.join(NETWORKS)}. Give any other as net=")
 
 
-def _fill(net: nn.Module, weights: dict[str, Tensor], file: str | Path) -> nn.Module:
-    expected = {name: tuple(value.shape) for name, value in net.state_dict().items()}
+def weights_of(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of a network's weights and buffers, by the names that they have without wrappers around it or inside."""
+    plain = _plain(net)
+    return {plain[name]: value.detach().clone().contiguous() for name, value in net.state_dict().items()}
+
+
+def fill(net: nn.Module, weights: dict[str, Tensor], file: str | Path) -> None:
+    """Load the weights of a file, by the names of `weights_of`, or by those of a wrapped network.
+
+    Raises:
+        ValueError: names or shapes are not the network's; says which is the first.
+    """
+    net = unwrapped(net)
+    plain = _plain(net)
+    shapes = {plain[name]: tuple(value.shape) for name, value in net.state_dict().items()}
+    if weights.keys() != shapes.keys():
+        weights = _without_wrappers(weights)
     found = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != found:
-        wrong = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
-        missing, extra = (sum(n not in d for n in wrong) for d in (found, expected))
+    if shapes != found:
+        wrong = sorted(name for name in {*shapes, *found} if shapes.get(name) != found.get(name))
+        missing, extra = (sum(n not in d for n in wrong) for d in (found, shapes))
         raise ValueError(
             f"{file} does not fit {type(net).__name__}: {missing} weights missing, {extra} unknown, "
             f"{len(wrong) - missing - extra} of another shape; first {wrong[0]!r}: "
-            f"expected {expected.get(wrong[0])}, found {found.get(wrong[0])}"
+            f"expected {shapes.get(wrong[0])}, found {found.get(wrong[0])}"
         )
-    net.load_state_dict(weights)
-    return net.eval()
+    net.load_state_dict({name: weights[plain[name]] for name in plain})
+
+
+def _plain(net: nn.Module) -> dict[str, str]:
+    """The names in a network's state, each without the wrappers on the way to it."""
+    inner = [
+        (name, child) for name, module in net.named_modules() if unwrapped(module) is not module for child in module._modules
+    ]
+    plain = {name: name for name in net.state_dict()}
+    for outer, child in reversed(inner):  # the innermost first
+        before = f"{outer}." if outer else ""
+        plain = {
+            name: before + short.removeprefix(f"{before}{child}.") if short.startswith(f"{before}{child}.") else short
+            for name, short in plain.items()
+        }
+    return plain
+
+
+def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as compiled, spread and averaged networks name them, by the names of the network inside."""
+    weights = {name.replace("_orig_mod.", ""): value for name, value in weights.items() if name != "n_averaged"}
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights

@@ -110,8 +110,8 @@ def sample(
     """Draw samples and write them to a file."""
     if out.suffix not in (".npy", ".pt", ".png"):
         raise ValueError(f"out must end in .npy, .pt or .png, got {out}")
-    if not out.parent.is_dir():
-        raise ValueError(f"out must lie in a folder that is there, got {out}")
+    if out.is_dir() or not out.parent.is_dir():
+        raise ValueError(f"out must be a file and lie in a folder that is there, got {out}")
     what = studies.load(model)
     if out.suffix == ".png" and not studies.picture(np.zeros((1, *what.shape)), shown=1):
         raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
@@ -239,6 +239,9 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a study again, from its file."""
+    for name, file in (("out", out), ("csv", csv), ("parquet", parquet)):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise ValueError(f"{name} must be a file in a folder that is there, got {file}")
     done = studies.Study.open(folder)
     if csv:
         done.to_csv(csv)
@@ -290,4 +293,4 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"scoreflow: {error}", err=True)
-        sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError) else 1)
+        sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError | NotADirectoryError) else 1)

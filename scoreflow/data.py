@@ -8,20 +8,27 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scoreflow.check import suggestion, whole
+from scoreflow.check import one_of, suggestion, whole
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""
+KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""Endings of the images of a folder, in any case."""
 
 
 class Images(Dataset[Any]):
@@ -42,10 +49,14 @@ class Images(Dataset[Any]):
 
 
 class Folder(Dataset[Any]):
-    """Image files, cut square about the middle and scaled to `size`.
+    """Image files, as they are seen: turned by their orientation tags, what is transparent on white, the first frame of those
+    that move; cut square about the middle and scaled to `size`.
 
     Args:
         files: what to read. labels: a class each, or None. size: of a side. channels: 1 for grey, 3 for colour.
+
+    Raises:
+        ValueError: when an item is read whose file is cut short or no image, or has pixels without a known range; names it.
     """
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, size: int, channels: int = 3) -> None:
@@ -55,17 +66,10 @@ class Folder(Dataset[Any]):
         return len(self.files)
 
     def __getitem__(self, i: int) -> Any:
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
-        with Image.open(self.files[i]) as opened:
-            image: Image.Image = opened
-            if opened.mode.startswith("I;16"):  # Pillow would cut 16 bits at 255
-                image = Image.fromarray((np.asarray(opened) / 257).round().astype(np.uint8))
-            elif opened.mode in ("I", "F"):
-                raise ValueError(
-                    f"{self.files[i]} has pixels of mode {opened.mode!r}, whose range is not known: save 8 or 16 bits"
-                )
-            image = ImageOps.fit(image.convert("L" if self.channels == 1 else "RGB"), (self.size, self.size))
+        seen = _seen(self.files[i]).convert("L" if self.channels == 1 else "RGB")
+        image = ImageOps.fit(seen, (self.size, self.size))
         x = _images(np.asarray(image)[None] if self.channels == 1 else np.asarray(image).transpose(2, 0, 1))
         return x if self.labels is None else (x, self.labels[i])
 
@@ -87,40 +91,48 @@ class Data:
     source: str
 
 
-def load(name: str, size: int = 32, channels: int = 3) -> Data:
+def load(name: str | Path, size: int = 32, channels: int = 3, broken: str = "error") -> Data:
     """Data by name: `digits`, `mnist`, `fashion`, `icons`, `photos`, or a folder of images.
 
-    In a folder, subfolders are classes. A tenth is held out, chosen once for all.
+    In a folder, subfolders are classes. Files and folders whose names begin with a dot are passed over. A tenth is held out,
+    chosen once for all.
 
     Args:
         name: one of the names, or a path.
         size, channels: of the images of a folder.
+        broken: files that cannot be read are an "error" when their turn comes; with "skip" all are read once now, and those
+            are left out, with a warning of how many.
 
     Raises:
         ValueError: no such name nor folder, or a folder without images. ModuleNotFoundError: the package that brings the data
             is not installed; says which.
     """
     if name in DATA:
-        return DATA[name]()
+        return DATA[str(name)]()
     if not Path(name).is_dir():
-        raise ValueError(f"no data are called {name!r} and no folder is there{suggestion(name, DATA)}")
-    folder, kinds = Path(name), (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in kinds)
+        raise ValueError(f"no data are called {str(name)!r} and no folder is there{suggestion(name, DATA)}")
+    size = whole("size", size)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels!r}")
+    one_of("broken", broken, ("error", "skip"))
+    folder = Path(name)
+    files = sorted(_found(folder))
+    if broken == "skip":
+        files = _readable(files, folder)
     if not files:
-        raise ValueError(f"{folder} holds no images; looked for {', '.join(kinds)}")
+        raise ValueError(f"{folder} holds no images; looked for {', '.join(KINDS)}")
     names = sorted({file.relative_to(folder).parts[0] for file in files if len(file.relative_to(folder).parts) > 1})
     labelled = len(names) > 1 and all(len(file.relative_to(folder).parts) > 1 for file in files)
     classes = [names.index(file.relative_to(folder).parts[0]) if labelled else 0 for file in files]
     order = _order(len(files)).tolist()
     cut = max(1, len(files) // 10) if len(files) > 1 else 0
-    whole("size", size)
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels!r}")
 
     def part(chosen: list[int]) -> Folder:
         return Folder([files[i] for i in chosen], [classes[i] for i in chosen] if labelled else None, size, channels)
 
-    return Data(name, part(order[cut:]), part(order[:cut] or order), (channels, size, size), len(names) * labelled, name)
+    return Data(
+        str(name), part(order[cut:]), part(order[:cut] or order), (channels, size, size), len(names) * labelled, str(name)
+    )
 
 
 def without_labels(data: Data) -> Data:
@@ -216,6 +228,56 @@ def photos() -> Data:
 
 DATA: dict[str, Callable[[], Data]] = {"digits": digits, "mnist": mnist, "fashion": fashion, "icons": icons, "photos": photos}
 """By name."""
+
+
+def _found(folder: Path) -> Iterator[Path]:
+    """The images in a folder and those below, through links too; what is hidden is not looked at."""
+    been = set[str]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in been:  # a link that leads back
+            folders.clear()
+            continue
+        been.add(real)
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        yield from (Path(place, one) for one in names if one[0] != "." and Path(one).suffix.lower() in KINDS)
+
+
+def _readable(files: list[Path], folder: Path) -> list[Path]:
+    """Those that can be read; warns of the others."""
+    good, wrong = list[Path](), list[ValueError]()
+    for file in files:
+        try:
+            _seen(file)
+            good.append(file)
+        except ValueError as error:
+            wrong.append(error)
+    if wrong:
+        warnings.warn(f"{len(wrong)} of {len(files)} images in {folder} are left out; the first: {wrong[0]}", stacklevel=3)
+    return good
+
+
+def _seen(file: Path) -> Picture:
+    """The first frame of an image file in 8 bits, upright, on white where it is transparent."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(file) as opened:
+            image = ImageOps.exif_transpose(opened)
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise ValueError(
+            f"{file} cannot be read as an image ({type(error).__name__}: {error}): mend it, take it away, or leave out all "
+            "such files with broken='skip'"
+        ) from error
+    if image.mode.startswith("I;16"):  # Pillow would cut 16 bits at 255
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{file} has pixels of mode {image.mode!r}, whose range is not known: save 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    page = Image.new("RGBA", layer.size, "white")
+    page.alpha_composite(layer)
+    return page.convert("RGB")
 
 
 def _split(name: str, x: Tensor, y: Tensor | None, held_out: int, source: str) -> Data:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoreflow.check import whole
 from scoreflow.data import Images, read
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, unwrapped
 from scoreflow.solve import sample
 
 
@@ -44,8 +44,9 @@ class Latent:
     """
 
     def __init__(self, model: ScoreModel, autoencoder: Autoencoder) -> None:
-        check_autoencoder(autoencoder)
-        self.model, self.autoencoder = model, autoencoder
+        if not isinstance(model, ScoreModel):
+            raise TypeError(f"model must be a ScoreModel of the latents, got {type(model).__name__}")
+        self.model, self.autoencoder = model, check_autoencoder(autoencoder)
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def latents(autoencoder: Autoencoder, data: Dataset[Any], batch: int = 256) -> I
     Raises:
         TypeError: items with other conditions, or a `Data`, which has two datasets.
     """
-    check_autoencoder(autoencoder)
+    autoencoder = check_autoencoder(autoencoder)
     if not hasattr(data, "__getitem__"):
         raise TypeError(f"data must be a dataset, such as .train of a Data, got {type(data).__name__}")
     parts, classes = list[Tensor](), list[Tensor]()
@@ -91,7 +92,10 @@ def _own(autoencoder: Autoencoder, x: Tensor) -> Tensor:
     return x if weight is None else x.to(weight.dtype)
 
 
-def check_autoencoder(autoencoder: Any) -> None:
-    """Raise TypeError unless it can encode and decode."""
-    if not all(callable(getattr(autoencoder, name, None)) for name in ("encode", "decode")):
-        raise TypeError(f"autoencoder must have encode(x) and decode(z), got {type(autoencoder).__name__}")
+def check_autoencoder(autoencoder: Any) -> Autoencoder:
+    """The autoencoder, inside what spreads it over devices. Raises TypeError unless it can encode and decode."""
+    for found in (autoencoder, unwrapped(autoencoder)):
+        if all(callable(getattr(found, name, None)) for name in ("encode", "decode")):
+            able: Autoencoder = found
+            return able
+    raise TypeError(f"autoencoder must have encode(x) and decode(z), got {type(autoencoder).__name__}")

@@ -97,7 +97,10 @@ SAMPLE = ("sample", "--model", "zoo:digits", "--nfe", "2", "--out", "never.png")
         ((*SAMPLE, "--sampler", "auto(start=0.5)"), "sampler 'auto' has no option 'start'; it has analytic"),
         ((*SAMPLE, "-n", "0"), "n must be a whole number ≥ 1, got 0"),
         ((*SAMPLE, "-c", "z=3"), "'z' is neither"),
-        (("sample", "--model", "zoo:digits", "--out", "/nowhere/x.png"), "out must lie in a folder that is there"),
+        (
+            ("sample", "--model", "zoo:digits", "--out", "/nowhere/x.png"),
+            "out must be a file and lie in a folder that is there",
+        ),
     ],
 )
 def test_mistakes(words, said):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow.check import number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, nulls, sinusoidal
+from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls, sinusoidal
 
 
 class Block(nn.Module):
@@ -84,7 +84,7 @@ class DiT(nn.Module):
             raise ValueError(f"patch={patch} must divide size={size}")
         if width % 4 or width % heads:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
-        self.size, self.patch, self.classes, self.tokens = size, patch, classes, tokens
+        self.channels, self.size, self.patch, self.classes, self.tokens = channels, size, patch, classes, tokens
         self.embedding = Embedding(width, width, classes, time, time_scale)
         self.first = nn.Linear(channels * patch**2, width)
         side = torch.arange(size // patch, dtype=torch.float32)
@@ -103,6 +103,7 @@ class DiT(nn.Module):
         return nulls(self.classes, self.tokens)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+        check_images(x, self.channels)
         if x.shape[-2:] != (self.size, self.size):
             raise ValueError(f"states must be (B, C, {self.size}, {self.size}), got shape {tuple(x.shape)}")
         if tokens is not None and not self.tokens:

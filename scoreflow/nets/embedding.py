@@ -124,3 +124,9 @@ class CrossAttention(nn.Module):
 def nulls(classes: int, tokens: int) -> dict[str, float]:
     """What means "none given", by the condition's name."""
     return {**({"y": classes} if classes else {}), **({"tokens": 0.0} if tokens else {})}
+
+
+def check_images(x: Tensor, channels: int) -> None:
+    """Raise ValueError unless states are images of so many channels."""
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"states must be images of shape (B, {channels}, H, W) for this network, got shape {tuple(x.shape)}")

@@ -70,6 +70,8 @@ class MLP(nn.Module):
         return nulls(self.classes, 0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != self.first.in_features:
+            raise ValueError(f"states must be of shape (B, {self.first.in_features}) for this network, got {tuple(x.shape)}")
         embedding = nn.functional.silu(self.embedding(t, y))
         h = self.first(x)
         for layer in self.layers:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow.check import number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, nulls
+from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls
 
 
 class ResidualBlock(nn.Module):
@@ -103,7 +103,7 @@ class UNet(nn.Module):
             learned_variance=learned_variance,
         )  # fmt: skip
         _check(self.config)
-        self.classes, self.tokens, self.patch, self.levels = classes, tokens, patch, len(widths)
+        self.channels, self.classes, self.tokens, self.patch, self.levels = channels, classes, tokens, patch, len(widths)
         width = widths[0]
         size = 4 * width
         self.embedding = Embedding(width, size, classes, time, time_scale)
@@ -144,6 +144,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
+        check_images(x, self.channels)
         step = self.patch * 2 ** (self.levels - 1)
         if x.shape[-2] % step or x.shape[-1] % step:
             raise ValueError(f"height and width must be multiples of {step}, got states of shape {tuple(x.shape)}")

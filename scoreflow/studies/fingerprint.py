@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, unwrapped
 from scoreflow.path import GaussianPath
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
@@ -44,6 +44,7 @@ def fingerprint(value: Any) -> str:
 
 
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
+    value = unwrapped(value)  # a compiled network computes what it does
     if isinstance(value, PLAIN):
         yield f"{type(value).__name__} {value!r}"
         return

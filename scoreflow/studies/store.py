@@ -83,14 +83,28 @@ class Store:
             if self.file is not None and self.file.stat().st_size:
                 if (state := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                     raise sqlite3.DatabaseError(state.splitlines()[-1])
-                names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-                if names and not {"meta", "cell", "value", "claim"} <= names:
-                    raise sqlite3.DatabaseError(f"it has the tables {', '.join(sorted(names))}")
-                if names and (known := self.identity.get("format", FORMAT)) != FORMAT:
-                    raise ValueError(f"{self.file} has format {known}, this version reads {FORMAT}; it was not touched")
+                self._check()
+            elif self.file is not None and identity is None:
+                raise sqlite3.DatabaseError("it is empty")
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.executescript(SCHEMA)
         self._agree({} if identity is None else {"format": FORMAT, **identity})
+
+    def _check(self) -> None:
+        """Raise unless the file's tables are those of a study, and of this version."""
+        there = _tables(self._db)
+        if not there:  # a study that was stopped before it began
+            return
+        if {"name", "value"} <= there.get("meta", set()) and (known := self.identity.get("format", FORMAT)) != FORMAT:
+            newer = known.isdigit() and int(known) > int(FORMAT)
+            hint = "; it was written by a newer scoreflow: update this one" if newer else ""
+            raise ValueError(f"{self.file} has format {known}, this version reads {FORMAT}; it was not touched{hint}")
+        fresh = sqlite3.connect(":memory:")
+        fresh.executescript(SCHEMA)
+        missing = [f"{table}.{name}" for table, own in _tables(fresh).items() for name in sorted(own - there.get(table, set()))]
+        fresh.close()
+        if missing:
+            raise sqlite3.DatabaseError(f"it has the tables {', '.join(sorted(there))}, and no {missing[0]}")
 
     def close(self) -> None:
         """Close the file."""
@@ -223,6 +237,12 @@ class Store:
                         continue  # what failed there succeeded here
                     names = ", ".join(f":{name}" for name in row)
                     self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({names})", row)
+
+
+def _tables(db: sqlite3.Connection) -> dict[str, set[str]]:
+    """The columns of every table."""
+    names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return {name: {row[0] for row in db.execute("SELECT name FROM pragma_table_info(?)", (name,))} for name in names}
 
 
 def _alive(pid: int) -> bool:

@@ -2,8 +2,9 @@
 
 from scoreflow.training.config import Setup, parse, setup
 from scoreflow.training.objective import Draw, Loss, Objective
+from scoreflow.training.recipe import Recipe
 from scoreflow.training.times import QUANTILES, LossHistory
-from scoreflow.training.trainer import Progress, Recipe, train
+from scoreflow.training.trainer import Progress, train
 from scoreflow.training.weighting import WEIGHTINGS, get_weighting
 
 __all__ = [

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from scoreflow.noise import stream_key
-
-if TYPE_CHECKING:
-    from scoreflow.training.trainer import Recipe
+from scoreflow.training.recipe import Recipe
 
 
 def dataset(name: str, data: Any) -> Dataset[Any]:

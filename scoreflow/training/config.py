@@ -17,11 +17,12 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import stream_key
 from scoreflow.sde import PATHS
 from scoreflow.training.objective import Objective
+from scoreflow.training.recipe import Recipe
 from scoreflow.training.show import Show
-from scoreflow.training.trainer import Recipe, train
+from scoreflow.training.trainer import train
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "data": ("name", "size", "channels", "labels"),
+    "data": ("name", "size", "channels", "broken", "labels"),
     "network": (),
     "model": ("path", "prediction", "time"),
     "objective": tuple(f.name for f in fields(Objective) if f.name != "null"),
@@ -71,6 +72,12 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
     if file is not None:
         try:
             read = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no config at {file}") from error
+        except IsADirectoryError as error:
+            raise ValueError(f"config {file} is a folder: give a TOML file") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"config {file} is no text in UTF-8: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"config {file} is no TOML: {error}") from error
         for part, values in read.items():
@@ -96,9 +103,11 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
 
 def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     of_data, of_model, of_net = config["data"], config["model"], config["network"]
+    if not isinstance(of_data.get("name", ""), str):
+        raise ValueError(f"data.name must be a name or a folder, got {of_data['name']!r}")
     if "name" not in of_data:
         raise ValueError(f"data has no name: give one of {', '.join(data.DATA)}, or a folder of images")
-    sizes = {k: v for k, v in of_data.items() if k in ("size", "channels")}
+    sizes = {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")}
     if sizes and of_data["name"] in data.DATA:
         raise ValueError(f"data.{next(iter(sizes))} is of a folder of images; {of_data['name']} has a shape of its own")
     found = data.load(of_data["name"], **sizes)
@@ -111,6 +120,8 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     one_of("network.name", kind, ("UNet", "DiT"))
     given = {k: v for k, v in of_net.items() if k != "name"}
     of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | given
+    if of_net["channels"] != found.shape[0]:
+        raise ValueError(f"network.channels must be {found.shape[0]}, as of the data, got {of_net['channels']!r}")
     if kind == "DiT":
         of_net.setdefault("size", found.shape[-1])
     of_model |= {"path": "ddpm", "prediction": "eps"} | of_model

@@ -27,7 +27,7 @@ class Draw(NamedTuple):
     """What chance gives a batch.
 
     Attributes:
-        t: times (B,), float64. eps: the noise, (B, ...). even: what undoes an uneven choice of times, (B,).
+        t: times (B,), and even: what undoes an uneven choice of times, (B,): float64, on the host. eps: the noise, (B, ...).
         dropped: whose conditions are dropped, (B,).
     """
 
@@ -152,7 +152,7 @@ class Objective:
         t, even = draw_times(model.path, n, self.times, dict(self.times_options), generator, history)
         dropped = torch.rand(n, generator=generator) < self.drop
         eps = White(range(rows.start, rows.stop)).normal(x_0, seed, "eps", step)
-        return Draw(*(v.to(x_0.device) if v.device.type != "meta" else v for v in (t[rows], eps, even[rows], dropped[rows])))
+        return Draw(t[rows], eps, even[rows], dropped[rows].to(x_0.device))
 
     def __call__(self, model: ScoreModel, x_0: Tensor, draw: Draw, **conditions: Any) -> Loss:
         """The loss of a batch x_0 (B, ...), with conditions of the network.
@@ -206,7 +206,7 @@ class Objective:
             return model.evaluate(x, t, **given)
         none = conditions | self._named(model, conditions, len(x))[1]
         kinds = [(at.nonzero().flatten(), given) for at, given in ((~which, conditions), (which, none))]
-        said = [model.evaluate(x[at], t[at], **rows(c, at, len(x), c)) for at, c in kinds if len(at)]
+        said = [model.evaluate(x[at], t[at.to(t.device)], **rows(c, at, len(x), c)) for at, c in kinds if len(at)]
         back = torch.cat([at for at, _ in kinds]).argsort()
         words = [word for _, word in said if word is not None]
         return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if words else None

@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,12 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scoreflow import checkpoint
-from scoreflow.check import number, one_of, whole
 from scoreflow.data import read
-from scoreflow.model import ScoreModel, say
+from scoreflow.model import ScoreModel, say, unwrapped
 from scoreflow.noise import stream_key
 from scoreflow.training.batches import Batches, dataset
 from scoreflow.training.objective import Loss, Objective
+from scoreflow.training.recipe import Recipe
 from scoreflow.training.times import LossHistory
 
 if TYPE_CHECKING:
@@ -35,61 +34,6 @@ if TYPE_CHECKING:
 
 FREE = ("workers", "save_every", "show_every", "shown")
 """What a run may change when it goes on."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps. batch: samples a step, of all processes together.
-        rate: the learning rate after `warmup` steps of rise, 200 or a tenth of all if None; `decay`: "cosine", falling to 0,
-            "linear", or "constant".
-        weight_decay: of AdamW. clip: the largest norm of the gradient; 0 for any.
-        ema: what the average of the weights keeps at a step, at most; after n steps (1 + n)/(10 + n), so that it forgets
-            the weights it began with.
-        precision: as of Lightning Fabric: "32-true", "bf16-mixed", …
-        seed: of all chance.
-        workers: processes that read data. save_every: steps between checkpoints. show_every: steps between losses on held-out
-            data, sample sheets and curves. shown: samples on a sheet.
-
-    Raises:
-        ValueError, TypeError: a value that is not allowed.
-    """
-
-    steps: int = 10_000
-    batch: int = 64
-    rate: float = 1e-3
-    warmup: int | None = None
-    decay: str = "cosine"
-    weight_decay: float = 1e-3
-    clip: float = 1.0
-    ema: float = 0.999
-    precision: str = "32-true"
-    seed: int = 0
-    workers: int = 0
-    save_every: int = 500
-    show_every: int = 1000
-    shown: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "save_every", "show_every", "shown"):
-            whole(name, getattr(self, name))
-        for name in ("warmup", "workers", "seed"):
-            if getattr(self, name) is not None or name != "warmup":
-                whole(name, getattr(self, name), 0)
-        number("rate", self.rate, above=0)
-        number("weight_decay", self.weight_decay, 0)
-        number("clip", self.clip, 0)
-        number("ema", self.ema, 0, 1)
-        one_of("decay", self.decay, ("cosine", "linear", "constant"))
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        left = 1 - step / self.steps
-        fall = {"cosine": 0.5 * (1 + math.cos(math.pi * (1 - left))), "linear": left, "constant": 1.0}[self.decay]
-        rise = min(200, self.steps // 10) if self.warmup is None else self.warmup
-        return self.rate * min((step + 1) / max(1, rise), fall)
 
 
 class Progress(NamedTuple):
@@ -135,8 +79,9 @@ def train(
 
     Raises:
         ValueError: an objective that does not go with the model, a batch that does not split, or a folder with a run of
-            another recipe. FloatingPointError: a loss that is not finite; names the step. ModuleNotFoundError: without
-            Lightning Fabric (the extra `scoreflow[train]`).
+            another recipe, or one that lacks a part of its state. NotADirectoryError: `out` is a file. FloatingPointError:
+            a loss, a gradient or a weight that is not finite; names the step and the parameter. The step is not taken, and
+            what was written before stays. ModuleNotFoundError: without Lightning Fabric (the extra `scoreflow[train]`).
     """
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError("model must be a ScoreModel of a torch module")
@@ -171,7 +116,8 @@ class _Run:
         assert isinstance(model.net, nn.Module)
         optimizer = torch.optim.AdamW(model.net.parameters(), lr=recipe.rate, weight_decay=recipe.weight_decay)
         self.net, self.optimizer = self.fabric.setup(model.net, optimizer)
-        self.average = AveragedModel(model.net, multi_avg_fn=self._take_in, use_buffers=True)
+        self.inner: nn.Module = unwrapped(model.net)
+        self.average = AveragedModel(self.inner, multi_avg_fn=self._take_in, use_buffers=True)
         self.model, self.averaged = (
             ScoreModel(net, model.path, model.prediction, model.time) for net in (self.net, self.average.module)
         )
@@ -223,18 +169,38 @@ class _Run:
         draw = self.objective.draw(self.model, x_0, recipe.seed, self.step, self.part, self.history)
         found = self.objective(self.model, x_0, draw, **conditions)
         self.optimizer.zero_grad()
+        loss = self._together(found)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss of step {self.step + 1} is not finite: lower the rate, or look at the data")
         self.fabric.backward(found.mean)
+        self._check_gradient()
         if recipe.clip:
             self.fabric.clip_gradients(self.net, self.optimizer, max_norm=recipe.clip, error_if_nonfinite=False)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate_at(self.step)
-        loss = self._together(found)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss of step {self.step + 1} is not finite: lower the rate, or look at the data")
         self.optimizer.step()
-        self.average.update_parameters(self.plain.net)  # type: ignore[arg-type]
+        self.average.update_parameters(self.inner)
         self.step += 1
         return loss
+
+    def _check_gradient(self) -> None:
+        """Raise FloatingPointError, before anything is changed, if the gradient or its norm is not finite.
+
+        In 16 bits a loss scaled up may overflow: then the scaler leaves the step out, and lowers its scale.
+        """
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and scaler.get_scale() >= 1:
+            return
+        there = [(name, p.grad) for name, p in self.inner.named_parameters() if p.grad is not None]
+        if not there:
+            return
+        norms = torch.stack([norm.float() for norm in torch._foreach_norm([grad for _, grad in there])])
+        if not bool(norms.norm().isfinite()):
+            largest = int(norms.nan_to_num(nan=math.inf, posinf=math.inf).argmax())
+            raise FloatingPointError(
+                f"the gradient of {there[largest][0]} at step {self.step + 1} is not finite, though the loss is: the step is "
+                "not taken. Look for a square root, a logarithm or a norm at 0 in the network, or lower the rate"
+            )
 
     def _take_in(self, averaged: Any, current: Any, n: Any) -> None:
         """Move the average towards the weights."""
@@ -246,9 +212,12 @@ class _Run:
 
     def _together(self, found: Loss) -> float:
         """The mean loss of all processes; the histories take in the losses and errors of all."""
-        both = torch.stack([self.history.sums(found.t, seen) for seen in (found.each, found.eps)])
+        host = [v.detach().to("cpu") for v in (found.t, found.each, found.eps, found.mean)]  # not every device has float64
+        both = torch.stack([self.history.sums(host[0], seen) for seen in host[1:3]])
+        if self.part[1] > 1:  # processes speak from their devices
+            both, host[3] = self.fabric.to_device(both), self.fabric.to_device(host[3].double())
         sums: Any = self.fabric.all_reduce(both, reduce_op="sum")
-        mean: Any = self.fabric.all_reduce(found.mean.detach().double(), reduce_op="mean")
+        mean: Any = self.fabric.all_reduce(host[3].double(), reduce_op="mean")
         for history, own in zip((self.history, self.errors), sums.to("cpu"), strict=True):
             history.update(own)
         return float(mean)
@@ -270,6 +239,8 @@ class _Run:
     # -- what is written ---------------------------------------------------------------------------------------------
     def _open(self, out: Path) -> None:
         """Begin, or go on from the state that is there."""
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f"out={str(out)!r} is a file: give a folder")
         if self.part[0] == 0:
             out.mkdir(parents=True, exist_ok=True)
         state = out / "state.safetensors"
@@ -291,9 +262,15 @@ class _Run:
             opened.write(json.dumps(line) + "\n")
 
     def _save(self) -> None:
-        assert self.out is not None and isinstance(self.plain.net, nn.Module)
-        tensors = {f"net.{k}": v.detach().clone().contiguous() for k, v in self.plain.net.state_dict().items()}
-        tensors |= {f"average.{k}": v.detach().clone().contiguous() for k, v in self.average.state_dict().items()}
+        assert self.out is not None
+        for name, weight in self.inner.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise FloatingPointError(
+                    f"the weights {name} are not finite after step {self.step}: lower the rate. The last good state stays"
+                )
+        tensors = {f"net.{k}": v for k, v in checkpoint.weights_of(self.inner).items()}
+        tensors |= {f"average.module.{k}": v for k, v in checkpoint.weights_of(self.average.module).items()}
+        tensors |= {"average.n_averaged": self.average.n_averaged.clone()}
         tensors |= {"history": self.history.state, "errors": self.errors.state}
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in moments.items()}
@@ -303,7 +280,13 @@ class _Run:
 
     def _load(self, file: Path) -> None:
         tensors, metadata = checkpoint.read(file)
+        if not {"step", "config"} <= metadata.keys() or not {"history", "average.n_averaged"} <= tensors.keys():
+            raise ValueError(
+                f"{file} is not the state of a training run: give another out, or take the file away to begin anew"
+            )
         before, now = json.loads(metadata["config"]), self.config
+        if before["model"].get("network") in ("OptimizedModule", "DataParallel"):  # as once written
+            before["model"] |= {name: now["model"][name] for name in ("network", "config")}
         differ = [
             f"{part}.{name}={now[part].get(name)!r} there {before[part].get(name)!r}"
             for part in now
@@ -318,9 +301,9 @@ class _Run:
         def under(name: str) -> dict[str, Tensor]:
             return {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
 
-        assert isinstance(self.plain.net, nn.Module)
-        self.plain.net.load_state_dict(under("net"))
-        self.average.load_state_dict(under("average"))
+        checkpoint.fill(self.inner, under("net"), file)
+        checkpoint.fill(self.average.module, under("average.module"), file)
+        self.average.n_averaged.copy_(tensors["average.n_averaged"])
         self.history.state, self.errors.state = tensors["history"], tensors.get("errors", self.errors.state)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in under("optimizer").items():
@@ -354,7 +337,8 @@ def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mappi
     """All that a run depends on, as JSON can hold it."""
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in own.items()}
-    network = {"network": type(model.net).__name__, "config": getattr(model.net, "config", None)}
+    net = unwrapped(model.net)
+    network = {"network": type(net).__name__, "config": getattr(net, "config", None)}
     named = model.time if isinstance(model.time, str) else "a function"
     said_all = {
         "model": {**network, "path": repr(model.path), "prediction": model.prediction, "time": named},
@@ -362,7 +346,7 @@ def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mappi
         "recipe": dataclasses.asdict(recipe),
         "said": dict(said),
     }
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps(said_all, default=say))
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(said_all, default=checkpoint.as_json))
     return found
 
 
