@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import number, whole
+from scoreflow.check import flag, number, whole
 from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls, sinusoidal
 
 
@@ -80,6 +80,7 @@ class DiT(nn.Module):
         for name in ("classes", "tokens"):
             whole(name, self.config[name], 0)
         number("dropout", dropout, 0, 1)
+        flag("learned_variance", learned_variance)
         if size % patch:
             raise ValueError(f"patch={patch} must divide size={size}")
         if width % 4 or width % heads:

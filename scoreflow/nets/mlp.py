@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from scoreflow.check import number, whole
+from scoreflow.check import flag, number, whole
 from scoreflow.nets.embedding import Embedding, nulls
 
 
@@ -56,6 +56,7 @@ class MLP(nn.Module):
         ):
             whole(name, value, least)
         number("dropout", dropout, 0, 1)
+        flag("learned_variance", learned_variance)
         self.classes = classes
         self.embedding = Embedding(width // 2 * 2, 2 * width, classes, time, time_scale)
         self.first = nn.Linear(channels, width)
