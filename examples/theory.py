@@ -143,15 +143,17 @@ def forgetful(data):
 
 
 def study(data, samplers, **keywords):
-    """On the path of the DDPM chain."""
-    return sf.study(f"oracle:{data}(path=ddpm)", samplers, seeds=1, **{"metrics": ["w2-exact"], **keywords})
+    """On the path of the DDPM chain, and its nodes unless grids are given."""
+    keywords = {"metrics": ["w2-exact"], "grids": ["trailing"], **keywords}
+    return sf.study(f"oracle:{data}(path=ddpm)", samplers, seeds=1, **keywords)
 
 
 def values(cells, figure, names):
     """A figure by what the sampler is called here and the budget asked."""
     frame = cells.frame[cells.frame["figure"] == figure]
     asked = frame["asked"].fillna(frame["steps"]).astype(int)
-    return {(names[name], n): value for name, n, value in zip(frame["sampler"], asked, frame["value"], strict=True)}
+    said = [names[name] if name in names else names[name.removesuffix("@trailing")] for name in frame["sampler"]]
+    return {(name, n): value for name, n, value in zip(said, asked, frame["value"], strict=True)}
 
 
 def table(console, title, heads, rows):

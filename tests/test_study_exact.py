@@ -65,9 +65,9 @@ def test_laws_agree_with_draws(case):
     """
     sampler = sf.get_sampler(case.split()[0], **DRAWN[case])
     start = 0.5 if sampler.analytic else 1.0  # at 1 its first answer is too near the exact one to be told from it
-    law = analysis.law(sampler, VP, GAUSSIAN, 10, start=start)
+    law = analysis.law(sampler, VP, GAUSSIAN, 10, grid="uniform", start=start)
     x_T = torch.randn(N, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * VP.prior_std(start)
-    x = sf.solve(GAUSSIAN.model(VP), x_T, sampler, steps=10, start=start, seed=2).x
+    x = sf.solve(GAUSSIAN.model(VP), x_T, sampler, steps=10, grid="uniform", start=start, seed=2).x
     mean, cov, C = x.mean(0), x.T.cov(), law.cov
     off = (mean - law.mean) / (C.diagonal() / N).sqrt()
     error = ((torch.outer(C.diagonal(), C.diagonal()) + C**2) / (N - 1)).sqrt()
@@ -228,7 +228,7 @@ def quoted(*heads):
 
 def budget(said, n):
     """n evaluations; of all but Heun as steps, which need no search."""
-    return {"nfe" if "Heun" in said else "steps": n}
+    return {"nfe" if "Heun" in said else "steps": n, "grid": "trailing"}
 
 
 @pytest.mark.parametrize("data", ["white", "power-law", "digits"])
@@ -254,7 +254,7 @@ def test_the_page_quotes_variances_and_divergences(theory):
         if said == theory.LAST:
             assert row["10"] == theory.percent(theory.excess(theory.landing(data, 10)))
             continue
-        law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), 10)
+        law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), 10, grid="trailing")
         assert row["10"] == theory.percent(theory.excess(law)), (data, said)
         assert row["before the last step, 10"] == theory.percent(theory.before(said, data, 10)), (data, said)
         if data != "digits":
@@ -265,7 +265,7 @@ def test_the_page_quotes_variances_and_divergences(theory):
 def test_the_page_quotes_steps_grids_and_priors(theory):
     for (data, said), row in quoted("data", "steps").items():
         for n in (10, 50):
-            law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), n)
+            law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), n, grid="trailing")
             assert row[str(n)] == theory.shown([theory.w2(law)])[0], (data, said, n)
     for said, row in quoted("20").items():
         for head, cell in row.items():
@@ -275,7 +275,9 @@ def test_the_page_quotes_steps_grids_and_priors(theory):
             elif grid == "quadratic":
                 continue
             else:
-                law = analysis.law(theory.made(said, data), theory.PATH, theory.gaussian(data), grid=grid, **budget(said, 20))
+                law = analysis.law(
+                    theory.made(said, data), theory.PATH, theory.gaussian(data), **{**budget(said, 20), "grid": grid}
+                )
             assert cell == theory.shown([theory.w2(law)])[0], (said, head)
     for data, row in quoted("prior").items():
         exact = (theory.perfect(data), theory.forgetful(data))
