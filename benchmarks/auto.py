@@ -36,7 +36,7 @@ NAMED = {"DDIM": "ddim", "DPM++2M": "dpm-solver++-2m", "UniPC-2": "unipc-2", "Un
 class Oracles:
     """A bank of mixtures on one path, exact answers from the same noise."""
 
-    def __init__(self, mixtures, path, n=24, scale=None):
+    def __init__(self, mixtures, path, n=48, scale=None):
         self.bank = Bank(mixtures, PATHS[path], n, scale)
         self.names = [f"{name}, {path}" for name in mixtures]
         self.model, self.x_T, self.path = self.bank.model(), self.bank.start(), PATHS[path]
@@ -49,7 +49,8 @@ class Oracles:
 class Network:
     """A trained network, guided or not."""
 
-    def __init__(self, name, n=12, scale=None):
+    def __init__(self, name, n=None, scale=None):
+        n = n or (48 if len(networks.shape(name)) == 1 else 8)
         self.names = [name if scale is None else f"{name}, scale {scale:g}"]
         wide, self.model = networks.load(name, torch.float64), networks.load(name)
         self.path, shape = self.model.path, networks.shape(name)
@@ -106,7 +107,7 @@ def guided(held_out):
     name = "U-Net, SiLU, fashion 14×14, eps, linear chain" if held_out else "zoo:digits"
     return {
         "oracles": [Oracles(HELD_OUT if held_out else TUNING, "linear", scale=scale) for scale in (2.0, 7.0)],
-        "networks": [Network(name, 8, scale) for scale in (2.0, 7.0)],
+        "networks": [Network(name, scale=scale) for scale in (2.0, 7.0)],
     }
 
 
@@ -211,9 +212,13 @@ def regret(console, groups, budgets):
                     str(nfe), f"{math.exp(-behind(best)):.2f}", f"{np.nanmax(ratio):.2f} ({names[int(np.nanargmax(ratio))]})",
                     *(f"{math.exp(k):.2f}" for k in known), f"{mean(errors[best][:, column]):.1e}, {best[0]} on {best[1]}",
                 )  # fmt: skip
-                if column == 0:
-                    near = {k for k, e in errors.items() if behind(k) < math.log(6) or (e[:, 0] < 1.5 * least).any()}
-            near |= {(name, grid) for name in NAMED.values() for grid in GRIDS}
+                if column == 0:  # who is far behind on all problems is not followed to larger budgets
+                    near = {
+                        k for k, e in errors.items() if behind(k) - behind(best) < math.log(3) or (e[:, 0] < 1.2 * least).any()
+                    }
+                    for name in NAMED.values():
+                        its = {k: behind(k) for k in errors if k[0] == name}
+                        near |= {k for k, b in its.items() if b < min(its.values()) + math.log(2)}
             alive = [near] * len(members)
             rose = taken[:, 0] / last
             last = taken[:, 0]
