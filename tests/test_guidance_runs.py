@@ -9,6 +9,7 @@ from guided import MIX, MODEL, VP, WRAPPERS, D, K, X, Y, net_model, posterior
 from problems import states
 
 import scoreflow as sf
+from scoreflow.auto import GUIDED, chosen_at
 from scoreflow.studies.fingerprint import fingerprint
 
 # -- branches, and what they cost ---------------------------------------------------------------------------------------
@@ -109,8 +110,9 @@ def test_a_budget_counts_both_branches():
     heun = sf.solve(sf.ClassifierFree(MODEL, 3.0), X, "pf-ode", nfe=20, y=Y)
     assert heun.nfe <= 20 and len(heun.times) - 1 == 5
     late = sf.solve(sf.ClassifierFree(MODEL, 3.0, interval=(0.0, 0.4)), X, nfe=11, y=Y)
-    asked, more = (sf.solve(sf.Thresholding(MODEL, 100.0), X, nfe=n, y=Y).sampler.name for n in (7, 11))
-    assert 10 <= late.nfe <= 11 and late.sampler.name == asked != more  # 11 pays for 7 calls of 1.4 each
+    asked, more = (chosen_at(GUIDED, n) for n in (7, 11))  # 11 pays for 7 calls of 1.4 each
+    laid = [sf.grid(MODEL.path, len(late.times) - 1, "ode", power=c.power, shift=c.shift) for c in (asked, more)]
+    assert 10 <= late.nfe <= 11 and late.times == laid[0] != laid[1]
     between = sf.ClassifierFree(MODEL, 3.0, interval=(0.52, 0.62))  # no time of a grid of 2 steps, and two of its substeps
     assert sf.solve(between, X, "torchsde", method="euler", substeps=8, nfe=9, seed=0, y=Y).nfe <= 9
     assert sf.solve(between, X, "torchsde", method="euler", substeps=8, steps=2, seed=0, y=Y).nfe > 9

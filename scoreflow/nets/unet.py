@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import flag, number, whole
+from scoreflow.check import number, whole
 from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls
 
 
