@@ -210,7 +210,7 @@ def regret(console, groups, budgets):
                 known = [max(-min(behind(k) for k in errors if k[0] == name), -9) for name in NAMED.values()]
                 table.add_row(
                     str(nfe), f"{math.exp(-behind(best)):.2f}", f"{np.nanmax(ratio):.2f} ({names[int(np.nanargmax(ratio))]})",
-                    *(f"{math.exp(k):.2f}" for k in known), f"{mean(errors[best][:, column]):.1e}, {best[0]} on {best[1]}",
+                    *(f"{math.exp(k):.2f}" for k in known), f"{best[0]} on {best[1]}",
                 )  # fmt: skip
                 if column == 0:  # who is far behind on all problems is not followed to larger budgets
                     near = {

@@ -32,7 +32,9 @@ class Choice(NamedTuple):
 
 
 TABLE = (
-    Choice(5, "ipndm-3", {"damping": 0.4}, 0.65, 0.9),
+    Choice(5, "ipndm-3", {"damping": 0.8}, 0.6, 1.5),
+    Choice(6, "ipndm-3", {"damping": 0.6}, 0.65, 1.3),
+    Choice(7, "ipndm-3", {"damping": 0.4}, 0.63, 1.2),
     Choice(21, "ipndm-3", {"damping": 0.4}, 0.65, 2.0),
     Choice(22, "unipc-3", {"form": "noise"}, 0.55, 2.0),
     Choice(100, "unipc-3", {"form": "noise"}, 0.55, 4.0),
