@@ -289,16 +289,21 @@ def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | 
 
 @grid_rule("trailing")
 def trailing(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T."""
+    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T.
+
+    `np.round(np.arange(T, 0, −T/steps))`, as in diffusers; where rounding gives that one entry too many, it is left out.
+    """
     top, bottom = _node(path, "start", start), _node(path, "stop", stop)
     _enough(steps, top - bottom)
-    # Half-way cases round up, in whole numbers.
-    return _nodes(path, [bottom + (2 * (top - bottom) * (steps - i) + steps) // (2 * steps) for i in range(steps + 1)])
+    return _nodes(path, [*np.round(np.arange(top, bottom, -(top - bottom) / steps))[:steps], bottom])
 
 
 @grid_rule("leading")
 def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere)."""
+    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere).
+
+    diffusers' `steps_offset`, where it is set, moves all labels up; here it is 0.
+    """
     top = _node(path, "start", start)
     _to_zero("leading", stop)
     _enough(steps, top)
@@ -307,15 +312,15 @@ def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor
 
 @grid_rule("linspace")
 def linspace(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels spread evenly from T − 1 to 0, both included, then 0 (Nichol & Dhariwal, 2021)."""
+    """Labels `np.linspace(0, T − 1, steps).round()` from above, then 0 (Nichol & Dhariwal, 2021); one step starts at the top.
+
+    This is diffusers' rounding, half to even; the authors' code adds the stride up, which settles some halves otherwise.
+    """
     top = _node(path, "start", start)
     _to_zero("linspace", stop)
     _enough(steps, top)
-    # Half-way cases round up; one step starts at the top.
-    labels = (
-        [(2 * (top - 1) * j + (steps - 1)) // (2 * (steps - 1)) for j in reversed(range(steps))] if steps > 1 else [top - 1]
-    )
-    return _nodes(path, [*(1 + label for label in labels), 0])
+    labels = np.linspace(top - 1, 0, steps) if steps == 1 else np.linspace(0, top - 1, steps).round()[::-1]
+    return _nodes(path, [*(1 + labels), 0])
 
 
 def _even(a: float, b: float, steps: int) -> Tensor:
@@ -351,7 +356,7 @@ def _begins(name: str, path: GaussianPath, start: float) -> float:
     return start
 
 
-def _nodes(path: GaussianPath, nodes: Sequence[int]) -> Tensor:
+def _nodes(path: GaussianPath, nodes: Sequence[float]) -> Tensor:
     return torch.tensor(nodes, dtype=torch.float64) / (path.T or 1)
 
 
