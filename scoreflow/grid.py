@@ -54,8 +54,8 @@ def grid(
         path: the path they are for.
         steps: the number of intervals.
         name: a grid's name, here or elsewhere (`scoreflow.aliases`), or None: on a path made from betas "trailing", the
-            chain itself or a stride of it, elsewhere "uniform"; a run takes its sampler's. Or a rule `(path, steps, start, stop) → times`, such as
-            `functools.partial(GRIDS["karras"], rho=3.0)`.
+            chain itself or a stride of it, elsewhere "uniform"; a run takes its sampler's. Or a rule
+            `(path, steps, start, stop) → times`, such as `functools.partial(GRIDS["karras"], rho=3.0)`.
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
         options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
 
