@@ -37,6 +37,11 @@ def number(name: str, value: Any, least: float = -math.inf, most: float = math.i
     return x
 
 
+def scalar(value: Any) -> Any:
+    """A scalar of NumPy's or torch's, of no dimension, as Python's; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
 def flag(name: str, value: Any) -> bool:
     """The value as a bool. Raises TypeError unless it is True or False."""
     if value is not True and value is not False:

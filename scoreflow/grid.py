@@ -65,7 +65,7 @@ def grid(
         TypeError: steps is not a whole number.
     """
     check_path(path)
-    check.whole("steps", steps)
+    steps, options = check.whole("steps", steps), {option: check.scalar(value) for option, value in options.items()}
     start, stop = check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if callable(name):
@@ -176,7 +176,7 @@ def polyexponential(
     """λ rises by the share 1 − (1 − i/n)^ρ of its way; ρ = 1 is logsnr (k-diffusion's polyexponential)."""
     check.number("rho", rho, above=0)
     _begins("polyexponential", path, start)
-    last = stop if path.sigma(stop) > 0 else default_t_min(path) if t_min is None else t_min
+    last = stop if path.sigma(stop) > 0 else _low(path, start, t_min)
     end, whole = path.lam(last), path.lam(last) - path.lam(start)
 
     def share(t: float) -> float:
@@ -341,12 +341,18 @@ def _through(
     """Equal steps in a variable that is infinite at t = 0: down to `t_min`, then 0."""
     if path.sigma(stop) > 0:
         return inverse(_even(variable(start), variable(stop), steps))
-    low = default_t_min(path) if t_min is None else t_min
-    if not 0 < low < start:
-        raise ValueError(f"t_min must lie between 0 and start={start}, got {low}")
+    low = _low(path, start, t_min)
     if steps == 1:
         return torch.tensor([start, stop], dtype=torch.float64)
     return torch.cat([inverse(_even(variable(start), variable(low), steps - 1)), torch.zeros(1, dtype=torch.float64)])
+
+
+def _low(path: GaussianPath, start: float, t_min: float | None) -> float:
+    """The last time before 0, below the start."""
+    low = default_t_min(path) if t_min is None else check.number("t_min", t_min)
+    if not 0 < low < start:
+        raise ValueError(f"t_min must lie between 0 and start={start}, got {low}")
+    return low
 
 
 def _begins(name: str, path: GaussianPath, start: float) -> float:

@@ -164,8 +164,8 @@ class VPSDE(GaussianPath):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.schedule: AlphaBar = LinearBeta(beta_min, beta_max)
-        self._made_by = f"{type(self).__name__}(beta_min={beta_min}, beta_max={beta_max})"
+        self.schedule: AlphaBar = (made := LinearBeta(beta_min, beta_max))
+        self._made_by = f"{type(self).__name__}(beta_min={made.beta_min}, beta_max={made.beta_max})"
 
     @classmethod
     def cosine(cls, s: float = 0.008) -> VPSDE:
@@ -174,7 +174,7 @@ class VPSDE(GaussianPath):
         Reference:
             Nichol & Dhariwal (2021), Eq. 17; the chain with clipped β is `DDPMChain.cosine`.
         """
-        return cls._of(Cosine(s), f"{cls.__name__}.cosine(s={s})")
+        return cls._of(made := Cosine(s), f"{cls.__name__}.cosine(s={made.s})")
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> VPSDE:
@@ -219,7 +219,8 @@ class VPSDE(GaussianPath):
         Raises:
             ValueError: N < 1. TypeError: N is no whole number.
         """
-        log_alpha_bar = 2 * self.log_alpha(torch.arange(whole("N", N) + 1, dtype=torch.float64) / N)
+        N = whole("N", N)
+        log_alpha_bar = 2 * self.log_alpha(torch.arange(N + 1, dtype=torch.float64) / N)
         return DDPMChain(-torch.expm1(log_alpha_bar.diff()))
 
     @curve

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from scoreflow.aliases import PLAIN, plain
-from scoreflow.check import number, suggestion
+from scoreflow.check import number, scalar, suggestion
 from scoreflow.grid import GRIDS, NAMES
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
@@ -302,7 +302,7 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     for option in options:
         if option not in entry.options:
             raise TypeError(f"sampler {name!r} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
-    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **options}
+    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **{k: scalar(v) for k, v in options.items()}}
     if chosen["analytic"] is not None:
         # True stands for the variance 1 that data are scaled to.
         chosen["analytic"] = number("analytic", 1.0 if chosen["analytic"] is True else chosen["analytic"], least=0)

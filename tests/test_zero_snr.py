@@ -96,10 +96,10 @@ def test_from_alphas_cumprod(kind, chain):
         ([0.9, 0.0, 0.0], ValueError, "got 0.0 at index 2"),
         ([0.9, NAN], ValueError, "got nan at index 1"),
         ([], ValueError, "one-dimensional and not empty"),
-        ("abc", TypeError, "must be numbers in one dimension, got 'abc'"),
-        ([True, False], TypeError, "must be numbers in one dimension"),
-        ([0.5 + 0.1j], TypeError, "must be numbers in one dimension"),
-        ([[0.9], [0.5, 0.4]], TypeError, "must be numbers in one dimension"),
+        ("abc", TypeError, "be numbers in one dimension, got 'abc'"),
+        ([True, False], TypeError, "be numbers in one dimension"),
+        ([0.5 + 0.1j], TypeError, "be numbers in one dimension"),
+        ([[0.9], [0.5, 0.4]], TypeError, "be numbers in one dimension"),
     ],
 )
 @pytest.mark.parametrize("make", [sf.VPSDE.from_alphas_cumprod, sf.DDPMChain.from_alphas_cumprod])
@@ -107,7 +107,7 @@ def test_refused(make, given, error, match):
     with pytest.raises(error, match=f"alphas_cumprod must .*{match}"):
         make(given)
     if error is TypeError:
-        with pytest.raises(error, match=f"betas must .*{match}".replace("alphas_cumprod ", "")):
+        with pytest.raises(error, match=f"betas must .*{match}"):
             sf.VPSDE.from_betas(given)
 
 
@@ -126,14 +126,15 @@ def gaussian(prediction, v=0.25, path=PATH):
 @pytest.mark.parametrize("prediction", ["v", "x0"])
 @pytest.mark.parametrize(
     ("sampler", "nfe", "within"),
-    [("auto", 50, 2e-4), ("ddim", 1000, 3e-3), ("dpm-solver++-2m", 50, 2e-3), ("unipc", 50, 2e-4), ("pf-ode-heun", 100, 2e-3)],
+    [("auto", 50, 5e-4), ("ddim", 400, 1e-2), ("dpm-solver++-2m", 100, 2e-3), ("unipc", 50, 1e-3), ("pf-ode-heun", 100, 1e-3)],
 )
 def test_exact_flow(sampler, nfe, within, prediction):
-    """From t = 1 the ODE carries N(0, I) to N(0, v I) by the factor √v."""
-    x = states(4, 3)
-    solution = sf.solve(gaussian(prediction), x, sampler, nfe=nfe)
+    """From t = 1 the ODE carries N(0, I) to N(0, v I) by the factor √v; the last row, x̂_0, has `α √(v/(α² v + σ²))` of it."""
+    x, v = states(4, 3), 0.25
+    solution = sf.solve(gaussian(prediction, v), x, sampler, nfe=nfe)
     assert solution.times[0] == 1.0
-    torch.testing.assert_close(solution.x, 0.5 * x, rtol=within, atol=0)
+    alpha, sigma = PATH.alpha(solution.times[-2]), PATH.sigma(solution.times[-2])
+    torch.testing.assert_close(solution.x, v / (v + (sigma / alpha) ** 2) ** 0.5 * x, rtol=within, atol=0)
 
 
 @pytest.mark.parametrize(("sampler", "options"), [("ddpm", {}), ("ddpm", {"variance": "beta"}), ("sde-dpm-solver++-2m", {}),
@@ -147,7 +148,7 @@ def test_noisy_runs_have_the_law_of_the_data(sampler, options):
 @pytest.mark.parametrize("sampler", ["auto", "ddim", "ddpm", "unipc", "dpm-solver++-2m", "deis", "edm", "euler-maruyama"])
 def test_an_eps_network_is_told(sampler):
     for run in (lambda **k: sf.solve(gaussian("eps"), states(2, 3), **k), lambda **k: sf.sample(gaussian("eps"), (2, 3), **k)):
-        with pytest.raises(ValueError, match=r"start=1\.0: VPSDE.from_betas.*alpha=0 there.*x0-, v- or flow-network"):
+        with pytest.raises(ValueError, match=r"alpha=0.*a start below it"):
             run(sampler=sampler, steps=5, seed=0)
     assert sf.solve(gaussian("eps"), states(2, 3), sampler, steps=5, start=0.9, seed=0).x.isfinite().all()
 
@@ -173,7 +174,7 @@ def test_loss_at_the_last_step(prediction, weighting):
         draw = Draw(torch.full((2,), t, dtype=torch.float64), eps, torch.ones(2), torch.zeros(2, dtype=torch.bool))
         return Objective(weighting)(model, x_0, draw).each
 
-    torch.testing.assert_close(loss(1.0), loss(1 - 1e-5), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(loss(1.0), loss(1 - 1e-7), rtol=1e-3, atol=1e-4)
     if weighting == prediction:
         wrong = (0 * x_0 - x_0) if prediction == "x0" else model(eps, 1.0, "v") + x_0
         torch.testing.assert_close(loss(1.0), wrong.square().mean(1), rtol=1e-6, atol=0)
