@@ -129,7 +129,9 @@ def test_what_is_no_number(make, name, bad):
         make(bad)
 
 
-@pytest.mark.parametrize("T", ["a", 2.5, True, np.float64(3), [3], None, 0, torch.tensor(2.0), torch.tensor(True), torch.ones(2)], ids=repr)
+@pytest.mark.parametrize(
+    "T", ["a", 2.5, True, np.float64(3), [3], None, 0, torch.tensor(2.0), torch.tensor(True), torch.ones(2)], ids=repr
+)
 @pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
 def test_steps_of_a_named_chain(kind, T):
     with pytest.raises((TypeError, ValueError), match=r"^T must be a whole number ≥ 1"):

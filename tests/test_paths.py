@@ -185,3 +185,42 @@ def test_a_path_of_two_curves(t, s):
     s = min(s, 0.9 * t)
     row = path.bridge(t, s, 1.0)
     assert row.x * float(path.alpha(t)) + row.m[0] == pytest.approx(float(path.alpha(s)), rel=1e-12)
+
+
+RESCALED = sf.VPSDE.from_betas(sf.DDPMChain.linear().zero_terminal_snr().beta)
+
+
+@pytest.mark.parametrize("path", [*PATHS.values(), RESCALED, Laplace()], ids=[*PATHS, "rescaled", "laplace"])
+def test_time_has_a_gradient(path):
+    """dt/dλ = 1/λ'(t), also by differences of `time` itself; 0 beyond the ends, where t is held, as on closed forms."""
+    t = (torch.arange(40, dtype=torch.float64) + 0.631) / 41
+    lam = path.lam(t).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(path.time(lam).sum(), lam)
+    torch.testing.assert_close(slope, 1 / path.lam_slope(t), rtol=1e-9, atol=0)
+    h = 1e-5
+    differences = (path.time(lam.detach() + h) - path.time(lam.detach() - h)) / (2 * h)
+    torch.testing.assert_close(slope, differences, rtol=1e-3 if path.T else 1e-6, atol=1e-10)
+    ends = torch.tensor(
+        [math.inf, 300.0, -300.0 if float(path.alpha(1.0)) > 0 else 300.0], dtype=torch.float64
+    ).requires_grad_()
+    (slope,) = torch.autograd.grad(path.time(ends).sum(), ends)
+    assert slope.abs().max() < 1e-12
+
+
+def test_time_has_the_gradient_of_a_closed_form():
+    """The linear β by bisection, against its own closed form; of a parameter of the path too."""
+    lam = torch.linspace(-3, 5, 17, dtype=torch.float64).requires_grad_()
+    (closed,) = torch.autograd.grad(sf.VPSDE().time(lam).sum(), lam)
+    (bisected,) = torch.autograd.grad(sf.GaussianPath.time(sf.VPSDE(), lam).sum(), lam)
+    torch.testing.assert_close(bisected, closed, rtol=1e-10, atol=0)
+
+    class Power(Laplace):
+        rate = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+
+        def log_alpha(self, t):
+            return self.rate * t**1.5
+
+    path = Power()
+    (slope,) = torch.autograd.grad(path.time(torch.tensor(0.1, dtype=torch.float64)), path.rate)
+    t = sf.GaussianPath.time(Laplace(), 0.1)
+    assert float(slope) == pytest.approx(-(t**1.5) / float(Laplace().lam_slope(t)), rel=1e-9)
