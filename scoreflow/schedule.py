@@ -57,7 +57,7 @@ def schedule(
             nodes = max(1, round((start - stop) * path.T))
             steps = nodes if steps >= 1000 else min(steps, nodes)
 
-    named = sampler.default_grid if grid is None else grid
+    named = sampler.default_grid(path) if grid is None else grid
 
     def lay(n: int) -> tuple[float, ...]:
         times = make_grid(path, n, named, start=start, stop=stop)

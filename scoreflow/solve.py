@@ -180,7 +180,8 @@ def solve(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
             "Give a start below it, or analytic=1.0 for the first step, or use an x0-, v- or flow-network"
         )
-    source, kept = _source(noise, seed, len(x_T), chosen)
+    drawn = chosen.stochastic_on(path) if rows is None else rows.noise_count > 0
+    source, kept = _source(noise, seed, len(x_T), chosen, drawn)
     if isinstance(source, Replay):
         source.fit(x_T, None if rows is None else rows.noise_count)
     return carry(
@@ -356,13 +357,13 @@ def per_call(model: ScoreModel) -> Callable[[float], int] | None:
 
 
 def _source(
-    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None
+    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None, drawn: bool = True
 ) -> tuple[Source, int | tuple[int, ...] | None]:
     """The noise source of a run, and the seed to remember."""
     if noise is None or isinstance(noise, str):
         if noise is not None:
             one_of("noise", noise, ("white", "brownian"))
-        if seed is None and noise is None and sampler is not None and not sampler.stochastic:
+        if seed is None and noise is None and not drawn:
             return White(0), None  # nothing is drawn, and torch's generator stays where it is
         kept = check_seed(seed, batch)
         along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)

@@ -93,8 +93,11 @@ class Sampler:
         """Whether it draws noise after the prior."""
         raise NotImplementedError
 
-    @property
-    def default_grid(self) -> str | None:
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        """Whether it does on this path."""
+        return self.stochastic
+
+    def default_grid(self, path: GaussianPath) -> str | None:
         """The grid of a run that names none; None for the chain's nodes, or uniform t where there is no chain."""
         return None
 
@@ -130,12 +133,14 @@ class Linear(Sampler):
 
     @property
     def stochastic(self) -> bool:
-        return any(step.noise_count for step in self.plan(VPSDE(), (0.6, 0.5)).steps)
+        return self.stochastic_on(VPSDE())
 
-    @property
-    def default_grid(self) -> str | None:
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        return self.plan(path, (0.6, 0.5)).noise_count > 0
+
+    def default_grid(self, path: GaussianPath) -> str | None:
         """`ode` for the deterministic ones of order 2 and above."""
-        return "ode" if self.order is not None and self.order >= 2 and not self.stochastic else None
+        return "ode" if self.order is not None and self.order >= 2 and not self.stochastic_on(path) else None
 
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""

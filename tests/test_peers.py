@@ -59,7 +59,7 @@ def gap(x, grid, name, **keywords):
 
 @pytest.mark.parametrize("name", ["trailing", "leading", "linspace"])
 def test_labels_of_every_size(name):
-    """Their labels, rounding included, but where they give a label of −1; and one linspace step begins with them at the data."""
+    """Their labels, rounding included, but where they give a label of −1; one linspace step begins at the data there."""
     peer, odd = scheduler("DDIMScheduler", timestep_spacing=name), []
     for steps in range(1, 301):
         peer.set_timesteps(steps)

@@ -96,8 +96,7 @@ class Churn(Linear):
 
     gamma: float = 0.0
 
-    @property
-    def stochastic(self) -> bool:
+    def stochastic_on(self, path: GaussianPath) -> bool:
         return bool(self.options["S_churn"] > 0)
 
     def _lay_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
@@ -147,8 +146,7 @@ def heun_rows(path: GaussianPath, times: tuple[float, ...], s: float, **_: float
 class Restart(Linear):
     """Heun with loops up by noise and down again."""
 
-    @property
-    def stochastic(self) -> bool:
+    def stochastic_on(self, path: GaussianPath) -> bool:
         return bool(self.options["restarts"] > 0)
 
     def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
