@@ -247,6 +247,20 @@ def test_restart_contracts():
     assert analysis.law(loops, PATH, GAUSSIAN).w2 < 0.7 * analysis.law(alone, PATH, GAUSSIAN).w2
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_budget_of_restart_pays_for_its_loops(path):
+    """Two evaluations a step, the loops at κ = t_min where the grid steps over it, one to x̂_0; less is refused by name."""
+    path = PATHS[path]
+    for nfe in (19, 22, 31, 100):
+        plan = sf.plan("restart", path, nfe=nfe, start=0.95)
+        assert (plan.nfe, plan.noise_count) == (nfe - (nfe + 1) % 2, 2)
+        up = [step for step in plan.steps if step.s > step.t]
+        assert path.kappa(up[0].t) <= 0.1 * (1 + 1e-9)
+        assert nfe > 19 or path.kappa(up[0].t) == pytest.approx(0.1, rel=1e-9)
+    with pytest.raises(ValueError, match=r"nfe=18 is less than the 19 evaluations of one step of restart"):
+        sf.plan("restart", path, nfe=18, start=0.95)
+
+
 # -- Analytic-DPM --------------------------------------------------------------------------------------------------------
 
 
