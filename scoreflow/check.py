@@ -6,7 +6,7 @@ import difflib
 import math
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
@@ -18,7 +18,7 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     return int(operator.index(value))
 
 
-def is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
     """Whether it is one whole number: an int, or NumPy's or torch's."""
     try:
         return not _is_bool(value) and operator.index(value) is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.auto import AUTO, choose
-from scoreflow.check import one_of, whole
+from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import CHAIN_GRIDS, check_ends, check_times
 from scoreflow.model import ScoreModel
@@ -208,6 +208,7 @@ def carry(
     grad: bool = False,
 ) -> Solution:
     """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
+    flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
     run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
     run.memory = memory
     states: list[Tensor] = []

@@ -98,6 +98,9 @@ def test_paths(make, match):
 class Numberlike:
     """What converts to no number."""
 
+    def __repr__(self):
+        return "Numberlike()"
+
 
 CONSTRUCTORS = {
     "VPSDE beta_min": (lambda v: sf.VPSDE(beta_min=v), "beta_min"),
