@@ -53,7 +53,7 @@ class GaussianPath:
     """`x_t = α_t x_0 + σ_t ε`. Subclasses give `log_alpha` and `log_sigma`; all else is derived.
 
     Every method takes times in [0, 1], a float or a tensor of shape (B,), and answers with a float or a tensor of that
-    shape. The arithmetic is float64.
+    shape. The arithmetic is float64. A number outside is refused; the entries of a tensor are not looked at.
 
     | method | meaning |
     |---|---|
