@@ -178,7 +178,7 @@ class DDPMChain:
             return self._at(self.posterior_variance, t)
         if v is None:
             raise ValueError(f"variance {kind!r} needs v, got None")
-        value = torch.as_tensor(v, dtype=torch.float64)
+        value = torch.as_tensor(v if isinstance(v, Tensor) else number("v", v), dtype=torch.float64)
         if kind == "learned":
             return value.exp()
         clipped = torch.cat([(self.posterior_variance if self.T > 1 else self.beta)[:2][-1:], self.posterior_variance[1:]])
@@ -188,8 +188,12 @@ class DDPMChain:
         return (value * high + (1 - value) * low).exp()
 
     def _at(self, table: Tensor, t: int | Tensor) -> Tensor:
-        steps = torch.as_tensor(t)
-        if steps.dtype.is_floating_point or steps.dtype is torch.bool or steps.ndim > 1:
+        try:
+            steps = torch.as_tensor(t)
+            fits = not (steps.is_floating_point() or steps.is_complex() or steps.dtype is torch.bool) and steps.ndim < 2
+        except (TypeError, ValueError, RuntimeError):
+            fits = False
+        if not fits:
             raise TypeError(f"t must be an int or an integer tensor of shape (B,), got {t!r}")
         if steps.device.type != "meta" and bool(((steps < 1) | (steps > self.T)).any()):
             raise ValueError(f"t must lie in 1…{self.T}, got {t!r}")
@@ -227,8 +231,8 @@ def _beta(name: str, value: float) -> float:
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
     """One coefficient for all samples, or one a sample, times a state of shape (B, ...), in the state's dtype."""
-    if not x.is_floating_point():
-        raise TypeError(f"states must be floating-point, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"states must be floating-point, got {x.dtype if isinstance(x, Tensor) else repr(x)}")
     if coefficient.ndim:
         coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
     return coefficient.to(x) * x

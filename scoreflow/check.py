@@ -95,7 +95,7 @@ def _is_bool(value: Any) -> bool:
 
 def _real(value: Any) -> float | None:
     """One real number as a float, NumPy's and torch's too; None for anything else."""
-    if isinstance(value, str | bytes) or _is_bool(value) or "complex" in str(getattr(value, "dtype", "")):
+    if isinstance(value, str | bytes) or _is_bool(value):
         return None
     try:
         return float(value.item() if hasattr(value, "item") else value)

@@ -60,7 +60,10 @@ def _weights(given: int | float | Sequence[float] | Tensor) -> Tensor:
         return torch.linspace(0, 1, check.whole("weights", given, 2), dtype=torch.float64)
     if isinstance(given, Tensor) and given.is_floating_point():
         return given.reshape(-1)
-    return torch.tensor([check.number("weights", w) for w in check.listed(given)], dtype=torch.float64)
+    weights = [check.number("weights", w) for w in check.listed(given)]
+    if not weights:
+        raise ValueError(f"weights must be a number, numbers, or how many, got {given!r}")
+    return torch.tensor(weights, dtype=torch.float64)
 
 
 def image_to_image(

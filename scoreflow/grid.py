@@ -223,6 +223,7 @@ def ode(
     The last node is free, so that the steps shrink toward σ = 0, until it falls below `default_t_min`; then it stays there. An
     `exact` score is right at all times, and its last node is always free. Power and shift were measured (docs/auto.md).
     """
+    check.flag("exact", exact)
     times = rectified(path, steps, start, stop, power, shift)
     low = min(default_t_min(path), start / 2)
     if exact or path.sigma(stop) > 0 or times[-2] >= low:
@@ -275,7 +276,7 @@ def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | 
     """
     if isinstance(nodes, str):
         check.one_of("nodes", nodes, AYS)
-    given = [check.number("nodes", k, above=0) for k in (AYS[nodes] if isinstance(nodes, str) else nodes)]
+    given = [check.number("nodes", k, above=0) for k in (AYS[nodes] if isinstance(nodes, str) else check.listed(nodes))]
     if len(given) < 2 or any(not b < a for a, b in pairwise(given)):
         raise ValueError(f"nodes must be at least two decreasing values of kappa, got {nodes!r}")
     inner = np.interp(_even(0.0, len(given) - 1.0, steps).numpy()[1:-1], np.arange(len(given)), np.log(given))

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow.auto import AUTO, choose
 from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
-from scoreflow.grid import CHAIN_GRIDS, check_ends, check_times
+from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
@@ -90,6 +90,7 @@ def plan(
     Raises:
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
+    check_path(path)
     if sampler == AUTO:
         linear, times = choose(path, steps, nfe, grid, start, stop, denoise, **options)
         return linear.plan(path, times)

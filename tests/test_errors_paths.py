@@ -95,6 +95,31 @@ def test_paths(make, match):
         make()
 
 
+@pytest.mark.parametrize("bad", ["a", 0.5j, None, {}, [[1]], torch.tensor(1j), 2.0, True], ids=repr)
+def test_what_is_no_step_of_a_chain(bad):
+    for method in CHAIN_METHODS:
+        with pytest.raises(TypeError, match=r"^t must be an int or an integer tensor of shape"):
+            method(sf.DDPMChain.linear(10), bad)
+
+
+@pytest.mark.parametrize("bad", ["a", 0.5j, [1], True, NAN, INF, {}], ids=repr)
+def test_what_is_no_state_or_share_of_a_chain(bad):
+    chain = sf.DDPMChain.linear(10)
+    with pytest.raises((TypeError, ValueError), match=r"^v must be a finite number, got"):
+        chain.variance("interpolated", 3, bad)
+    for method in (chain.posterior_mean, chain.mean_from_eps, chain.mean_by_substitution):
+        with pytest.raises(TypeError, match=r"^states must be floating-point, got"):
+            method(bad, X, 3)
+
+
+@pytest.mark.parametrize("bad", ["vp", None, 0.5, sf.VPSDE, X], ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize("sampler", ["ddim", "auto"])
+def test_what_is_no_path(sampler, bad):
+    for keywords in ({"steps": 3}, {"nfe": 3}, {"grid": [1.0, 0.5, 0.0]}):
+        with pytest.raises(TypeError, match=r"^path must be a GaussianPath such as VPSDE\(\), got"):
+            sf.plan(sampler, bad, **keywords)
+
+
 class Numberlike:
     """What converts to no number."""
 
@@ -119,6 +144,7 @@ CONSTRUCTORS = {
     "beta a": (lambda v: sf.grid(VP, 5, "beta", a=v), "a"),
     "rectified shift": (lambda v: sf.grid(VP, 5, "rectified", shift=v), "shift"),
     "ode power": (lambda v: sf.grid(VP, 5, "ode", power=v), "power"),
+    "ays nodes": (lambda v: sf.grid(VP, 5, "ays", nodes=[14.0, v, 0.1]), "nodes"),
     "bridge eta": (lambda v: VP.bridge(0.5, 0.4, v), "eta"),
 }  # fmt: skip
 
@@ -167,6 +193,11 @@ def test_counts_and_numbers_of_other_libraries(ten):
         (lambda: sf.grid(VP, 5, "uniform", rho=3), (ValueError, TypeError), "'uniform'.*'rho'.*none"),
         (lambda: sf.grid(VP, 5, "karras", rho=0), ValueError, "rho must be a finite number > 0.*0"),
         (lambda: sf.grid(VP, 5, "karras", rho=NAN), ValueError, "rho must be a finite number > 0.*nan"),
+        (lambda: sf.grid(VP, 5, "ode", exact="no"), TypeError, "exact must be True or False, got 'no'"),
+        (lambda: sf.grid(VP, 5, "ays", nodes=None), TypeError, "nodes must be a finite number > 0, got None"),
+        (lambda: sf.interpolate(X, X, []), ValueError, r"weights must be a number, numbers, or how many, got \[\]"),
+        (lambda: sf.interpolate(X, X, ["a"]), TypeError, "weights must be a finite number, got 'a'"),
+        (lambda: sf.interpolate(X, X, True), TypeError, "weights must be a finite number, got True"),
         (lambda: sf.grid(VP, 5, "logsnr", t_min=2.0), ValueError, "t_min must lie between 0 and start.*2.0"),
         (lambda: sf.grid(VP, 5, "logsnr", t_min=0.0), ValueError, "t_min must lie between 0 and start.*0.0"),
         (lambda: sf.grid(VP, 5, "logsnr", t_min=NAN), ValueError, "t_min must be a finite number, got nan"),
