@@ -75,7 +75,7 @@ def grid(
                 f"a rule must give {steps + 1} times, from start={start} or below to stop={stop}; "
                 f"it gave {len(laid)}, from {laid[0]} to {laid[-1]}"
             )
-        return (min(laid[0], start), *laid[1:-1], stop)
+        return (start if laid[0] > start - 1e-9 else laid[0], *laid[1:-1], stop)
     name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
