@@ -143,7 +143,7 @@ def order(
         ValueError: fewer than two step counts, or laws of a sampler that is not made of rows.
     """
     chosen, path = get_sampler(sampler, **options), path or VPSDE()
-    kind = kind or ("weak" if chosen.stochastic else "ode")
+    kind = kind or ("weak" if chosen.stochastic_on(path) else "ode")
     one_of("kind", kind, ("ode", "weak", "strong"))
     tail = [80, 120, 160, 240] if (chosen.order or 0) > 4 else [40, 80, 160] if chosen.order == 4 else [20, 40, 80, 160, 320]
     steps = tuple(whole("steps", n) for n in steps or (tail if kind == "ode" else [40, 80, 160]))
@@ -157,7 +157,7 @@ def order(
         laws = {n: law(chosen, path, gaussian, n, **keywords) for n in {m * k for m in steps for k in (1, 2)}}
         errors = [float((laws[n].cov - laws[2 * n].cov).norm() + (laws[n].mean - laws[2 * n].mean).norm()) for n in steps]
     else:
-        model, noise = mixture.model(path), Brownian(0) if chosen.stochastic else None
+        model, noise = mixture.model(path), Brownian(0) if chosen.stochastic_on(path) else None
         counts = set(steps) if kind == "ode" else {m * k for m in steps for k in (1, 2)}
         ends = {n: solve(model, x, chosen, steps=n, noise=noise, **keywords).x for n in counts}
         if kind == "ode":

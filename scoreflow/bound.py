@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import discretised_nll, gaussian_kl, gaussian_nll
-from scoreflow.check import one_of, whole
+from scoreflow.check import flag, one_of, whole
 from scoreflow.grid import check_ends, check_times, inner_ends
 from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
@@ -95,6 +95,7 @@ def vlb(
     check_model(model)
     check_state("x_0", x_0)
     check_conditions(model, None, conditions)
+    flag("progress", progress)
     one_of("variance", variance, VARIANCES)
     one_of("decoder", decoder, DECODERS)
     if (variance == "analytic") != (levels is not None):
@@ -166,6 +167,7 @@ def continuous_bound(
     check_model(model)
     check_state("x_0", x_0)
     check_conditions(model, None, conditions)
+    flag("progress", progress)
     one_of("decoder", decoder, DECODERS)
     path = model.path
     low, high = inner_ends(path)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import one_of
+from scoreflow.check import number, one_of, whole
 
 Variance = Literal["posterior", "beta", "interpolated", "learned"]
 VARIANCES: tuple[Variance, ...] = ("posterior", "beta", "interpolated", "learned")
@@ -26,7 +26,8 @@ class DDPMChain:
     """The forward chain `q(x_t | x_{t−1}) = N(√(1−β_t) x_{t−1}, β_t I)`, t = 1…T, and its posteriors.
 
     Args:
-        betas: β_1 … β_T, each strictly between 0 and 1; a sequence, an array or a one-dimensional tensor.
+        betas: β_1 … β_T, each strictly between 0 and 1; a sequence, an array or a one-dimensional tensor. The last may be 1:
+            then ᾱ_T = 0, and x_T is noise alone (`zero_terminal_snr`).
 
     Attributes:
         beta, alpha, alpha_bar, posterior_variance: float64 tensors of shape (T,); entry t − 1 belongs to step t.
@@ -36,7 +37,8 @@ class DDPMChain:
     (B, ...); it returns the dtype and device of the state. Coefficients are formed in float64.
 
     Raises:
-        ValueError: no betas, or one that is not strictly between 0 and 1 (NaN included).
+        ValueError: no betas, or one that is not strictly between 0 and 1 (NaN included), unless the last is 1. A step t with
+            ᾱ_t = 0 for what reads x̂_0 from ε. TypeError: betas that are no numbers.
 
     Reference:
         Denoising Diffusion Probabilistic Models (Ho et al., 2020), Eqs. 2, 4, 7, 11.
@@ -49,18 +51,16 @@ class DDPMChain:
     log_alpha_bar: Tensor = field(init=False, repr=False)
 
     def __init__(self, betas: Sequence[float] | np.ndarray | Tensor) -> None:
-        values = betas.numpy(force=True) if isinstance(betas, Tensor) else np.asarray(betas)
-        if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"betas must be one-dimensional and not empty, got shape {tuple(values.shape)}")
-        beta = values.astype(np.float64)
+        beta = _vector("betas", betas)
         wrong = np.flatnonzero(~((beta > 0) & (beta < 1)))
-        if wrong.size:
+        if wrong.size and not (wrong[0] == beta.size - 1 and beta[-1] == 1):
             raise ValueError(
                 f"betas must lie strictly between 0 and 1, got {beta[wrong[0]]} at index {wrong[0]}"
-                f" ({wrong.size} of {beta.size} are outside)"
+                f" ({wrong.size} of {beta.size} are outside; only the last may be 1)"
             )
         # Long double keeps the sum of 4000 logarithms good to the last digit of float64.
-        log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.longdouble))).astype(np.float64)
+        with np.errstate(divide="ignore"):  # log 0 = −∞ where the last β is 1
+            log_alpha_bar = np.cumsum(np.log1p(-beta.astype(np.longdouble))).astype(np.float64)
         before = np.concatenate(([0.0], log_alpha_bar[:-1]))
         tilde = beta * np.expm1(before) / np.expm1(log_alpha_bar)
         for name, array in {
@@ -73,20 +73,52 @@ class DDPMChain:
             object.__setattr__(self, name, torch.from_numpy(array.copy()))
 
     @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> DDPMChain:
+        """The chain with these ᾱ_1 … ᾱ_T, `β_t = 1 − ᾱ_t/ᾱ_{t−1}`; the last may be 0.
+
+        Raises:
+            ValueError: none, or not strictly falling between 1 and 0. TypeError: no numbers.
+        """
+        bar = _vector("alphas_cumprod", alphas_cumprod)
+        before = np.concatenate(([1.0], bar[:-1]))
+        wrong = np.flatnonzero(~((bar < before) & (bar >= 0)))
+        if wrong.size:
+            raise ValueError(
+                f"alphas_cumprod must fall strictly, from below 1 to no less than 0, got {bar[wrong[0]]} at index {wrong[0]}, "
+                f"after {before[wrong[0]]}"
+            )
+        return cls((before - bar) / before)
+
+    @classmethod
     def linear(cls, T: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> DDPMChain:
         """β rises linearly from `beta_min` to `beta_max` in T steps (Ho et al., 2020, Section 4)."""
-        return cls(np.linspace(beta_min, beta_max, T))
+        return cls(np.linspace(_beta("beta_min", beta_min), _beta("beta_max", beta_max), whole("T", T)))
 
     @classmethod
     def scaled_linear(cls, T: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012) -> DDPMChain:
         """√β rises linearly from `√beta_min` to `√beta_max` in T steps (Rombach et al., 2022)."""
-        return cls(np.linspace(beta_min**0.5, beta_max**0.5, T) ** 2)
+        return cls(np.linspace(_beta("beta_min", beta_min) ** 0.5, _beta("beta_max", beta_max) ** 0.5, whole("T", T)) ** 2)
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> DDPMChain:
         """`ᾱ_t = cos²((t/T + s)/(1 + s) · π/2)`, normalised, β held under `beta_max` (Nichol & Dhariwal, 2021, Eq. 17)."""
+        T, s = whole("T", T), number("s", s, least=0)
         angle = (np.arange(T + 1) / T + s) / (1 + s) * math.pi / 2
-        return cls(np.minimum(1 - (np.cos(angle[1:]) / np.cos(angle[:-1])) ** 2, beta_max))
+        return cls(np.minimum(1 - (np.cos(angle[1:]) / np.cos(angle[:-1])) ** 2, _beta("beta_max", beta_max)))
+
+    def zero_terminal_snr(self) -> DDPMChain:
+        """The chain rescaled to ᾱ_T = 0, `√ᾱ_t ← (√ᾱ_t − √ᾱ_T) √ᾱ_1/(√ᾱ_1 − √ᾱ_T)`: for v- and x0-networks.
+
+        Raises:
+            ValueError: a chain of one step, which has no other end to keep.
+
+        Reference:
+            Common Diffusion Noise Schedules and Sample Steps are Flawed (Lin et al., 2024), Algorithm 1.
+        """
+        if self.T < 2:
+            raise ValueError("zero_terminal_snr keeps the first step and moves the last: it needs T ≥ 2, got T=1")
+        root = self.alpha_bar.sqrt()
+        return self.from_alphas_cumprod(((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2)
 
     def __len__(self) -> int:
         return self.beta.numel()
@@ -111,13 +143,13 @@ class DDPMChain:
 
     def mean_by_substitution(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """The posterior mean μ̃_t with `x̂_0 = (x_t − √(1−ᾱ_t) ε)/√ᾱ_t` put in for x_0 (Ho et al., 2020, Section 3.2)."""
-        bar, _ = self._log_alpha_bar(t)
+        bar = self._from_eps(t)
         x_0 = _times(bar.mul(-0.5).exp(), x_t) - _times((-bar.expm1()).sqrt() * bar.mul(-0.5).exp(), eps)
         return self.posterior_mean(x_t, x_0, t)
 
     def mean_from_eps(self, x_t: Tensor, eps: Tensor, t: int | Tensor) -> Tensor:
         """The closed form `μ_θ = (x_t − β_t/√(1−ᾱ_t) ε)/√α_t` (Ho et al., 2020, Eq. 11)."""
-        bar, _ = self._log_alpha_bar(t)
+        bar = self._from_eps(t)
         beta = self._at(self.beta, t)
         root = (1 - beta).sqrt()
         return _times(1 / root, x_t) - _times(beta / ((-bar.expm1()).sqrt() * root), eps)
@@ -146,7 +178,7 @@ class DDPMChain:
             return self._at(self.posterior_variance, t)
         if v is None:
             raise ValueError(f"variance {kind!r} needs v, got None")
-        value = torch.as_tensor(v, dtype=torch.float64)
+        value = torch.as_tensor(v if isinstance(v, Tensor) else number("v", v), dtype=torch.float64)
         if kind == "learned":
             return value.exp()
         clipped = torch.cat([(self.posterior_variance if self.T > 1 else self.beta)[:2][-1:], self.posterior_variance[1:]])
@@ -156,8 +188,12 @@ class DDPMChain:
         return (value * high + (1 - value) * low).exp()
 
     def _at(self, table: Tensor, t: int | Tensor) -> Tensor:
-        steps = torch.as_tensor(t)
-        if steps.dtype.is_floating_point or steps.dtype is torch.bool or steps.ndim > 1:
+        try:
+            steps = torch.as_tensor(t)
+            fits = not (steps.is_floating_point() or steps.is_complex() or steps.dtype is torch.bool) and steps.ndim < 2
+        except (TypeError, ValueError, RuntimeError):
+            fits = False
+        if not fits:
             raise TypeError(f"t must be an int or an integer tensor of shape (B,), got {t!r}")
         if steps.device.type != "meta" and bool(((steps < 1) | (steps > self.T)).any()):
             raise ValueError(f"t must lie in 1…{self.T}, got {t!r}")
@@ -168,11 +204,35 @@ class DDPMChain:
         before = torch.cat([torch.zeros(1, dtype=torch.float64), self.log_alpha_bar[:-1]])
         return self._at(self.log_alpha_bar, t), self._at(before, t)
 
+    def _from_eps(self, t: int | Tensor) -> Tensor:
+        """log ᾱ_t, where it is finite."""
+        bar, _ = self._log_alpha_bar(t)
+        if self.alpha_bar[-1] == 0 and bool((bar == -math.inf).any()):
+            raise ValueError(f"t={t!r}: ᾱ_t = 0 at t = {self.T}, where ε says nothing of x_0; use posterior_mean with an x̂_0")
+        return bar
+
+
+def _vector(name: str, given: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+    """Numbers in a row, as float64."""
+    try:
+        values = given.numpy(force=True) if isinstance(given, Tensor) else np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be numbers in one dimension, got {given!r}") from error
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be numbers in one dimension, got {given!r}")
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{name} must be one-dimensional and not empty, got shape {tuple(values.shape)}")
+    return values.astype(np.float64)
+
+
+def _beta(name: str, value: float) -> float:
+    return number(name, value, above=0, most=1)
+
 
 def _times(coefficient: Tensor, x: Tensor) -> Tensor:
     """One coefficient for all samples, or one a sample, times a state of shape (B, ...), in the state's dtype."""
-    if not x.is_floating_point():
-        raise TypeError(f"states must be floating-point, got {x.dtype}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise TypeError(f"states must be floating-point, got {x.dtype if isinstance(x, Tensor) else repr(x)}")
     if coefficient.ndim:
         coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
     return coefficient.to(x) * x

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 
 def whole(name: str, value: Any, least: int = 1) -> int:
     """The value as an int. Raises TypeError unless it is a whole number, ValueError under `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if not is_whole(value):
         raise TypeError(f"{name} must be a whole number ≥ {least}, got {value!r}")
-    if value.__index__() < least:
+    if operator.index(value) < least:
         raise ValueError(f"{name} must be a whole number ≥ {least}, got {value}")
-    return int(value.__index__())
+    return int(operator.index(value))
+
+
+def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
+    """Whether it is one whole number: an int, or NumPy's or torch's."""
+    try:
+        return not _is_bool(value) and operator.index(value) is not None
+    except TypeError:
+        return False
 
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
     """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
     limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
     allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
-    if isinstance(value, str | bool) or not hasattr(value, "__float__") or math.prod(getattr(value, "shape", ())) != 1:
+    if (x := _real(value)) is None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if not (math.isfinite(x := float(value)) and least <= x <= most and x > above):
+    if not (math.isfinite(x) and least <= x <= most and x > above):
         raise ValueError(f"{name} must be {allowed}, got {value}")
     return x
+
+
+def scalar(value: Any) -> Any:
+    """A scalar of NumPy's or torch's, of no dimension, as Python's; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def flag(name: str, value: Any) -> bool:
@@ -60,10 +74,8 @@ def options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
-    try:
-        value = float(t if not isinstance(t, str | bool) else "no number")
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}") from error
+    if (value := _real(t)) is None:
+        raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
     return value
@@ -75,3 +87,17 @@ def suggestion(name: Any, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name).lower().replace("_", "-"), words, n=3, cutoff=0.5)
     guess = f"; did you mean {' or '.join(near)}?" if near else "."
     return f"{guess} Known: {', '.join(words)}"
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+
+
+def _real(value: Any) -> float | None:
+    """One real number as a float, NumPy's and torch's too; None for anything else."""
+    if isinstance(value, str | bytes) or _is_bool(value):
+        return None
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError):
+        return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreflow.bound import step_term
 from scoreflow.chain import gaussian_nll
-from scoreflow.check import number, one_of, whole
+from scoreflow.check import flag, number, one_of, whole
 from scoreflow.grid import default_t_min
 from scoreflow.likelihood import log_prob, standard
 from scoreflow.model import ScoreModel
@@ -86,7 +86,7 @@ def bits_per_dim(
     for k in range(whole("draws", draws)):
         own = other(seeds, "draw", k)  # no draw has another's noise or probes
         eps = White(own).draws("data")(x_0)
-        with torch.set_grad_enabled(bool(options.get("grad", False))):
+        with torch.set_grad_enabled(flag("grad", options.get("grad", False))):
             if callable(dequantise):
                 x, log_q = dequantise(x_0, eps)
                 if x.shape != x_0.shape or log_q.shape != (len(x_0),):

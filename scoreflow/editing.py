@@ -42,8 +42,7 @@ def interpolate(z_0: Tensor, z_1: Tensor, weights: int | float | Sequence[float]
     check.one_of("kind", kind, KINDS)
     if z_0.shape != z_1.shape:
         raise ValueError(f"z_0 and z_1 must have one shape, got {tuple(z_0.shape)} and {tuple(z_1.shape)}")
-    given = torch.linspace(0, 1, check.whole("weights", weights, 2)) if isinstance(weights, int) else torch.as_tensor(weights)
-    w = given.to(z_0.device, torch.float64).reshape(-1)
+    w = _weights(weights).to(z_0.device, torch.float64)
     a, b = flat(z_0.double()), flat(z_1.double())
     cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     angle = cosine.clamp(-1, 1).arccos()
@@ -53,6 +52,18 @@ def interpolate(z_0: Tensor, z_1: Tensor, weights: int | float | Sequence[float]
         left, right = (torch.where(small, v, (v * angle).sin() / angle.sin().clamp(min=1e-12)) for v in (left, right))
     out = left[:, :, None] * a + right[:, :, None] * b
     return out.reshape(len(w), *z_0.shape).to(z_0.dtype)
+
+
+def _weights(given: int | float | Sequence[float] | Tensor) -> Tensor:
+    """As a tensor (K,): how many, even from 0 to 1, or the weights themselves."""
+    if check.is_whole(given):
+        return torch.linspace(0, 1, check.whole("weights", given, 2), dtype=torch.float64)
+    if isinstance(given, Tensor) and given.is_floating_point():
+        return given.reshape(-1)
+    weights = [check.number("weights", w) for w in check.listed(given)]
+    if not weights:
+        raise ValueError(f"weights must be a number, numbers, or how many, got {given!r}")
+    return torch.tensor(weights, dtype=torch.float64)
 
 
 def image_to_image(

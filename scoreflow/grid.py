@@ -55,8 +55,7 @@ def grid(
         steps: the number of intervals.
         name: a grid's name, here or elsewhere (`scoreflow.aliases`), or None: on a path made from betas "trailing", the
             chain itself or a stride of it, elsewhere "uniform"; a run takes its sampler's. Or a rule
-            `(path, steps, start, stop) → times`, such as
-            `functools.partial(GRIDS["karras"], rho=3.0)`.
+            `(path, steps, start, stop) → times`, such as `functools.partial(GRIDS["karras"], rho=3.0)`.
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
         options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
 
@@ -66,7 +65,7 @@ def grid(
         TypeError: steps is not a whole number.
     """
     check_path(path)
-    check.whole("steps", steps)
+    steps, options = check.whole("steps", steps), {option: check.scalar(value) for option, value in options.items()}
     start, stop = check_ends(start, stop)
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if callable(name):
@@ -76,7 +75,7 @@ def grid(
                 f"a rule must give {steps + 1} times, from start={start} or below to stop={stop}; "
                 f"it gave {len(laid)}, from {laid[0]} to {laid[-1]}"
             )
-        return (min(laid[0], start), *laid[1:-1], stop)
+        return (start if laid[0] > start - 1e-9 else laid[0], *laid[1:-1], stop)
     name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
@@ -177,7 +176,7 @@ def polyexponential(
     """λ rises by the share 1 − (1 − i/n)^ρ of its way; ρ = 1 is logsnr (k-diffusion's polyexponential)."""
     check.number("rho", rho, above=0)
     _begins("polyexponential", path, start)
-    last = stop if path.sigma(stop) > 0 else default_t_min(path) if t_min is None else t_min
+    last = stop if path.sigma(stop) > 0 else _low(path, start, t_min)
     end, whole = path.lam(last), path.lam(last) - path.lam(start)
 
     def share(t: float) -> float:
@@ -224,6 +223,7 @@ def ode(
     The last node is free, so that the steps shrink toward σ = 0, until it falls below `default_t_min`; then it stays there. An
     `exact` score is right at all times, and its last node is always free. Power and shift were measured (docs/auto.md).
     """
+    check.flag("exact", exact)
     times = rectified(path, steps, start, stop, power, shift)
     low = min(default_t_min(path), start / 2)
     if not exact and path.sigma(stop) == 0 and times[-2] < low:
@@ -277,7 +277,7 @@ def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | 
     """
     if isinstance(nodes, str):
         check.one_of("nodes", nodes, AYS)
-    given = [check.number("nodes", k, above=0) for k in (AYS[nodes] if isinstance(nodes, str) else nodes)]
+    given = [check.number("nodes", k, above=0) for k in (AYS[nodes] if isinstance(nodes, str) else check.listed(nodes))]
     if len(given) < 2 or any(not b < a for a, b in pairwise(given)):
         raise ValueError(f"nodes must be at least two decreasing values of kappa, got {nodes!r}")
     inner = np.interp(_even(0.0, len(given) - 1.0, steps).numpy()[1:-1], np.arange(len(given)), np.log(given))
@@ -291,16 +291,21 @@ def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | 
 
 @grid_rule("trailing")
 def trailing(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T."""
+    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T.
+
+    `np.round(np.arange(T, 0, −T/steps))`, as in diffusers; where rounding gives that one entry too many, it is left out.
+    """
     top, bottom = _node(path, "start", start), _node(path, "stop", stop)
     _enough(steps, top - bottom)
-    # Half-way cases round up, in whole numbers.
-    return _nodes(path, [bottom + (2 * (top - bottom) * (steps - i) + steps) // (2 * steps) for i in range(steps + 1)])
+    return _nodes(path, [*np.round(np.arange(top, bottom, -(top - bottom) / steps))[:steps], bottom])
 
 
 @grid_rule("leading")
 def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere)."""
+    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere).
+
+    diffusers' `steps_offset`, where it is set, moves all labels up; here it is 0.
+    """
     top = _node(path, "start", start)
     _to_zero("leading", stop)
     _enough(steps, top)
@@ -309,15 +314,15 @@ def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor
 
 @grid_rule("linspace")
 def linspace(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels spread evenly from T − 1 to 0, both included, then 0 (Nichol & Dhariwal, 2021)."""
+    """Labels `np.linspace(0, T − 1, steps).round()` from above, then 0 (Nichol & Dhariwal, 2021); one step starts at the top.
+
+    This is diffusers' rounding, half to even; the authors' code adds the stride up, which settles some halves otherwise.
+    """
     top = _node(path, "start", start)
     _to_zero("linspace", stop)
     _enough(steps, top)
-    # Half-way cases round up; one step starts at the top.
-    labels = (
-        [(2 * (top - 1) * j + (steps - 1)) // (2 * (steps - 1)) for j in reversed(range(steps))] if steps > 1 else [top - 1]
-    )
-    return _nodes(path, [*(1 + label for label in labels), 0])
+    labels = np.linspace(top - 1, 0, steps) if steps == 1 else np.linspace(0, top - 1, steps).round()[::-1]
+    return _nodes(path, [*(1 + labels), 0])
 
 
 def _even(a: float, b: float, steps: int) -> Tensor:
@@ -338,12 +343,18 @@ def _through(
     """Equal steps in a variable that is infinite at t = 0: down to `t_min`, then 0."""
     if path.sigma(stop) > 0:
         return inverse(_even(variable(start), variable(stop), steps))
-    low = default_t_min(path) if t_min is None else t_min
-    if not 0 < low < start:
-        raise ValueError(f"t_min must lie between 0 and start={start}, got {low}")
+    low = _low(path, start, t_min)
     if steps == 1:
         return torch.tensor([start, stop], dtype=torch.float64)
     return torch.cat([inverse(_even(variable(start), variable(low), steps - 1)), torch.zeros(1, dtype=torch.float64)])
+
+
+def _low(path: GaussianPath, start: float, t_min: float | None) -> float:
+    """The last time before 0, below the start."""
+    low = default_t_min(path) if t_min is None else check.number("t_min", t_min)
+    if not 0 < low < start:
+        raise ValueError(f"t_min must lie between 0 and start={start}, got {low}")
+    return low
 
 
 def _begins(name: str, path: GaussianPath, start: float) -> float:
@@ -353,7 +364,7 @@ def _begins(name: str, path: GaussianPath, start: float) -> float:
     return start
 
 
-def _nodes(path: GaussianPath, nodes: Sequence[int]) -> Tensor:
+def _nodes(path: GaussianPath, nodes: Sequence[float]) -> Tensor:
     return torch.tensor(nodes, dtype=torch.float64) / (path.T or 1)
 
 

@@ -111,7 +111,7 @@ def invert(
     path = model.path
     options, conditions = split(sampler, keywords)
     chosen = get_sampler(sampler, **options)
-    rising = ascent(chosen, whole("iterations", iterations, 0))
+    rising = ascent(path, chosen, whole("iterations", iterations, 0))
     check_conditions(model, chosen, conditions)
     low = (default_t_min(path) if grid is None or isinstance(grid, str) or callable(grid) else 0.0) if stop is None else stop
     times = schedule(rising, path, steps, nfe, grid, start, low, per_call=per_call(model))[::-1]
@@ -130,7 +130,7 @@ def invert(
     return Inversion(**kept | {"memory": memory, "path": repr(path)})
 
 
-def ascent(sampler: Sampler, iterations: int = 0) -> Sampler:
+def ascent(path: GaussianPath, sampler: Sampler, iterations: int = 0) -> Sampler:
     """What takes the steps upwards.
 
     Raises:
@@ -145,7 +145,7 @@ def ascent(sampler: Sampler, iterations: int = 0) -> Sampler:
         return Linear(name="ddim", options=sampler.options, order=1, cites=sampler.cites, rows=rows, wants="eps", lands=True)
     if not isinstance(sampler, Linear | Invertible):
         raise ValueError(f"{sampler!r} is not made of rows: invert with ddim, another deterministic sampler, or bdia-ddim")
-    if sampler.stochastic:
+    if sampler.stochastic_on(path):
         raise ValueError(f"{sampler!r} draws noise, and only a deterministic sampler can be inverted")
     return sampler
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import gaussian_nll
-from scoreflow.check import number, one_of, whole
+from scoreflow.check import flag, number, one_of, whole
 from scoreflow.grid import check_ends, default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
@@ -198,7 +198,7 @@ class _Flow:
         if adaptive == (steps is not None):
             said = "sets its own steps: give rtol and atol" if adaptive else "has no error estimate: give steps"
             raise ValueError(f"steps={steps}: method {method!r} {said}")
-        number("rtol", rtol, 0), number("atol", atol, above=0)
+        number("rtol", rtol, 0), number("atol", atol, above=0), flag("grad", grad)
         chosen = DOPRI5 if adaptive else TABLEAUS[method]
         length = None if steps is None else whole("steps", steps)
         return cls(Run(model.begin(None), conditions, len(x)), path, x.dtype, chosen, length, rtol, atol, start, low, grad)

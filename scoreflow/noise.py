@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import whole
+from scoreflow.check import is_whole, whole
 
 Purpose = Literal["prior", "step", "probe", "data"]
 Seeds = int | tuple[int, ...]
@@ -34,10 +35,10 @@ def check_seed(seed: int | Sequence[int] | None, batch: int | None = None) -> Se
         return int(torch.randint(2**62, ()))
     if isinstance(seed, Tensor | np.ndarray):
         seed = seed.tolist()
-    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
-        return int(seed)
+    if is_whole(seed):
+        return operator.index(seed)
     seeds: tuple[Any, ...] = tuple(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else (None,)
-    if not all(hasattr(one, "__index__") and not isinstance(one, bool) for one in seeds):
+    if not all(map(is_whole, seeds)):
         raise TypeError(f"seed must be an int or a sequence of ints, got {seed!r}")
     if batch is not None and len(seeds) != batch:
         raise ValueError(f"seed has {len(seeds)} entries for a batch of {batch}: give one a sample, or one int")

@@ -53,7 +53,7 @@ class GaussianPath:
     """`x_t = α_t x_0 + σ_t ε`. Subclasses give `log_alpha` and `log_sigma`; all else is derived.
 
     Every method takes times in [0, 1], a float or a tensor of shape (B,), and answers with a float or a tensor of that
-    shape. The arithmetic is float64.
+    shape. The arithmetic is float64. A number outside is refused; the entries of a tensor are not looked at.
 
     | method | meaning |
     |---|---|
@@ -308,9 +308,20 @@ def _slope(of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 def _bisect(of: Callable[[Tensor], Tensor], value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Where a falling curve takes a value; to the last digit of float64."""
-    for _ in range(60):
-        mid = (lo + hi) / 2
-        above = of(mid) > value
-        lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
-    return torch.where(of(hi) == value, hi, torch.where(of(lo) == value, lo, (lo + hi) / 2))
+    """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function."""
+    with torch.no_grad():
+        within = (of(hi) <= value) & (value <= of(lo)) & value.isfinite()
+        for _ in range(60):
+            mid = (lo + hi) / 2
+            above = of(mid) > value
+            lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
+        t = torch.where(of(hi) == value, hi, torch.where(of(lo) == value, lo, (lo + hi) / 2))
+    return _implicit(of, value, t, within)
+
+
+def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:
+    """The t of `of(t) = value`, found without a graph, with the gradient `dt = (dvalue − dof)/of'(t)`; 0 where t is held."""
+    if not torch.is_grad_enabled():
+        return t
+    left = torch.where(within, value - of(t), 0.0)
+    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach() if left.requires_grad else t

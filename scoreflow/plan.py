@@ -187,13 +187,22 @@ class Plan:
         """The plan as JSON; numbers keep every digit.
 
         Raises:
-            ValueError: an option is no text or number, such as a function.
+            ValueError: an option is no text or number, such as a function, or a row's weights are tensors.
         """
+        kept = {name: value for name, value in self.__dict__.items() if name != "laid_on"}
         try:
-            kept = {name: value for name, value in self.__dict__.items() if name != "laid_on"}
             return json.dumps({**kept, "options": dict(self.options)})
         except TypeError as error:
-            raise ValueError(f"the options of this plan do not fit into JSON: {dict(self.options)}") from error
+            for name, value in self.options:
+                if not _fits(value):
+                    raise ValueError(f"the option {name}={value!r} of this plan does not fit into JSON") from error
+            for k, step in enumerate(self.steps):
+                if not _fits(step):
+                    raise ValueError(
+                        f"step {k + 1} of this plan ({step.t:g} → {step.s:g}) does not fit into JSON: the weights of its rows "
+                        "are tensors, a value a sample, and only numbers can be written"
+                    ) from error
+            raise ValueError(f"this plan does not fit into JSON: {error}") from error
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -239,6 +248,14 @@ class Plan:
             for stage in step.stages
         ]
         return "\n".join([head, *lines])
+
+
+def _fits(value: Any) -> bool:
+    """Whether it can be JSON."""
+    try:
+        return bool(json.dumps(value))
+    except TypeError:
+        return False
 
 
 def advance(

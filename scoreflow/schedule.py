@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from scoreflow.check import whole
+from scoreflow.check import flag, whole
 from scoreflow.grid import CHAIN_GRIDS, GridRule, check_ends, check_path, check_times, default_t_min, on_chain
 from scoreflow.grid import grid as make_grid
 from scoreflow.path import GaussianPath
@@ -36,6 +36,7 @@ def schedule(
     Raises:
         ValueError, TypeError: as `solve` says.
     """
+    flag("denoise", denoise)
     if grid is not None and not isinstance(grid, str) and not callable(grid):
         for name, value, default in (("steps", steps, None), ("nfe", nfe, None), ("start", start, 1.0), ("stop", stop, 0.0)):
             if value != default:
@@ -57,7 +58,7 @@ def schedule(
             nodes = max(1, round((start - stop) * path.T))
             steps = nodes if steps >= 1000 else min(steps, nodes)
 
-    named = sampler.default_grid if grid is None else grid
+    named = sampler.default_grid(path) if grid is None else grid
 
     def lay(n: int) -> tuple[float, ...]:
         times = make_grid(path, n, named, start=start, stop=stop)

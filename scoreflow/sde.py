@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import DDPMChain
-from scoreflow.check import whole
+from scoreflow.check import number, whole
 from scoreflow.path import GaussianPath, _bisect, curve
 
 
@@ -39,9 +39,9 @@ class LinearBeta(AlphaBar):
     """`β(t) = β_min + t (β_max − β_min)`."""
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
-        if not 0 < beta_min <= beta_max < math.inf:
+        self.beta_min, self.beta_max = number("beta_min", beta_min, above=0), number("beta_max", beta_max, above=0)
+        if self.beta_min > self.beta_max:
             raise ValueError(f"need 0 < beta_min ≤ beta_max, got beta_min={beta_min}, beta_max={beta_max}")
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         return -t * (self.beta_min + t / 2 * (self.beta_max - self.beta_min))
@@ -58,9 +58,8 @@ class Cosine(AlphaBar):
     """`ᾱ = cos²((t + s)/(1 + s) · π/2)`, normalised to 1 at t = 0; exactly 0 at t = 1."""
 
     def __init__(self, s: float) -> None:
-        if not 0 <= s < math.inf:
-            raise ValueError(f"s must be ≥ 0, got {s}")
-        self.s, self.rate = float(s), math.pi / 2 / (1 + s)
+        self.s = number("s", s, least=0)
+        self.rate = math.pi / 2 / (1 + self.s)
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         # cos a / cos b = 1 − (sin² ((a−b)/2) · 2 cos b + sin(a−b) sin b)/cos b keeps the digits near t = 0.
@@ -82,13 +81,17 @@ class Cosine(AlphaBar):
 class Nodes(AlphaBar):
     """log ᾱ through the nodes of a DDPM chain at t = i/T by monotone cubics: exact at the nodes, β continuous.
 
+    Where the last β is 1, `log ᾱ = y + (d + 2) u + 2 log(1 − u)` in the last cell, u the place in it, y and d value and slope
+    at its start: α falls to 0 at t = 1 as a straight line does, and log ᾱ is finite before.
+
     Reference:
         A Method for Constructing Local Monotone Piecewise Cubic Interpolants (Fritsch & Butland, 1984).
     """
 
     def __init__(self, chain: DDPMChain) -> None:
         y = np.concatenate(([0.0], chain.log_alpha_bar.numpy()))
-        rise = np.diff(y)  # by node, negative throughout
+        self.to_zero = bool(y[-1] == -math.inf)
+        rise = np.diff(y)  # by node, negative throughout; the last may be −∞
         inner = 2 / (1 / rise[1:] + 1 / rise[:-1])
         if len(rise) > 1:
             # Three-point ends, held to the range in which the cubic stays monotone and β > 0.
@@ -96,7 +99,13 @@ class Nodes(AlphaBar):
         else:
             ends = [rise[0], rise[0]]
         d = np.concatenate(([ends[0]], inner, [ends[1]]))
+        if self.to_zero:
+            last = (d[-2] + 2 if len(rise) > 1 else 0.0, 0.0, 0.0)
+            d[-1] = rise[-1] = 0.0
         cubic = (y[:-1], d[:-1], 3 * rise - 2 * d[:-1] - d[1:], d[:-1] + d[1:] - 2 * rise)
+        if self.to_zero:
+            for c, value in zip(cubic[1:], last, strict=True):
+                c[-1] = value
         self.T, self.y = chain.T, torch.from_numpy(y)
         self.nodes = torch.arange(self.T + 1, dtype=torch.float64) / self.T
         self.cubic = tuple(torch.from_numpy(c) for c in cubic)
@@ -109,11 +118,31 @@ class Nodes(AlphaBar):
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         u, y, b, c, d = self._cell(t)
-        return torch.where(u >= 1, y + (b + c + d), y + u * (b + u * (c + u * d)))
+        cubic = torch.where(u >= 1, y + (b + c + d), y + u * (b + u * (c + u * d)))
+        return cubic + 2 * self._line(t)[0].log() if self.to_zero else cubic
 
     def beta(self, t: Tensor) -> Tensor:
         u, _, b, c, d = self._cell(t)
-        return -self.T * (b + u * (2 * c + 3 * u * d))
+        rate = -self.T * (b + u * (2 * c + 3 * u * d))
+        if not self.to_zero:
+            return rate
+        line, slope = self._line(t)
+        return rate - 2 * slope / line
+
+    def alpha_slope(self, t: Tensor) -> Tensor:
+        if not self.to_zero:
+            return super().alpha_slope(t)
+        u, y, b, c, d = self._cell(t)
+        line, slope = self._line(t)
+        rate = self.T * (b + u * (2 * c + 3 * u * d))
+        return (rate / 2 * line + slope) * ((y + u * (b + u * (c + u * d))) / 2).exp()
+
+    def _line(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The factor of α that falls from 1 to 0 in the last cell, and its slope; 1 and 0 before."""
+        start = self.nodes[-2].to(t.device)
+        u, left = (t - start) * self.T, (1 - t) * self.T
+        line = torch.where(t > start, torch.where(u < 0.5, 1 - u, left), 1.0)
+        return line, torch.where(t >= start, -self.T, 0.0).to(t)
 
     def time(self, log_alpha_bar: Tensor) -> Tensor:
         right = torch.searchsorted(-self.y.to(log_alpha_bar.device), -log_alpha_bar.contiguous()).clamp(1, self.T)
@@ -135,8 +164,8 @@ class VPSDE(GaussianPath):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.schedule: AlphaBar = LinearBeta(beta_min, beta_max)
-        self._made_by = f"{type(self).__name__}(beta_min={beta_min}, beta_max={beta_max})"
+        self.schedule: AlphaBar = (made := LinearBeta(beta_min, beta_max))
+        self._made_by = f"{type(self).__name__}(beta_min={made.beta_min}, beta_max={made.beta_max})"
 
     @classmethod
     def cosine(cls, s: float = 0.008) -> VPSDE:
@@ -145,13 +174,14 @@ class VPSDE(GaussianPath):
         Reference:
             Nichol & Dhariwal (2021), Eq. 17; the chain with clipped β is `DDPMChain.cosine`.
         """
-        return cls._of(Cosine(s), f"{cls.__name__}.cosine(s={s})")
+        return cls._of(made := Cosine(s), f"{cls.__name__}.cosine(s={made.s})")
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> VPSDE:
         """The path through a DDPM chain: node i of T stands at t = i/T, where ᾱ is the chain's to the last digit.
 
-        Between the nodes log ᾱ is a monotone cubic, so β(t) is continuous and positive.
+        Between the nodes log ᾱ is a monotone cubic, so β(t) is continuous and positive. If the last β is 1, ᾱ(1) = 0: x0-, v-
+        and flow-networks start there, an ε-network must start below t = 1.
 
         Raises:
             ValueError: as for `DDPMChain`.
@@ -162,6 +192,15 @@ class VPSDE(GaussianPath):
         path = cls._of(Nodes(chain), f"{cls.__name__}.{made_by}")
         path.T = chain.T
         return path
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Sequence[float] | np.ndarray | Tensor) -> VPSDE:
+        """The path through a DDPM chain given by its ᾱ_1 … ᾱ_T, the last of which may be 0; as `from_betas`.
+
+        Raises:
+            ValueError, TypeError: as for `DDPMChain.from_alphas_cumprod`.
+        """
+        return cls.from_betas(DDPMChain.from_alphas_cumprod(alphas_cumprod).beta)
 
     @classmethod
     def _of(cls, schedule: AlphaBar, made_by: str) -> VPSDE:
@@ -175,12 +214,13 @@ class VPSDE(GaussianPath):
     def discretize(self, N: int) -> DDPMChain:
         """The DDPM chain of N steps with this path's ᾱ at t = i/N: `β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1})`, never β(t)/N.
 
+        Where ᾱ(1) = 0 its last β is 1.
+
         Raises:
-            ValueError: N < 1, or ᾱ = 0 at the end, where no β < 1 leads. TypeError: N is no whole number.
+            ValueError: N < 1. TypeError: N is no whole number.
         """
-        log_alpha_bar = 2 * self.log_alpha(torch.arange(whole("N", N) + 1, dtype=torch.float64) / N)
-        if log_alpha_bar[-1] == -math.inf:
-            raise ValueError(f"{self} has alpha=0 at t=1: no chain with β < 1 ends there; see DDPMChain.cosine")
+        N = whole("N", N)
+        log_alpha_bar = 2 * self.log_alpha(torch.arange(N + 1, dtype=torch.float64) / N)
         return DDPMChain(-torch.expm1(log_alpha_bar.diff()))
 
     @curve
@@ -260,10 +300,10 @@ class VESDE(GaussianPath):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
-        if not 0 < sigma_min < sigma_max < math.inf:
+        self.sigma_min, self.sigma_max = number("sigma_min", sigma_min, above=0), number("sigma_max", sigma_max, above=0)
+        if self.sigma_min >= self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-        self.rate = math.log(sigma_max / sigma_min)
+        self.rate = math.log(self.sigma_max / self.sigma_min)
 
     def __repr__(self) -> str:
         return f"VESDE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"

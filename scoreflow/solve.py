@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from scoreflow.auto import AUTO, choose
-from scoreflow.check import one_of, whole
+from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
-from scoreflow.grid import CHAIN_GRIDS, check_ends, check_times
+from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
@@ -90,6 +90,7 @@ def plan(
     Raises:
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
+    check_path(path)
     if sampler == AUTO:
         linear, times = choose(path, steps, nfe, grid, start, stop, denoise, **options)
         return linear.plan(path, times)
@@ -180,7 +181,8 @@ def solve(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
             "Give a start below it, or analytic=1.0 for the first step, or use an x0-, v- or flow-network"
         )
-    source, kept = _source(noise, seed, len(x_T), chosen)
+    drawn = chosen.stochastic_on(path) if rows is None else rows.noise_count > 0
+    source, kept = _source(noise, seed, len(x_T), chosen, drawn)
     if isinstance(source, Replay):
         source.fit(x_T, None if rows is None else rows.noise_count)
     return carry(
@@ -207,6 +209,7 @@ def carry(
     grad: bool = False,
 ) -> Solution:
     """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
+    flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
     run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
     run.memory = memory
     states: list[Tensor] = []
@@ -356,13 +359,13 @@ def per_call(model: ScoreModel) -> Callable[[float], int] | None:
 
 
 def _source(
-    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None
+    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None, drawn: bool = True
 ) -> tuple[Source, int | tuple[int, ...] | None]:
     """The noise source of a run, and the seed to remember."""
     if noise is None or isinstance(noise, str):
         if noise is not None:
             one_of("noise", noise, ("white", "brownian"))
-        if seed is None and noise is None and sampler is not None and not sampler.stochastic:
+        if seed is None and noise is None and not drawn:
             return White(0), None  # nothing is drawn, and torch's generator stays where it is
         kept = check_seed(seed, batch)
         along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)

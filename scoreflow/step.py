@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor
 
 from scoreflow.aliases import PLAIN, plain
-from scoreflow.check import number, suggestion
+from scoreflow.check import number, scalar, suggestion
 from scoreflow.grid import GRIDS, NAMES
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
@@ -93,8 +93,11 @@ class Sampler:
         """Whether it draws noise after the prior."""
         raise NotImplementedError
 
-    @property
-    def default_grid(self) -> str | None:
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        """Whether it does on this path."""
+        return self.stochastic
+
+    def default_grid(self, path: GaussianPath) -> str | None:
         """The grid of a run that names none; None for the chain's nodes, or uniform t where there is no chain."""
         return None
 
@@ -130,12 +133,14 @@ class Linear(Sampler):
 
     @property
     def stochastic(self) -> bool:
-        return any(step.noise_count for step in self.plan(VPSDE(), (0.6, 0.5)).steps)
+        return self.stochastic_on(VPSDE())
 
-    @property
-    def default_grid(self) -> str | None:
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        return self.plan(path, (0.6, 0.5)).noise_count > 0
+
+    def default_grid(self, path: GaussianPath) -> str | None:
         """`ode` for the deterministic ones of order 2 and above."""
-        return "ode" if self.order is not None and self.order >= 2 and not self.stochastic else None
+        return "ode" if self.order is not None and self.order >= 2 and not self.stochastic_on(path) else None
 
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""
@@ -302,7 +307,7 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
     for option in options:
         if option not in entry.options:
             raise TypeError(f"sampler {name!r} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
-    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **options}
+    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **{k: scalar(v) for k, v in options.items()}}
     if chosen["analytic"] is not None:
         # True stands for the variance 1 that data are scaled to.
         chosen["analytic"] = number("analytic", 1.0 if chosen["analytic"] is True else chosen["analytic"], least=0)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import gaussian_nll
+from scoreflow.check import flag
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
@@ -58,6 +59,7 @@ def step_log_prob(
             no Gaussians; states of another number. TypeError: what is given is no plan, or no states.
     """
     check_model(model)
+    flag("grad", grad)
     if isinstance(plan, Solution):
         plan, states = _of(plan, states)
     if not isinstance(plan, Plan):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import one_of, whole
+from scoreflow.check import is_whole, one_of, whole
 from scoreflow.conditions import rows
 from scoreflow.grid import check_times, grid, inner_ends
 from scoreflow.model import ScoreModel
@@ -80,7 +80,7 @@ def estimate_variance(
         raise TypeError("data must be a floating-point tensor of shape (N, ...), N ≥ 1")
     one_of("by", by, ("eps", "error"))
     path, size = model.path, whole("batch", batch)
-    if isinstance(times, int):
+    if isinstance(times, int) or is_whole(times):
         stop, start = inner_ends(path)
         levels = grid(path, whole("times", times, 2) - 1, "logsnr", start=start, stop=stop)
     else:

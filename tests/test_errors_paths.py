@@ -69,16 +69,16 @@ def test_steps_of_a_chain(method, t, error, match):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: sf.VPSDE(beta_min=-1), "0 < beta_min ≤ beta_max.*beta_min=-1"),
-        (lambda: sf.VPSDE(beta_min=0.0), "0 < beta_min ≤ beta_max.*beta_min=0.0"),
+        (lambda: sf.VPSDE(beta_min=-1), "beta_min must be a finite number > 0, got -1"),
+        (lambda: sf.VPSDE(beta_min=0.0), "beta_min must be a finite number > 0, got 0.0"),
         (lambda: sf.VPSDE(beta_min=20.0, beta_max=0.1), "0 < beta_min ≤ beta_max.*beta_max=0.1"),
-        (lambda: sf.VPSDE(beta_max=NAN), "0 < beta_min ≤ beta_max.*beta_max=nan"),
-        (lambda: sf.SubVPSDE(beta_max=INF), "0 < beta_min ≤ beta_max.*beta_max=inf"),
-        (lambda: sf.VPSDE.cosine(s=-0.1), "s must be ≥ 0.*-0.1"),
-        (lambda: sf.VPSDE.cosine(s=NAN), "s must be ≥ 0.*nan"),
+        (lambda: sf.VPSDE(beta_max=NAN), "beta_max must be a finite number > 0, got nan"),
+        (lambda: sf.SubVPSDE(beta_max=INF), "beta_max must be a finite number > 0, got inf"),
+        (lambda: sf.VPSDE.cosine(s=-0.1), "s must be a finite number ≥ 0, got -0.1"),
+        (lambda: sf.VPSDE.cosine(s=NAN), "s must be a finite number ≥ 0, got nan"),
         (lambda: sf.VESDE(sigma_min=2, sigma_max=1), "0 < sigma_min < sigma_max.*sigma_min=2.*sigma_max=1"),
-        (lambda: sf.VESDE(sigma_min=0.0), "0 < sigma_min < sigma_max.*sigma_min=0.0"),
-        (lambda: sf.VESDE(sigma_max=INF), "0 < sigma_min < sigma_max.*sigma_max=inf"),
+        (lambda: sf.VESDE(sigma_min=0.0), "sigma_min must be a finite number > 0, got 0.0"),
+        (lambda: sf.VESDE(sigma_max=INF), "sigma_max must be a finite number > 0, got inf"),
         (lambda: VP.discretize(0), "N must be a whole number ≥ 1.*0"),
         (lambda: VP.discretize(2.5), "N must be a whole number ≥ 1.*2.5"),
         (lambda: VP.discretize(True), "N must be a whole number ≥ 1.*True"),
@@ -95,6 +95,94 @@ def test_paths(make, match):
         make()
 
 
+@pytest.mark.parametrize("bad", ["a", 0.5j, None, {}, [[1]], torch.tensor(1j), 2.0, True], ids=repr)
+def test_what_is_no_step_of_a_chain(bad):
+    for method in CHAIN_METHODS:
+        with pytest.raises(TypeError, match=r"^t must be an int or an integer tensor of shape"):
+            method(sf.DDPMChain.linear(10), bad)
+
+
+@pytest.mark.parametrize("bad", ["a", 0.5j, [1], True, NAN, INF, {}], ids=repr)
+def test_what_is_no_state_or_share_of_a_chain(bad):
+    chain = sf.DDPMChain.linear(10)
+    with pytest.raises((TypeError, ValueError), match=r"^v must be a finite number, got"):
+        chain.variance("interpolated", 3, bad)
+    for method in (chain.posterior_mean, chain.mean_from_eps, chain.mean_by_substitution):
+        with pytest.raises(TypeError, match=r"^states must be floating-point, got"):
+            method(bad, X, 3)
+
+
+@pytest.mark.parametrize("bad", ["vp", None, 0.5, sf.VPSDE, X], ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize("sampler", ["ddim", "auto"])
+def test_what_is_no_path(sampler, bad):
+    for keywords in ({"steps": 3}, {"nfe": 3}, {"grid": [1.0, 0.5, 0.0]}):
+        with pytest.raises(TypeError, match=r"^path must be a GaussianPath such as VPSDE\(\), got"):
+            sf.plan(sampler, bad, **keywords)
+
+
+class Numberlike:
+    """What converts to no number."""
+
+    def __repr__(self):
+        return "Numberlike()"
+
+
+CONSTRUCTORS = {
+    "VPSDE beta_min": (lambda v: sf.VPSDE(beta_min=v), "beta_min"),
+    "VPSDE beta_max": (lambda v: sf.VPSDE(beta_max=v), "beta_max"),
+    "SubVPSDE beta_max": (lambda v: sf.SubVPSDE(beta_max=v), "beta_max"),
+    "VPSDE.cosine s": (sf.VPSDE.cosine, "s"),
+    "VESDE sigma_min": (lambda v: sf.VESDE(sigma_min=v), "sigma_min"),
+    "VESDE sigma_max": (lambda v: sf.VESDE(sigma_max=v), "sigma_max"),
+    **{f"{kind} {name}": (lambda v, kind=kind, name=name: getattr(sf.DDPMChain, kind)(**{name: v}), name)
+       for kind in ("linear", "scaled_linear") for name in ("beta_min", "beta_max")},
+    "cosine beta_max": (lambda v: sf.DDPMChain.cosine(beta_max=v), "beta_max"),
+    "cosine s": (lambda v: sf.DDPMChain.cosine(s=v), "s"),
+    "karras rho": (lambda v: sf.grid(VP, 5, "karras", rho=v), "rho"),
+    "logsnr t_min": (lambda v: sf.grid(VP, 5, "logsnr", t_min=v), "t_min"),
+    "polyexponential t_min": (lambda v: sf.grid(VP, 5, "polyexponential", t_min=v), "t_min"),
+    "beta a": (lambda v: sf.grid(VP, 5, "beta", a=v), "a"),
+    "rectified shift": (lambda v: sf.grid(VP, 5, "rectified", shift=v), "shift"),
+    "ode power": (lambda v: sf.grid(VP, 5, "ode", power=v), "power"),
+    "ays nodes": (lambda v: sf.grid(VP, 5, "ays", nodes=[14.0, v, 0.1]), "nodes"),
+    "bridge eta": (lambda v: VP.bridge(0.5, 0.4, v), "eta"),
+}  # fmt: skip
+
+
+WORDS = ["a", b"1", True, np.True_, torch.tensor(True), [1], (0.5,), {}, Numberlike(), torch.ones(2)]
+
+
+@pytest.mark.parametrize(
+    "bad", [*WORDS, 0.5j, np.complex64(1), torch.tensor(1j), NAN, INF, -0.5], ids=lambda bad: repr(bad)[:30]
+)
+@pytest.mark.parametrize(("make", "name"), CONSTRUCTORS.values(), ids=CONSTRUCTORS)
+def test_what_is_no_number(make, name, bad):
+    """Text, lists, booleans, complex numbers, NaN, infinity and negative numbers, by the name of the argument."""
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} must (be a finite number|lie between 0)"):
+        make(bad)
+
+
+@pytest.mark.parametrize(
+    "T", ["a", 2.5, True, np.float64(3), [3], None, 0, torch.tensor(2.0), torch.tensor(True), torch.ones(2)], ids=repr
+)
+@pytest.mark.parametrize("kind", ["linear", "scaled_linear", "cosine"])
+def test_steps_of_a_named_chain(kind, T):
+    with pytest.raises((TypeError, ValueError), match=r"^T must be a whole number ≥ 1"):
+        getattr(sf.DDPMChain, kind)(T)
+
+
+@pytest.mark.parametrize("ten", [np.int64(10), np.uint8(10), torch.tensor(10), np.array(10)], ids=repr)
+def test_counts_and_numbers_of_other_libraries(ten):
+    """NumPy's and torch's numbers are numbers."""
+    assert torch.equal(sf.DDPMChain.linear(ten).beta, sf.DDPMChain.linear(10).beta)
+    assert torch.equal(VP.discretize(ten).beta, VP.discretize(10).beta)
+    assert sf.grid(VP, ten, "logsnr") == sf.grid(VP, 10, "logsnr")
+    half = ten / 20
+    assert sf.grid(VP, 5, "karras", start=half, rho=half) == sf.grid(VP, 5, "karras", start=0.5, rho=0.5)
+    assert repr(sf.VPSDE(half, ten)) == repr(sf.VPSDE(0.5, 10.0)) and repr(sf.VESDE(half, ten)) == repr(sf.VESDE(0.5, 10.0))
+    assert repr(sf.VPSDE.cosine(half)) == repr(sf.VPSDE.cosine(0.5))
+
+
 # -- grids --------------------------------------------------------------------------------------------------------------
 
 
@@ -105,9 +193,14 @@ def test_paths(make, match):
         (lambda: sf.grid(VP, 5, "uniform", rho=3), (ValueError, TypeError), "'uniform'.*'rho'.*none"),
         (lambda: sf.grid(VP, 5, "karras", rho=0), ValueError, "rho must be a finite number > 0.*0"),
         (lambda: sf.grid(VP, 5, "karras", rho=NAN), ValueError, "rho must be a finite number > 0.*nan"),
+        (lambda: sf.grid(VP, 5, "ode", exact="no"), TypeError, "exact must be True or False, got 'no'"),
+        (lambda: sf.grid(VP, 5, "ays", nodes=None), TypeError, "nodes must be a finite number > 0, got None"),
+        (lambda: sf.interpolate(X, X, []), ValueError, r"weights must be a number, numbers, or how many, got \[\]"),
+        (lambda: sf.interpolate(X, X, ["a"]), TypeError, "weights must be a finite number, got 'a'"),
+        (lambda: sf.interpolate(X, X, True), TypeError, "weights must be a finite number, got True"),
         (lambda: sf.grid(VP, 5, "logsnr", t_min=2.0), ValueError, "t_min must lie between 0 and start.*2.0"),
         (lambda: sf.grid(VP, 5, "logsnr", t_min=0.0), ValueError, "t_min must lie between 0 and start.*0.0"),
-        (lambda: sf.grid(VP, 5, "logsnr", t_min=NAN), ValueError, "t_min must lie between 0 and start.*nan"),
+        (lambda: sf.grid(VP, 5, "logsnr", t_min=NAN), ValueError, "t_min must be a finite number, got nan"),
         (lambda: sf.grid(COSINE, 5, "logsnr"), ValueError, "'logsnr'.*alpha=0.*start"),
         (lambda: sf.grid(FLOW, 5, "karras"), ValueError, "'karras'.*alpha=0.*start"),
         (lambda: sf.grid(VP, 0), ValueError, "steps.*≥ 1.*0"),

@@ -237,12 +237,11 @@ def test_every_size_has_distinct_nodes(name):
         assert labels[-1] == -1  # the data
         if name == "trailing":
             assert labels[0] == 999
-            assert all(abs(i - 1000 * (k - j) / k + 1) <= 0.5 for j, i in enumerate(labels))
+            assert labels[:-1] == (np.round(np.arange(1000, 0, -1000 / k))[:k] - 1).tolist()
         elif name == "leading":
             assert labels[:-1] == [j * (1000 // k) for j in range(k)][::-1]
         elif k > 1:
-            assert (labels[0], labels[-2]) == (999, 0)
-            assert all(abs(i - 999 * (k - 1 - j) / (k - 1)) <= 0.5 for j, i in enumerate(labels[:-1]))
+            assert labels[:-1] == np.linspace(0, 999, k).round()[::-1].tolist()
 
 
 def test_spacings_of_the_papers():

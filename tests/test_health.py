@@ -39,7 +39,8 @@ def by_runs(plan, path, v):
 def test_health_is_what_runs_show(case):
     """The run is linear, so unit vectors tell all, to 1e-9."""
     path = PATHS["vp"]
-    plan = sf.plan(linear(case), path, nfe=9, grid="logsnr")
+    budget = {"steps": 4} if case.startswith("restart") else {"nfe": 9}  # its loops take more
+    plan = sf.plan(linear(case), path, grid="logsnr", **budget)
     health = plan.check()
     (std, wide), (tight, narrow) = (by_runs(plan, path, v) for v in (1.0, 0.01))
     assert (health.std, health.std_tight) == pytest.approx((std, tight), rel=1e-9)
@@ -80,12 +81,12 @@ def test_a_plan_from_json_is_told_its_path():
         plan.check(sf.Flow())
 
 
-@pytest.mark.parametrize("name", ["restart", "sra", "edm", "pndm", "dpm-solver-3", "reverse-sde"])
+@pytest.mark.parametrize("name", ["sra", "edm", "pndm", "dpm-solver-3", "reverse-sde"])
 @pytest.mark.parametrize("nfe", [5, 8])
 def test_what_is_not_sensible_is_said(name, nfe):
-    """At few evaluations on logsnr these put out values far from the data's, whatever the network."""
-    health = sf.plan(name, sf.VPSDE(), nfe=nfe, grid="logsnr").check()
-    assert health.warnings and "; not sensible: " in str(health)
+    """At few evaluations on logsnr these put out values far from the data's, whatever the network; one step of restart too."""
+    for plan in (sf.plan(name, sf.VPSDE(), nfe=nfe, grid="logsnr"), sf.plan("restart", sf.VPSDE(), nfe=19)):
+        assert plan.check().warnings and "; not sensible: " in str(plan.check())
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm-solver++", "unipc", "sde-dpm-solver++", "sa-solver", "er-sde", "ipndm"])

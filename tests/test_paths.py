@@ -185,3 +185,80 @@ def test_a_path_of_two_curves(t, s):
     s = min(s, 0.9 * t)
     row = path.bridge(t, s, 1.0)
     assert row.x * float(path.alpha(t)) + row.m[0] == pytest.approx(float(path.alpha(s)), rel=1e-12)
+
+
+RESCALED = sf.VPSDE.from_betas(sf.DDPMChain.linear().zero_terminal_snr().beta)
+
+
+@pytest.mark.parametrize("path", [*PATHS.values(), RESCALED, Laplace()], ids=[*PATHS, "rescaled", "laplace"])
+def test_time_has_a_gradient(path):
+    """dt/dλ = 1/λ'(t), also by differences of `time` itself; 0 beyond the ends, where t is held, as on closed forms."""
+    t = (torch.arange(40, dtype=torch.float64) + 0.631) / 41
+    lam = path.lam(t).clone().requires_grad_()
+    (slope,) = torch.autograd.grad(path.time(lam).sum(), lam)
+    torch.testing.assert_close(slope, 1 / path.lam_slope(t), rtol=1e-9, atol=0)
+    h = 1e-5
+    differences = (path.time(lam.detach() + h) - path.time(lam.detach() - h)) / (2 * h)
+    torch.testing.assert_close(slope, differences, rtol=1e-3 if path.T else 1e-6, atol=1e-10)
+    ends = torch.tensor(
+        [math.inf, 300.0, -300.0 if float(path.alpha(1.0)) > 0 else 300.0], dtype=torch.float64
+    ).requires_grad_()
+    (slope,) = torch.autograd.grad(path.time(ends).sum(), ends)
+    assert slope.abs().max() < 1e-12
+
+
+def test_time_has_the_gradient_of_a_closed_form():
+    """The linear β by bisection, against its own closed form; of a parameter of the path too."""
+    lam = torch.linspace(-3, 5, 17, dtype=torch.float64).requires_grad_()
+    (closed,) = torch.autograd.grad(sf.VPSDE().time(lam).sum(), lam)
+    (bisected,) = torch.autograd.grad(sf.GaussianPath.time(sf.VPSDE(), lam).sum(), lam)
+    torch.testing.assert_close(bisected, closed, rtol=1e-10, atol=0)
+
+    class Power(Laplace):
+        rate = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+
+        def log_alpha(self, t):
+            return self.rate * t**1.5
+
+    path = Power()
+    (slope,) = torch.autograd.grad(path.time(torch.tensor(0.1, dtype=torch.float64)), path.rate)
+    t = sf.GaussianPath.time(Laplace(), 0.1)
+    assert float(slope) == pytest.approx(-(t**1.5) / float(Laplace().lam_slope(t)), rel=1e-9)
+
+
+@pytest.mark.parametrize("path", [*PATHS.values(), RESCALED], ids=[*PATHS, "rescaled"])
+@pytest.mark.parametrize("v", [0.0, 0.01, 0.6, 1.0, 4.0])
+def test_the_exact_predictions_of_gaussian_data(path, v):
+    """On N(0, v I), of variance `V = α² v + σ²` at t: `x̂_0 = α v x/V`, `ε̂ = σ x/V`, the score −x/V, `v = α ε̂ − σ x̂_0`, the
+    flow `α' x̂_0 + σ' ε̂`; as numbers, as tensors, and where α = 0."""
+    for t in (0.05, 0.4, 0.93, 1.0):
+        a, s = path.alpha(t), path.sigma(t)
+        total = a**2 * v + s**2
+        x_0, eps = a * v / total, s / total
+        want = {"x0": x_0, "eps": eps, "score": -1 / total, "v": a * eps - s * x_0,
+                "flow": path.alpha_slope(t) * x_0 + path.sigma_slope(t) * eps}  # fmt: skip
+        for prediction, value in want.items():
+            if prediction == "flow" and not math.isfinite(value):
+                continue
+            assert path.gaussian(t, prediction, v) == pytest.approx(value, rel=1e-9, abs=1e-11), (t, prediction)
+            batch = path.gaussian(torch.tensor([t, t], dtype=torch.float64), prediction, v)
+            torch.testing.assert_close(batch, torch.full((2,), value, dtype=torch.float64), rtol=1e-9, atol=1e-11)
+        assert path.posterior_variance(t, v) == pytest.approx(v * (1 - a * x_0), rel=1e-7, abs=1e-12)
+
+
+CURVES = ("alpha", "sigma", "log_alpha", "log_sigma", "lam", "kappa", "f", "g2", "alpha_slope", "sigma_slope", "lam_slope")
+
+
+@EVERY
+@pytest.mark.parametrize("name", CURVES)
+def test_numbers_outside_are_refused(path, name):
+    """The ends are times, what lies beyond is none; a tensor is not looked at, and not moved to the ends."""
+    curve = getattr(path, name)
+    for t in (-1e-9, 1 + 1e-9, -3.0, 7.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"^t must lie between 0 \(data\) and 1 \(prior\), got "):
+            curve(t)
+    for t in (0.0, 1.0):
+        curve(t)
+    if name == "log_alpha" and isinstance(path, sf.VPSDE | sf.SubVPSDE) and path.T is None and path.alpha(1.0) > 0:
+        beyond = torch.tensor([-0.1, 1.1], dtype=torch.float64)
+        torch.testing.assert_close(curve(beyond), -beyond * (0.05 + beyond / 4 * 19.9), rtol=1e-12, atol=0)

@@ -57,6 +57,19 @@ def gap(x, grid, name, **keywords):
     return float((sf.solve(MODEL, X_T, name, grid=grid, **keywords).x - x).abs().max())
 
 
+@pytest.mark.parametrize("name", ["trailing", "leading", "linspace"])
+def test_labels_of_every_size(name):
+    """Their labels, rounding included, but where they give a label of −1; one linspace step begins at the data there."""
+    peer, odd = scheduler("DDIMScheduler", timestep_spacing=name), []
+    for steps in range(1, 301):
+        peer.set_timesteps(steps)
+        ours = [round(t * T) - 1 for t in sf.grid(PATH, steps, name)[:-1]]
+        if peer.timesteps.tolist() != ours:
+            assert peer.timesteps.tolist() == ([*ours, -1] if name == "trailing" else [0])
+            odd.append(steps)
+    assert len(odd) == {"trailing": 12, "leading": 0, "linspace": 1}[name]
+
+
 def replay(monkeypatch, module, noise):
     """Let a scheduler that draws by itself draw these."""
     given = iter(noise)

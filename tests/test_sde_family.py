@@ -1,6 +1,7 @@
 """SEEDS, DPM-Solver++ SDE and 2S-ancestral, ER-SDE, churn, Restart, Analytic-DPM: against published formulas and laws."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -245,6 +246,61 @@ def test_restart_contracts():
     assert PATH.kappa(up[0].t) <= 0.1
     assert PATH.kappa(up[0].s) == pytest.approx(2.0, rel=1e-9)
     assert analysis.law(loops, PATH, GAUSSIAN).w2 < 0.7 * analysis.law(alone, PATH, GAUSSIAN).w2
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_budget_of_restart_pays_for_its_loops(path):
+    """Two evaluations a step, the loops at κ = t_min where the grid steps over it, one to x̂_0; less is refused by name."""
+    path = PATHS[path]
+    for nfe in (19, 22, 31, 100):
+        plan = sf.plan("restart", path, nfe=nfe, start=0.95)
+        assert (plan.nfe, plan.noise_count) == (nfe - (nfe + 1) % 2, 2)
+        up = [step for step in plan.steps if step.s > step.t]
+        assert path.kappa(up[0].t) <= 0.1 * (1 + 1e-9)
+        assert nfe > 19 or path.kappa(up[0].t) == pytest.approx(0.1, rel=1e-9)
+    with pytest.raises(ValueError, match=r"nfe=18 is less than the 19 evaluations of one step of restart"):
+        sf.plan("restart", path, nfe=18, start=0.95)
+
+
+# -- variances of the ancestral step -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("v", [0.0, 0.2, 0.7, 1.0])
+@pytest.mark.parametrize("T", [4, 1000])
+def test_interpolated_variance_between_its_ends(v, T):
+    """On a chain the row's z² is `β_t^v β̃_t^{1−v}`, as the chain has it, whether v is an option or the network's word."""
+    chain = sf.DDPMChain.linear(T, 0.02, 0.3) if T == 4 else sf.DDPMChain.linear()
+    path = sf.VPSDE.from_betas(chain.beta)
+    plan = sf.plan("ddpm", path, T, variance="interpolated", v=v)
+
+    def net(x, t):
+        return torch.cat([0 * x, torch.full_like(x, 2 * v - 1)], dim=1)
+
+    x, ones = torch.zeros(2, 3, dtype=torch.float64), torch.ones(1, 2, 3, dtype=torch.float64)
+    for t in range(2, T + 1, max(1, T // 7)):
+        beta, tilde = float(chain.beta[t - 1]), float(chain.posterior_variance[t - 1])
+        z = plan.steps[T - t].stages[0].row.z
+        assert z**2 == pytest.approx(beta**v * tilde ** (1 - v), rel=1e-9)
+        assert z**2 == pytest.approx(float(chain.variance("interpolated", t, v)), rel=1e-9)
+        model = sf.ScoreModel(net, path, "x0")
+        step = sf.solve(model, x, "ddpm", variance="interpolated", grid=[t / T, (t - 1) / T], noise=ones)
+        torch.testing.assert_close(step.x, z * ones[0], rtol=1e-6, atol=0)
+
+
+def test_bounds_of_the_variances():
+    """v of ddpm is a share, v of analytic-dpm a variance: 0 is allowed for both, and no less."""
+    for wrong in (-1e-6, 1 + 1e-6):
+        with pytest.raises(ValueError, match=r"v must be a finite number ≥ 0 and ≤ 1, got "):
+            sf.get_sampler("ddpm", variance="interpolated", v=wrong)
+    with pytest.raises(ValueError, match=r"v must be a finite number ≥ 0, got -1e-06"):
+        sf.get_sampler("analytic-dpm", v=-1e-6)
+    # Data of variance 0 leave nothing unknown of x_0: the step is DDIM's, with its noise.
+    for eta in (0.0, 0.5, 1.0):
+        assert sf.plan("analytic-dpm", PATH, 5, v=0, eta=eta).steps == sf.plan("ddim", PATH, 5, eta=eta).steps
+    rows = [step.stages[0].row for step in sf.plan("analytic-dpm", PATH, 5, v=0.3, eta=0.5).steps]
+    for (t, s), row in zip(pairwise(sf.grid(PATH, 5)), rows, strict=True):
+        left, quiet = 0.3 * PATH.sigma(t) ** 2 / (0.3 * PATH.alpha(t) ** 2 + PATH.sigma(t) ** 2), PATH.bridge(t, s, 0.5)
+        assert row.z**2 == pytest.approx((quiet.z**2 + quiet.m[0] ** 2 * left) if s else 0.0, rel=1e-12)
 
 
 # -- Analytic-DPM --------------------------------------------------------------------------------------------------------

@@ -128,7 +128,15 @@ def analytic_dpm(eta: float = 1.0, levels: Levels | None = None, v: float = 1.0)
     number("v", v, least=0)
     if levels is not None and not isinstance(levels, Levels):
         raise TypeError(f"levels must be what estimate_variance gives, got {type(levels).__name__}")
-    return Linear(rows=analytic_dpm_row, order=1, cites=("bao2022analytic",), lands=True, marginal=False)
+    return AnalyticDPM(rows=analytic_dpm_row, order=1, cites=("bao2022analytic",), lands=True, marginal=False)
+
+
+@dataclass(frozen=True, repr=False)
+class AnalyticDPM(Linear):
+    """Its levels are known on one path only, so that whether it draws noise is read off its options."""
+
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        return bool(self.options["eta"] > 0 or self.options["levels"] is not None or self.options["v"] > 0)
 
 
 def analytic_dpm_row(

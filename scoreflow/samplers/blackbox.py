@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoreflow.check import number, one_of, whole
+from scoreflow.check import flag, number, one_of, whole
 from scoreflow.noise import BrownianDraws, Draws, stream_key
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
@@ -98,7 +98,7 @@ def torchsde(
         Song et al. (2021), Eq. 6; torchsde: Scalable Gradients for SDEs (Li et al., 2020).
     """
     one_of("method", method, TORCHSDE)
-    number("eta", eta, above=0)
+    number("eta", eta, above=0), flag("adaptive", adaptive)
     return TorchSDE(
         order=None if adaptive else 1, cites=("song2021sde", "li2020torchsde"), brownian=True,
         default_steps=None if adaptive else 250,

@@ -18,6 +18,7 @@ from scoreflow.auto import AUTO
 from scoreflow.check import flag, listed, number, whole
 from scoreflow.grid import check_ends
 from scoreflow.model import ScoreModel
+from scoreflow.path import GaussianPath
 from scoreflow.solve import check_conditions
 from scoreflow.step import Linear, Sampler
 from scoreflow.studies import draw, report
@@ -137,7 +138,8 @@ def study(
     wrong += what.lacks(chosen)
     if any("data" in m.needs for m in chosen) and "data" in what.has():
         _said(wrong, lambda: what.block(n, 0))
-    wrong += [f"no metric asked for applies to {spec.label}" for spec in found if chosen and not _apply(chosen, spec)]
+    lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what.model.path)]
+    wrong += [f"no metric asked for applies to {label}" for label in lost]
     if wrong:
         raise ValueError("; ".join(dict.fromkeys(wrong)))
     assert exact is not None
@@ -227,10 +229,10 @@ def _blocks(seeds: int | Sequence[int]) -> list[int]:
     return found
 
 
-def _apply(metrics: list[Metric], spec: Spec) -> list[Metric]:
+def _apply(metrics: list[Metric], spec: Spec, path: GaussianPath) -> list[Metric]:
     """The metrics that this sampler can be measured by."""
     sampler = spec.made()
-    noisy = isinstance(sampler, Sampler) and sampler.stochastic
+    noisy = isinstance(sampler, Sampler) and sampler.stochastic_on(path)
     rows = isinstance(sampler, Linear) or sampler == AUTO
     can = {"deterministic": not noisy, "finest": noisy and bool(spec.budget), "rows": rows}
     return [metric for metric in metrics if all(can.get(need, True) for need in metric.needs)]
@@ -259,7 +261,7 @@ def _jobs(
     second = []
     for seed in blocks:
         for spec in found:
-            wanted, others = _apply(metrics, spec), dict[str, str]()
+            wanted, others = _apply(metrics, spec, what.model.path), dict[str, str]()
             if any("reference" in m.needs for m in wanted):
                 others["reference"] = references[seed].key
             if any("finest" in m.needs for m in wanted):

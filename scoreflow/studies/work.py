@@ -133,7 +133,7 @@ def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     like = torch.empty(job.n, *subject.shape, dtype=subject.precision, device=subject.model.device)
     x_T = White(job.seed).draws("prior")(like) * subject.model.path.prior_std(subject.start)
     keywords: dict[str, Any] = {**spec.budget, **subject.conditioned(job.n, job.seed)}
-    if isinstance(sampler, Sampler) and sampler.stochastic:
+    if isinstance(sampler, Sampler) and sampler.stochastic_on(subject.model.path):
         keywords["noise"] = "brownian"
     begun = time.perf_counter()
     sol = solve(

@@ -166,8 +166,10 @@ class Objective:
         on_x_0, on_eps = path.basis(model.prediction, t)
         target = per_sample(on_x_0, x_0) * x_0 + per_sample(on_eps, x_0) * draw.eps
         error = flat(output - target).square().mean(1)
-        b = path.convert("eps", model.prediction, t)[1]
-        weight = get_weighting(self.weighting, **self.weighting_options)(path, t)
+        # Where α = 0, b and weights are infinite, and their ratio has a limit.
+        inside = torch.where(path.alpha(t) > 0, t, t - 1e-9)
+        b = path.convert("eps", model.prediction, inside)[1]
+        weight = get_weighting(self.weighting, **self.weighting_options)(path, inside)
         each = error * (weight / b**2).to(error)
         if self.vlb:
             if word is None:

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scoreflow import checkpoint
+from scoreflow.check import flag
 from scoreflow.data import read
 from scoreflow.model import ScoreModel, say, unwrapped
 from scoreflow.noise import stream_key
@@ -85,6 +86,7 @@ def train(
     """
     if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
         raise TypeError("model must be a ScoreModel of a torch module")
+    flag("progress", progress)
     objective, recipe = Objective() if objective is None else objective, Recipe() if recipe is None else recipe
     for name, value, kind in (("objective", objective, Objective), ("recipe", recipe, Recipe)):
         if not isinstance(value, kind):
