@@ -3,6 +3,7 @@
     python benchmarks/auto.py table      # the fit: samplers and grids on the problems that the table was made on
     python benchmarks/auto.py regret     # the tables of docs/auto.md, on problems that were left out
     python benchmarks/auto.py guided     # the same with classifier-free guidance
+    python benchmarks/auto.py grids      # grids for named samplers
     python benchmarks/auto.py picture    # error against budget on all networks, docs/auto.png
 
 The error of a run is its distance to the model's own probability-flow ODE from the same noise, RMS over the entries of a
@@ -228,6 +229,35 @@ def regret(console, groups, budgets):
             console.print(table)
 
 
+# -- the default grid ----------------------------------------------------------------------------------------------------
+
+
+def default_grids(console, budgets=(6, 10, 20, 50)):
+    """Print, for each grid, its error over that of the best grid for a sampler, budget and problem."""
+    members = [Oracles(TUNING, "linear", 16), *(Network(name) for name in networks.NETWORKS if "perceptron, " in name)]
+    members = [p for p in members if p.path.alpha(1.0) > 0 and p.model.dtype is not torch.bfloat16]
+    named = [name for name in GRIDS if name not in ("trailing", "leading", "linspace", "ays")]
+    rules = {name: name for name in named}
+    rules |= {f"ode({p}, {c})": partial(ode, power=p, shift=c) for p in (0.5, 0.6, 0.7) for c in (1.0, 2.0, 3.0)}
+    samplers = [name for name in SAMPLERS if sf.get_sampler(name).default_grid(PATHS["linear"]) == "ode"]
+    behind = {name: [] for name in rules}
+    for nfe in budgets:
+        for name in samplers:
+            for problem in members:
+                errors = {}
+                for grid, rule in rules.items():
+                    try:
+                        errors[grid] = mean(run(problem, sf.plan(name, problem.path, nfe=nfe, grid=rule)))
+                    except ValueError:  # a budget under one step
+                        continue
+                for grid, error in errors.items():
+                    behind[grid].append(error / min(errors.values()))
+    out = Table("grid", "error over the best grid's", box=box.MARKDOWN, title=f"{', '.join(samplers)}; {len(members)} problems")
+    for grid in sorted(behind, key=lambda g: mean(behind[g])):
+        out.add_row(grid, f"{mean(behind[grid]):.2f}")
+    console.print(out)
+
+
 def picture(file, budgets):
     """Error against budget on all networks, auto beside DPM++2M on logsnr."""
     import matplotlib.pyplot as plt
@@ -255,7 +285,7 @@ def picture(file, budgets):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "regret", "guided", "guided-table", "picture"))
+    parser.add_argument("what", choices=("table", "regret", "guided", "guided-table", "grids", "picture"))
     parser.add_argument("--nfe", type=lambda text: [int(n) for n in text.split(",")], default=list(NFE))
     parser.add_argument("--only", choices=("oracles", "networks"))
     parser.add_argument("--out", type=Path, default=Path("docs/auto.png"))
@@ -263,6 +293,8 @@ if __name__ == "__main__":
     wide = Console(width=240)
     if arguments.what == "picture":
         picture(arguments.out, arguments.nfe)
+    elif arguments.what == "grids":
+        default_grids(wide)
     else:
         found = (guided if "guided" in arguments.what else problems)("table" not in arguments.what)
         found = {k: v for k, v in found.items() if arguments.only in (None, k)}
