@@ -6,6 +6,7 @@ t = 0, space n − 1 steps down to `t_min` and then step to 0; the step to σ = 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from scoreflow import check
 from scoreflow.aliases import GRID_ALIASES, plain
-from scoreflow.path import GaussianPath
+from scoreflow.path import GaussianPath, _once
 
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
@@ -28,13 +29,26 @@ CHAIN_GRIDS = ("trailing", "leading", "linspace")
 
 
 def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
-    """Register a rule `(path, steps, start, stop, **options) → float64 times (steps + 1,)` by name."""
+    """Register a rule `(path, steps, start, stop, **options) → float64 times (steps + 1,)` by name.
+
+    Times that were laid are kept with the path: a budget tries several counts, and runs ask for the same again and again.
+    """
 
     def register(rule: GridRule) -> GridRule:
         if name in GRIDS:
             raise ValueError(f"the grid name {name!r} is taken")
-        GRIDS[name] = rule
-        return rule
+
+        @functools.wraps(rule)
+        def kept(path: GaussianPath, steps: int, start: float, stop: float, *values: Any, **options: Any) -> Tensor:
+            key = (rule, steps, start, stop, values, *sorted(options.items()))
+            try:
+                hash(key)
+            except TypeError:  # an option that is a list
+                return rule(path, steps, start, stop, *values, **options)
+            return _once(path, key, lambda: rule(path, steps, start, stop, *values, **options)).clone()
+
+        GRIDS[name] = kept
+        return kept
 
     return register
 

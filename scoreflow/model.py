@@ -73,6 +73,9 @@ class ScoreModel:
         self.nfe = 0
         self._labels: dict[Any, Tensor] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: {} if name == "_labels" else value for name, value in vars(self).items()}
+
     def __repr__(self) -> str:
         return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
 
@@ -202,7 +205,7 @@ class ScoreModel:
         if isinstance(t, Tensor):
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
             return self._label(self._times(x, t), x, slack)
-        key = (t, x.device, x.dtype, self.dtype, self.time)
+        key = (t, x.device, x.dtype, self.dtype, self.time, id(self.path), self.path.stamp)
         if (known := self._labels.get(key)) is None:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoreflow import check
 from scoreflow.row import Row
@@ -38,18 +38,46 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
     return method
 
 
-def _once(path: object, key: tuple[Any, ...], make: Callable[[], V]) -> V:
-    """What `make` gives, kept with the path: runs ask for the same numbers again and again."""
-    known: dict[tuple[Any, ...], V] = path.__dict__.setdefault("_known", {})
-    value = known.get(key)
-    if value is None:
-        if len(known) > 100_000:
-            known.clear()
-        value = known[key] = make()
+class Parameters:
+    """What has parameters that numbers are remembered for: it counts their changes, and leaves what it remembers behind when it
+    is copied or pickled."""
+
+    _changes = 0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_"):
+            self.__dict__["_changes"] = self._changes + 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_known"}
+
+    @property
+    def stamp(self) -> int:
+        """A number that grows with every change of a parameter, its own or a part's; of tensors, with changes in place."""
+        return self._changes + sum(map(_stamp, vars(self).values()))
+
+
+def _stamp(value: Any) -> int:
+    if isinstance(value, Parameters):
+        return value.stamp
+    if isinstance(value, nn.Module):
+        return sum(p._version for p in (*value.parameters(), *value.buffers()))
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+
+def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
+    """What `make` gives, kept with the path while its parameters stay: runs ask for the same numbers again and again."""
+    stamp = path.stamp
+    held: tuple[int, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
+    if held is None or held[0] != stamp or len(held[1]) > 100_000:
+        held = path.__dict__["_known"] = (stamp, {})
+    if (value := held[1].get(key)) is None:
+        value = held[1][key] = make()
     return value
 
 
-class GaussianPath:
+class GaussianPath(Parameters):
     """`x_t = α_t x_0 + σ_t ε`. Subclasses give `log_alpha` and `log_sigma`; all else is derived.
 
     Every method takes times in [0, 1], a float or a tensor of shape (B,), and answers with a float or a tensor of that

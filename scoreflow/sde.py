@@ -12,10 +12,10 @@ from torch import Tensor
 
 from scoreflow.chain import DDPMChain
 from scoreflow.check import number, whole
-from scoreflow.path import GaussianPath, _bisect, curve
+from scoreflow.path import GaussianPath, Parameters, _bisect, curve
 
 
-class AlphaBar:
+class AlphaBar(Parameters):
     """A noise schedule: log ᾱ, falling from 0, its rate and its inverse; on float64 tensors."""
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Linear(Sampler):
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""
         try:
-            return _laid(self, path, times)
+            return _laid(self, path, times, path.stamp)
         except TypeError:  # an option that has no hash
             return self._lay_all(path, times)
 
@@ -209,7 +209,7 @@ class Linear(Sampler):
 
 
 @functools.lru_cache(maxsize=32)
-def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...]) -> Plan:
+def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...], stamp: int) -> Plan:
     return sampler._lay_all(path, times)
 
 
