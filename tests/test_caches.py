@@ -8,7 +8,7 @@ import torch
 from problems import PATHS, states
 
 import scoreflow as sf
-from scoreflow import grid
+from scoreflow.grid import rectified
 from scoreflow.path import curve
 
 X = states(2, 2)
@@ -88,10 +88,10 @@ def test_a_used_model_is_no_larger(copied):
 @pytest.mark.parametrize("path", ["vp", "chain", "cosine"])
 def test_a_warm_call_inverts_nothing(path, sampler, monkeypatch):
     """Grids and plans are kept: the second call with the same budget looks for no time by its λ."""
-    model = sf.ScoreModel(lambda x, t: 0.1 * x, PATHS[path], "x0")
+    model = sf.ScoreModel(lambda x, t: 0.1 * x, copy.deepcopy(PATHS[path]), "x0")
     first, asked = sf.solve(model, X, sampler, nfe=10).x, []
-    of = type(PATHS[path]).time
-    monkeypatch.setattr(type(PATHS[path]), "time", lambda self, lam: asked.append(lam) or of(self, lam))
+    of = type(model.path).time
+    monkeypatch.setattr(type(model.path), "time", lambda self, lam: asked.append(lam) or of(self, lam))
     assert torch.equal(sf.solve(model, X, sampler, nfe=10).x, first)
     assert not asked
     sf.solve(model, X, "dpm-solver++", steps=57)  # a new grid does look
@@ -100,5 +100,5 @@ def test_a_warm_call_inverts_nothing(path, sampler, monkeypatch):
 
 def test_kept_times_are_the_callers_own():
     path = sf.VPSDE()
-    grid.rectified(path, 5, 1.0, 0.0)[0] = 7.0
-    assert grid.rectified(path, 5, 1.0, 0.0)[0] != 7.0
+    rectified(path, 5, 1.0, 0.0)[0] = 7.0
+    assert rectified(path, 5, 1.0, 0.0)[0] != 7.0
