@@ -94,7 +94,7 @@ def vlb(
     """
     check_model(model)
     check_state("x_0", x_0)
-    check_conditions(model, None, conditions)
+    conditions = check_conditions(model, None, conditions)
     flag("progress", progress)
     one_of("variance", variance, VARIANCES)
     one_of("decoder", decoder, DECODERS)
@@ -166,7 +166,7 @@ def continuous_bound(
     """
     check_model(model)
     check_state("x_0", x_0)
-    check_conditions(model, None, conditions)
+    conditions = check_conditions(model, None, conditions)
     flag("progress", progress)
     one_of("decoder", decoder, DECODERS)
     path = model.path

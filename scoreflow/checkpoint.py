@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreflow import nets
 from scoreflow.check import one_of
-from scoreflow.model import ScoreModel, say, unwrapped
+from scoreflow.model import ScoreModel, placed, say, unwrapped
 from scoreflow.path import PREDICTIONS, GaussianPath
 from scoreflow.sde import PATHS
 
@@ -112,10 +112,10 @@ def load_model(
     one_of(f"prediction in {file}", prediction, PREDICTIONS)
     made = PATHS[str(named)]() if path is None else path
     told: Any = label
-    return ScoreModel(placed(net.eval(), device, dtype), made, prediction, told)
+    return ScoreModel(moved(net.eval(), device, dtype), made, prediction, told)
 
 
-def placed(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
+def moved(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:
     """The network, moved there and to that precision.
 
     Raises:
@@ -123,11 +123,7 @@ def placed(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating dtype such as torch.float32, got {dtype!r}")
-    try:
-        where = None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
-    return net.to(device=where, dtype=dtype)
+    return net.to(device=placed(device), dtype=dtype)
 
 
 def as_json(value: Any) -> Any:

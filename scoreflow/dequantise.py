@@ -80,8 +80,8 @@ def bits_per_dim(
     width = (number("high", high, above=number("low", low)) - low) / (whole("levels", levels, 2) - 1)
     path, d = model.path, flat(x_0).shape[1]
     t, seeds = default_t_min(path) if stop is None else stop, check_seed(seed, len(x_0))
-    conditions = {name: value for name, value in options.items() if name not in ARGUMENTS}
-    check_conditions(model, None, conditions)
+    named = {name: value for name, value in options.items() if name not in ARGUMENTS or name == "conditions"}
+    conditions = check_conditions(model, None, named)
     nats, nfe = list[Tensor](), 0
     for k in range(whole("draws", draws)):
         own = other(seeds, "draw", k)  # no draw has another's noise or probes

@@ -55,7 +55,7 @@ class Inversion(Solution):
         check_model(model)
         if self.path != repr(model.path):
             raise ValueError(f"the latent stands on {self.path}, the model on {model.path}")
-        check_conditions(model, self.sampler, conditions)
+        conditions = check_conditions(model, self.sampler, conditions)
         times = self.times[::-1]
         steps = self.sampler.plan(model.path, times) if isinstance(self.sampler, Linear) else self.sampler
         return carry(
@@ -112,7 +112,7 @@ def invert(
     options, conditions = split(sampler, keywords)
     chosen = get_sampler(sampler, **options)
     rising = ascent(path, chosen, whole("iterations", iterations, 0))
-    check_conditions(model, chosen, conditions)
+    conditions = check_conditions(model, chosen, conditions)
     low = (default_t_min(path) if grid is None or isinstance(grid, str) or callable(grid) else 0.0) if stop is None else stop
     times = schedule(rising, path, steps, nfe, grid, start, low, per_call=per_call(model))[::-1]
     if path.sigma(times[0]) == 0 and not (isinstance(rising, Invertible) and rising.from_data):

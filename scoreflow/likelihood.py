@@ -186,7 +186,7 @@ class _Flow:
         """Checked."""
         check_model(model)
         check_state("x", x)
-        check_conditions(model, None, conditions)
+        conditions = check_conditions(model, None, conditions)
         path, low = model.path, default_t_min(model.path) if stop is None else stop
         check_ends(start, low)
         if path.sigma(low) == 0:

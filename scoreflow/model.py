@@ -85,6 +85,12 @@ class ScoreModel:
         return None if (one := self._parameter()) is None else one.dtype
 
     @property
+    def state_dtype(self) -> torch.dtype:
+        """That of states if none is given: the network's, or torch's default, but never of 16 bits, whose rounding adds up."""
+        dtype = self.dtype or torch.get_default_dtype()
+        return dtype if dtype.itemsize >= 4 else torch.float32
+
+    @property
     def device(self) -> torch.device | None:
         """The device of the network's parameters; None if it has none."""
         return None if (one := self._parameter()) is None else one.device
@@ -244,7 +250,16 @@ class ScoreModel:
             parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
         except (TypeError, ValueError):
             return True
-        return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or keyword in list(parameters)[2:]
+        return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or self.names(keyword)
+
+    def names(self, keyword: str) -> bool:
+        """Whether the network has a parameter of this name, and not `**kwargs` alone."""
+        net = unwrapped(self.net)
+        try:
+            parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+        except (TypeError, ValueError):
+            return False
+        return keyword in [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD][2:]
 
     def _times(self, x: Tensor, t: Tensor) -> Tensor:
         """Times (B,) in float64, checked where that costs no synchronisation."""
@@ -286,6 +301,14 @@ class ScoreModel:
         if not label.is_floating_point():
             return label.to(x.device)
         return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
+
+
+def placed(device: Any) -> torch.device | None:
+    """The device by its name. Raises ValueError if torch knows none of it."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
 
 
 def say(value: Any) -> str:

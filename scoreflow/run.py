@@ -106,12 +106,12 @@ class Watch:
 
     def look(self, value: Tensor, what: str) -> None:
         """Raise if it is not finite."""
-        if value.device.type == "meta":
+        if value.device.type == "meta" or transformed(value):
             return
         message = f"{what} is not finite, in step {self.step} (t={self.span[0]:.6g} → {self.span[1]:.6g})"
         if value.device.type != "cpu":
             self.seen.append((value.isfinite().all(), message))
-        elif not _finite(value):
+        elif not finite(value):
             raise FloatingPointError(message)
 
     def close(self) -> None:
@@ -121,7 +121,12 @@ class Watch:
                 raise FloatingPointError(message)
 
 
-def _finite(value: Tensor) -> bool:
+def transformed(value: Tensor) -> bool:
+    """Whether it stands in a transform of torch.func, such as vmap, where its numbers cannot be looked at."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+
+
+def finite(value: Tensor) -> bool:
     """Whether all entries are. A finite sum says so, in a twentieth of the time of `isfinite().all()`; it may overflow."""
     value = value.detach()
     return math.isfinite(value.sum()) or bool(value.isfinite().all())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,12 +16,12 @@ from scoreflow.auto import AUTO, choose
 from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, placed
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
-from scoreflow.run import Run, State, shown, walk
+from scoreflow.run import Run, State, finite, shown, transformed, walk
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
@@ -118,13 +121,14 @@ def solve(
     callback: Callable[[State], object] | None = None,
     progress: bool = False,
     grad: bool = False,
+    conditions: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Solution:
     """Carry the states x_T from `start` to `stop`.
 
     Args:
         model: the score model, or an oracle's.
-        x_T: states (B, ...), of any floating dtype and device; the run keeps both.
+        x_T: states (B, ...), of any floating dtype and device; the run keeps both. Of 16 bits it is carried in 32.
         sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`. "auto"
             takes sampler and grid by the budget, and with its option `analytic=v` the first answer from N(0, v I) data; the
             solution's `plan` says what it took.
@@ -141,7 +145,8 @@ def solve(
         noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
             themselves, (count, B, ...), replayed in order.
         trajectory: keep all states.
-        callback: called with the `State` at every time.
+        callback: called with the `State` at every time. The run goes on from what it leaves in `state.x`: an edit in place is
+            inpainting by hand. x_T stays as it is, and with `parallel` edits are not seen.
         progress: show a bar.
         grad: record the run for differentiation.
         keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
@@ -165,14 +170,14 @@ def solve(
                 raise ValueError(f"a plan has its times, but {name}={value} was given too")
         if sampler.path != repr(path):
             raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
-        chosen, times, conditions = get_sampler(sampler.sampler, **dict(sampler.options)), sampler.times, keywords
+        chosen, times, named = get_sampler(sampler.sampler, **dict(sampler.options)), sampler.times, keywords
         rows: Plan | None = sampler
     else:
-        options, conditions = split(sampler, keywords)
+        options, named = split(sampler, keywords)
         chosen, times = meant(model, sampler, steps, nfe, grid, start, stop, denoise, **options)
         rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if rows is None else rows.times
-    check_conditions(model, chosen, conditions)
+    told = check_conditions(model, chosen, named if conditions is None else {**named, "conditions": conditions})
     how = None if parallel is None else Picard.of(parallel)
     if how is not None and rows is None:
         raise ValueError(f"parallel={parallel} takes the steps of a plan, and {chosen!r} is not made of rows")
@@ -186,7 +191,7 @@ def solve(
     if isinstance(source, Replay):
         source.fit(x_T, None if rows is None else rows.noise_count)
     return carry(
-        model, x_T, rows or chosen, chosen, times, conditions, source,
+        model, x_T, rows or chosen, chosen, times, told, source,
         parallel=how, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
     )  # fmt: skip
 
@@ -212,24 +217,26 @@ def carry(
     flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
     run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
     run.memory = memory
-    states: list[Tensor] = []
+    states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
+        x = x.float() if kept.itemsize < 4 else x  # over many steps rounding to 16 bits adds up
+        x = x if callback is None or parallel is not None else x.clone()  # a callback may edit its state
         if parallel is not None and isinstance(steps, Plan):
             walked = picard(run, steps, x, draws, parallel)
         else:
             walked = walk(run, steps, times, x, draws)
-        for state in shown(walked, len(times), sampler.name, progress):
-            if trajectory:
-                states.append(state.x)
+        for state in chain([next(walked)], shown(walked, len(times) - 1, sampler.name, progress)):
             if callback is not None:
                 callback(state)
+            if trajectory:
+                states.append(state.x.to(kept))
         kept_states = torch.stack(states) if trajectory else None
     run.watch.close()
     if isinstance(source, Replay):
         source.fit(x, draws.count)
     return Solution(
-        x=state.x,
+        x=state.x.to(kept),
         times=times,
         states=kept_states,
         nfe=int(run.counts.max(initial=0)),
@@ -264,7 +271,7 @@ def sample(
 
     Args:
         shape: of the batch, B first.
-        dtype, device: of the state; by default the network's.
+        dtype, device: of the state; by default the network's, but a dtype of 32 bits at least.
         sampler, seed, noise, start, keywords: as of `solve`.
 
     Raises:
@@ -274,7 +281,7 @@ def sample(
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
     size = tuple(whole("shape", n) for n in shape)
-    dtype = dtype or model.dtype or torch.get_default_dtype()
+    dtype = dtype or model.state_dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     grid = keywords.get("grid")
@@ -291,7 +298,7 @@ def sample(
         first = meant(model, sampler, **asked, **split(sampler, keywords)[0])[1][0]
     else:
         first = start
-    like = torch.empty(size, dtype=dtype, device=device or model.device)
+    like = torch.empty(size, dtype=dtype, device=placed(device) or model.device)
     if noise is None or isinstance(noise, str):
         seed = check_seed(seed, size[0])
     elif isinstance(noise, Tensor | Replay):
@@ -309,10 +316,15 @@ def check_model(model: Any) -> None:
 
 
 def check_state(name: str, x: Any) -> None:
-    """Raise TypeError unless it can be the state of a run."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    """Raise TypeError unless it can be the state of a run, ValueError unless it is finite."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or x.is_nested:
+        shape = "nested shape" if isinstance(x, Tensor) and x.is_nested else f"shape {tuple(getattr(x, 'shape', ()))}"
+        got = f"{x.dtype} of {shape}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
+    if x.device.type == "cpu" and not transformed(x) and not finite(x):
+        wrong = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
+        which = wrong.nonzero().flatten().tolist()
+        raise ValueError(f"{name} must be finite, and {len(which)} of its {len(x)} samples are not: {which[:10]}")
 
 
 def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -323,20 +335,47 @@ def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, A
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 
-def check_conditions(model: ScoreModel, sampler: Sampler | None, conditions: dict[str, Any]) -> None:
-    """Raise TypeError for a keyword that the network does not take; of a run without a sampler if None."""
-    for name in conditions:
+def check_conditions(model: ScoreModel, sampler: Sampler | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
+
+    Args:
+        sampler: of the run; None for one without.
+
+    Raises:
+        TypeError: a name that the network does not take; one that is near to an argument or an option, and that it takes by
+            `**kwargs` only; one that is given twice.
+    """
+    more = {} if model.names("conditions") else keywords.get("conditions", {})
+    if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+        raise TypeError(f"conditions must be a mapping from names to conditions of the network, got {more!r}")
+    named = {name: value for name, value in keywords.items() if name != "conditions" or model.names(name)}
+    options = () if sampler is None or sampler.name not in SAMPLERS else tuple(SAMPLERS[sampler.name].options)
+    for name in named:
+        if name in more:
+            raise TypeError(f"{name!r} is given twice, as a keyword and in conditions")
         if sampler is not None and name in sampler.options:
             raise TypeError(f"{name!r} is an option of {sampler!r}, which was made before: set it there, in get_sampler")
+        if model.accepts(name) and not model.names(name) and (near := _near(name, (*options, *ARGUMENTS))):
+            raise TypeError(f"{name!r} is near to {near!r}; if the network is to be told it, give conditions={{{name!r}: ...}}")
+    for name in (*named, *more):
         if not model.accepts(name):
             net = f"a condition that the network {type(model.net).__name__} takes"
             if sampler is None:
                 raise TypeError(f"{name!r} is neither an argument nor {net}")
-            options = ", ".join(SAMPLERS[sampler.name].options) or "none" if sampler.name in SAMPLERS else "none"
             raise TypeError(
-                f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has {options}), "
-                f"nor {net}"
+                f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has "
+                f"{', '.join(options) or 'none'}), nor {net}"
             )
+    return {**named, **more}
+
+
+ARGUMENTS = tuple(name for name in inspect.signature(solve).parameters if name not in ("model", "x_T", "keywords"))
+
+
+def _near(name: str, known: Sequence[str]) -> str | None:
+    """The known name that this one is likely to be a slip of."""
+    same = [one for one in known if one.replace("_", "").lower() == name.replace("_", "").lower() and one != name]
+    return next(iter((*same, *difflib.get_close_matches(name, [one for one in known if one != name], 1, 0.8))), None)
 
 
 def meant(

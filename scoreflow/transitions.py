@@ -66,7 +66,7 @@ def step_log_prob(
         raise TypeError(f"plan must be a Plan or a Solution, got {type(plan).__name__}")
     if plan.path != repr(model.path):
         raise ValueError(f"the plan was made for {plan.path}, the model stands on {model.path}")
-    check_conditions(model, get_sampler(plan.sampler, **dict(plan.options)), conditions)
+    conditions = check_conditions(model, get_sampler(plan.sampler, **dict(plan.options)), conditions)
     quiet, std = zip(*(_split(step, plan) for step in plan.steps), strict=True)
     if not any(std):
         raise ValueError(f"no step of this plan of {plan.sampler!r} draws noise: its paths have no density")

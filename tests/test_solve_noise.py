@@ -22,7 +22,8 @@ def test_recorded_draws_replay_the_run(case, dtype):
     x = X.to(dtype)
     run = sf.solve(VP, x, sampler(case), steps=4, seed=8)
     cursor = sf.White(8).draws("step")
-    draws = [cursor(x) for _ in range(run.noise_count)]
+    wide = x.float() if dtype == torch.bfloat16 else x  # what it is carried in
+    draws = [cursor(wide) for _ in range(run.noise_count)]
     draws = torch.stack(draws) if draws else x.new_empty(0, *x.shape)
     replayed = sf.solve(VP, x, sampler(case), steps=4, noise=draws)
     assert torch.equal(replayed.x, run.x)
@@ -30,7 +31,7 @@ def test_recorded_draws_replay_the_run(case, dtype):
     assert replayed.noise_count == run.noise_count
     assert torch.equal(sf.solve(VP, x, sampler(case), steps=4, noise=sf.White(8)).x, run.x)
     with pytest.raises(ValueError, match="draws"):
-        sf.solve(VP, x, sampler(case), steps=4, noise=torch.cat([draws, x[None]]))
+        sf.solve(VP, x, sampler(case), steps=4, noise=torch.cat([draws, wide[None]]))
     if len(draws):
         with pytest.raises(ValueError, match="draws"):
             sf.solve(VP, x, sampler(case), steps=4, noise=draws[:-1])

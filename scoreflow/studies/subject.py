@@ -65,7 +65,7 @@ class Subject:
     @property
     def precision(self) -> torch.dtype:
         """The dtype of the states."""
-        return self.dtype or self.model.dtype or (torch.float64 if self.oracle else torch.get_default_dtype())
+        return self.dtype or (torch.float64 if self.oracle else self.model.state_dtype)
 
     def truth(self, seed: int, at_most: int = 2000) -> Tensor | None:
         """What the samples of a block are compared to: an oracle's draws, or one half of the data."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoreflow import data
 from scoreflow.chain import DDPMChain
-from scoreflow.checkpoint import load, load_model, placed, save
+from scoreflow.checkpoint import load, load_model, moved, save
 from scoreflow.model import ScoreModel
 from scoreflow.nets import Classifier
 from scoreflow.sde import VPSDE
@@ -31,7 +31,7 @@ def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = tor
     Args:
         device, dtype: where and in what precision the network runs.
     """
-    net = placed(load(_file("digits")), device, dtype)
+    net = moved(load(_file("digits")), device, dtype)
     return ScoreModel(net, VPSDE.from_betas(DDPMChain.linear().beta), prediction="eps", time="index")
 
 
