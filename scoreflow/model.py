@@ -303,6 +303,15 @@ class ScoreModel:
         return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
 
 
+def unsettled(net: Any) -> str | None:
+    """A layer in training mode that answers otherwise at every call or by its batch: dropout, batch normalisation."""
+    for layer in net.modules() if isinstance(net, nn.Module) else ():
+        random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
+        if layer.training and (random or isinstance(layer, nn.modules.batchnorm._BatchNorm)):
+            return type(layer).__name__
+    return None
+
+
 def placed(device: Any) -> torch.device | None:
     """The device by its name. Raises ValueError if torch knows none of it."""
     try:

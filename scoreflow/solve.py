@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,7 +17,7 @@ from scoreflow.auto import AUTO, choose
 from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
-from scoreflow.model import ScoreModel, placed
+from scoreflow.model import ScoreModel, placed, unsettled
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
@@ -310,9 +311,11 @@ def sample(
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError unless it is a ScoreModel."""
+    """Raise TypeError unless it is a ScoreModel; warn where the same seed would not give the same again."""
     if not isinstance(model, ScoreModel):
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    if layer := unsettled(model.net):
+        warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=3)
 
 
 def check_state(name: str, x: Any) -> None:

@@ -128,6 +128,29 @@ def test_a_slip_is_not_swallowed(slip, meant):
     sf.solve(model, X, "ddim", nfe=3, conditions={slip: 1}, token=1)
 
 
+class Unsettled(torch.nn.Module):
+    """A network with dropout or batch normalisation."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Linear(3, 3), layer).double()
+
+    def forward(self, x, t):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("layer", [lambda: torch.nn.Dropout(0.5), lambda: torch.nn.BatchNorm1d(3)], ids=["dropout", "norm"])
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_network_left_in_training_mode_is_told(call, layer):
+    """Of one that answers otherwise at every call a warning is given; it is not switched, and in evaluation mode all is still."""
+    model = sf.ScoreModel(Unsettled(layer()), PATHS["vp"])
+    with pytest.warns(UserWarning, match=r"in training mode.*net\.eval"):
+        call(model)
+    assert model.net.training
+    model.net.eval()
+    call(model)
+
+
 def test_nested_states_are_refused():
     nested = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged)
     with pytest.raises(TypeError, match="nested shape"):
