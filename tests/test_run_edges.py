@@ -142,7 +142,7 @@ class Unsettled(torch.nn.Module):
 @pytest.mark.parametrize("layer", [lambda: torch.nn.Dropout(0.5), lambda: torch.nn.BatchNorm1d(3)], ids=["dropout", "norm"])
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_a_network_left_in_training_mode_is_told(call, layer):
-    """Of one that answers otherwise at every call a warning is given; it is not switched, and in evaluation mode all is still."""
+    """Of one that answers otherwise at every call there is a warning. It is not switched; in evaluation mode all is still."""
     model = sf.ScoreModel(Unsettled(layer()), PATHS["vp"])
     with pytest.warns(UserWarning, match=r"in training mode.*net\.eval"):
         call(model)
