@@ -26,8 +26,8 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import flat, per_sample, standard_error
-from scoreflow.run import Watch, shown
-from scoreflow.solve import check_conditions, check_model, check_state
+from scoreflow.run import Watch, check_model, check_state, shown
+from scoreflow.solve import check_conditions
 from scoreflow.variance import Levels
 
 VARIANCES = ("posterior", "beta", "interpolated", "learned", "analytic")

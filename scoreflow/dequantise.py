@@ -18,7 +18,8 @@ from scoreflow.likelihood import log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed, other
 from scoreflow.row import flat, standard_error
-from scoreflow.solve import check_conditions, check_model, check_state
+from scoreflow.run import check_model, check_state
+from scoreflow.solve import check_conditions
 
 BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x_0, ε) to x_0 with noise within its bin, and the log-density of that noise, (B,)."""

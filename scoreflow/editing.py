@@ -15,8 +15,9 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.plan import Plan
 from scoreflow.row import flat
+from scoreflow.run import check_model, check_state
 from scoreflow.schedule import Grid
-from scoreflow.solve import Solution, check_model, check_state, meant, solve, split
+from scoreflow.solve import Solution, meant, solve, split
 from scoreflow.step import Sampler
 
 KINDS = ("spherical", "linear")

@@ -15,10 +15,10 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.path import GaussianPath
 from scoreflow.row import Row
-from scoreflow.run import State
+from scoreflow.run import State, check_model, check_state
 from scoreflow.samplers.invertible import Invertible
 from scoreflow.schedule import Grid, schedule
-from scoreflow.solve import Solution, carry, check_conditions, check_model, check_state, per_call, split
+from scoreflow.solve import Solution, carry, check_conditions, per_call, split
 from scoreflow.step import Linear, Sampler, get_sampler
 
 

@@ -28,9 +28,9 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import flat, per_sample, standard_error
-from scoreflow.run import Run
+from scoreflow.run import Run, check_model, check_state
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
-from scoreflow.solve import check_conditions, check_model, check_state
+from scoreflow.solve import check_conditions
 
 DOPRI5 = Tableau(
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),

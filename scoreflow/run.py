@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, unsettled
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
 from scoreflow.plan import Plan, advance
@@ -187,3 +188,23 @@ def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable
 
     bar: Iterable[T] = tqdm(items, total=total, desc=name)
     return bar
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError unless it is a ScoreModel; warn where the same seed would not give the same again."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    if layer := unsettled(model.net):
+        warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=3)
+
+
+def check_state(name: str, x: Any) -> None:
+    """Raise TypeError unless it can be the state of a run, ValueError unless it is finite."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or x.is_nested:
+        shape = "nested shape" if isinstance(x, Tensor) and x.is_nested else f"shape {tuple(getattr(x, 'shape', ()))}"
+        got = f"{x.dtype} of {shape}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
+    if x.device.type == "cpu" and not transformed(x) and not finite(x):
+        wrong = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
+        which = wrong.nonzero().flatten().tolist()
+        raise ValueError(f"{name} must be finite, and {len(which)} of its {len(x)} samples are not: {which[:10]}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -17,12 +16,12 @@ from scoreflow.auto import AUTO, choose
 from scoreflow.check import flag, one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
-from scoreflow.model import ScoreModel, placed, unsettled
+from scoreflow.model import ScoreModel, placed
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
-from scoreflow.run import Run, State, finite, shown, transformed, walk
+from scoreflow.run import Run, State, check_model, check_state, shown, walk
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
@@ -308,26 +307,6 @@ def sample(
     source, _ = _source(noise, seed, size[0], None)
     x_T = source.draws("prior")(like) * model.path.prior_std(first)
     return solve(model, x_T, sampler, seed=seed, noise=noise, start=start, **keywords).x
-
-
-def check_model(model: Any) -> None:
-    """Raise TypeError unless it is a ScoreModel; warn where the same seed would not give the same again."""
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
-    if layer := unsettled(model.net):
-        warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=3)
-
-
-def check_state(name: str, x: Any) -> None:
-    """Raise TypeError unless it can be the state of a run, ValueError unless it is finite."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or x.is_nested:
-        shape = "nested shape" if isinstance(x, Tensor) and x.is_nested else f"shape {tuple(getattr(x, 'shape', ()))}"
-        got = f"{x.dtype} of {shape}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
-    if x.device.type == "cpu" and not transformed(x) and not finite(x):
-        wrong = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
-        which = wrong.nonzero().flatten().tolist()
-        raise ValueError(f"{name} must be finite, and {len(which)} of its {len(x)} samples are not: {which[:10]}")
 
 
 def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

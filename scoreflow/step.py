@@ -184,11 +184,13 @@ class Linear(Sampler):
         return (PlannedStep(t, s, asks, tuple(Stage(u, row) for u, row in rows), draws if noisy else ()),)
 
     def _last(self, path: GaussianPath, times: tuple[float, ...], s: float) -> Row | list[tuple[float, Row]] | Stages:
-        """The rows to σ = 0, of the highest order whose weights grow to no more than `GROWTH`.
+        """The rows to σ = 0: of first order, x̂_0, where this step is longer in κ than the one before, else of the highest order
+        whose weights grow to no more than `GROWTH`.
 
-        A last step that is longer than those before it extrapolates, and multiplies what errors the network has.
+        A long step after short ones extrapolates, and multiplies what errors the network has.
         """
-        for k in range(len(times), 0, -1):
+        here, before = (path.kappa(times[min(k, len(times) - 1)]) for k in (0, 1))
+        for k in range(len(times) if here <= before - here else 1, 0, -1):
             out = self.rows_at(path, times[:k], s)
             if k == 1 or not isinstance(out, Row):
                 break

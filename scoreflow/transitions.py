@@ -14,8 +14,8 @@ from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
 from scoreflow.row import flat
-from scoreflow.run import Run
-from scoreflow.solve import Solution, check_conditions, check_model
+from scoreflow.run import Run, check_model
+from scoreflow.solve import Solution, check_conditions
 from scoreflow.step import get_sampler
 
 

@@ -266,6 +266,18 @@ def test_noise_form_reaches_zero_at_full_order(case):
     assert errors[1] < errors[0] / 6, errors
 
 
+@pytest.mark.parametrize("name", ["exponential-ab-4", "deis", "lms-3", "ipndm-3"])
+def test_a_last_step_longer_than_the_one_before_is_the_denoised_state(name):
+    """In κ: from 0.2 after 0.5 it keeps its order, after 0.3 it is x̂_0."""
+    path = sf.VPSDE()
+    for before, longer in ((0.5, False), (0.3, True)):
+        times = [path.time(-math.log(k)) for k in (3.0, 1.5, before, 0.2)]
+        row = sf.get_sampler(name).plan(path, (*times, 0.0)).steps[-1].stages[-1].row
+        assert (len(row.m) == 1) is longer
+        if longer:
+            assert (row.x, *row.m) == pytest.approx((1 / path.alpha(times[-1]), -0.2))
+
+
 @pytest.mark.parametrize("case", LINEAR)
 @pytest.mark.parametrize("grid", [name for name in GRIDS if name not in CHAIN_GRIDS])
 def test_no_last_row_multiplies_what_the_network_errs(case, grid):

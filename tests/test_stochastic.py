@@ -78,7 +78,7 @@ def test_tau_may_be_a_function():
     plan = sf.plan("sa-solver", path, 10, tau=lambda t: float(0.3 < t < 0.7))
     noisy = [step.noise_count > 0 for step in plan.steps]
     assert noisy == [0.3 < step.t < 0.7 for step in plan.steps] and 0 < sum(noisy) < 10
-    with pytest.raises(ValueError, match=r"options of this plan do not fit into JSON.*tau"):
+    with pytest.raises(ValueError, match=r"the option tau=.* of this plan does not fit into JSON"):
         plan.to_json()
     with pytest.raises(ValueError, match=r"tau\(t\) must be a finite number ≥ 0"):
         sf.plan("sa-solver", path, 4, tau=lambda t: -1.0)
