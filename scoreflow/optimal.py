@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,8 @@ from scoreflow.solve import solve
 from scoreflow.step import Linear, Sampler, get_sampler
 
 FIT = {"maxiter": 50, "ftol": 1e-7}
+NUDGE = 1e-6
+"""By how much a node is moved in λ, for the slope of the bound."""
 
 
 def dmn_grid(
@@ -36,7 +41,7 @@ def dmn_grid(
 
     A state is `Σ_i W_i x̂_0(t_i)` plus its share of the noise, the weights W_i summed over all steps before it. If x̂_0 is
     wrong by κ_i^p at time i, the state is wrong by at most `Σ_i |W_i| κ_i^p`. This bound, at the last time where σ > 0, is
-    made small; the better of two minima, near uniform steps in λ and in t, is taken.
+    made small; the least that descents from uniform steps in λ and in t meet is taken.
 
     Args:
         sampler, options: a linear sampler, best a multistep one.
@@ -68,25 +73,45 @@ def dmn_grid(
     first = path.lam(top)
     span = path.lam(low) - first
 
-    def times(z: np.ndarray) -> tuple[float, ...]:
-        """From any numbers: their softmax shares the way in λ."""
-        share = np.exp(z - z.max())
-        lam = first + span * np.cumsum(share / share.sum())[:-1]
-        return (start, *(float(t) for t in path.time(torch.from_numpy(lam))), low)
+    # A node that is moved is in the rows of its own step and of the few after it; all others are kept.
+    row = functools.lru_cache(maxsize=None)(functools.partial(chosen.rows_at, path))
+    known = dataclasses.replace(chosen, rows=lambda _, times, s, **options: row(times, s))
+    tried: list[tuple[float, list[float]]] = []
 
-    def bound(z: np.ndarray) -> float:
-        try:
-            plan = chosen.plan(path, check_times(times(z)))
-        except ValueError:  # times that fall together
-            return 1e9
+    def at(times: Sequence[float]) -> float:
+        plan = known._lay_all(path, check_times((start, *times, low)))
         return math.log(sum(abs(w) * path.kappa(t) ** power for t, w in word_weights(plan, path) if path.alpha(t) > 0))
 
-    begins = (np.diff([path.lam(t) for t in grid(path, inner, name, start=top, stop=low)]) for name in ("logsnr", "uniform"))
-    found = min(
-        (minimize(bound, np.log(widths), method="L-BFGS-B", options=FIT) for widths in begins),
-        key=lambda result: float(result.fun),
-    )
-    return check_times((*times(found.x), *([stop] if lands else [])))
+    def bound(z: np.ndarray) -> tuple[float, np.ndarray]:
+        """A tenth of the bound's logarithm, so that first steps are short, and its slope.
+
+        Any numbers z say the times: their softmax shares the way in λ.
+        """
+        share = np.exp(z - z.max())
+        share /= share.sum()
+        way = np.cumsum(share)[:-1]
+        lam = first + span * way
+        times, moved = path.time(torch.from_numpy(np.stack([lam, lam + NUDGE]))).tolist()
+        try:
+            with np.errstate(all="ignore"):
+                value = at(times)
+                slope = np.array([at([*times[:i], t, *times[i + 1 :]]) - value for i, t in enumerate(moved)]) / NUDGE
+        except ValueError:  # times that fall together
+            if not tried:
+                raise
+            slope = np.full_like(lam, math.nan)
+        if not np.isfinite(slope).all():
+            return 1e9, np.zeros_like(z)
+        tried.append((value, times))
+        # dλ_i/dz_k = span · share_k ([k ≤ i] − way_i)
+        after = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
+        return value / 10, span * share * (after - slope @ way) / 10
+
+    for name in ("logsnr", "uniform"):
+        z = np.log(np.diff([path.lam(t) for t in grid(path, inner, name, start=top, stop=low)]))
+        for method in ("L-BFGS-B", "SLSQP"):  # where a weight changes sign there is a kink, at which the one or the other ends
+            minimize(bound, z, method=method, jac=True, options=FIT)
+    return check_times((start, *min(tried)[1], low, *([stop] if lands else [])))
 
 
 def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:

@@ -63,6 +63,25 @@ def test_dmn_makes_the_bound_small():
     assert full == (*times[:-1], pytest.approx(0.001), 0.0)
 
 
+def test_dmn_gets_over_kinks():
+    """Where a weight changes sign the bound is not smooth, and one descent alone ends at 0.66 of that of uniform λ.
+
+    From the times that are found no node can be moved to better ones.
+    """
+    path, sampler = PATHS["vp"], sf.get_sampler("unipc-2")
+
+    def bound(times):
+        return sum(abs(w) * path.kappa(t) for t, w in word_weights(sampler.plan(path, tuple(times)), path))
+
+    times = sf.dmn_grid(sampler, path, 6, stop=0.001)
+    least = bound(times)
+    assert least < 0.6 * bound(sf.grid(path, 6, "logsnr", stop=0.001))
+    for i in range(1, 6):
+        for move in (-0.05, 0.05):
+            moved = path.time(path.lam(times[i]) + move)
+            assert bound([*times[:i], moved, *times[i + 1 :]]) > least
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
