@@ -245,21 +245,21 @@ class ScoreModel:
 
     def accepts(self, keyword: str) -> bool:
         """Whether the network takes this keyword."""
-        net = unwrapped(self.net)
-        try:
-            parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
-        except (TypeError, ValueError):
-            return True
-        return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or self.names(keyword)
+        taken = self._parameters()
+        return taken is None or any(p.kind is p.VAR_KEYWORD for p in taken.values()) or self.names(keyword)
 
     def names(self, keyword: str) -> bool:
         """Whether the network has a parameter of this name, and not `**kwargs` alone."""
+        taken = self._parameters() or {}
+        return keyword in [name for name, p in taken.items() if p.kind is not p.VAR_KEYWORD][2:]
+
+    def _parameters(self) -> Mapping[str, inspect.Parameter] | None:
+        """What the network can be given; None if it cannot be told."""
         net = unwrapped(self.net)
         try:
-            parameters = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+            return inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
         except (TypeError, ValueError):
-            return False
-        return keyword in [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD][2:]
+            return None
 
     def _times(self, x: Tensor, t: Tensor) -> Tensor:
         """Times (B,) in float64, checked where that costs no synchronisation."""
