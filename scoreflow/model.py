@@ -211,11 +211,12 @@ class ScoreModel:
         if isinstance(t, Tensor):
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
             return self._label(self._times(x, t), x, slack)
-        key = (t, x.device, x.dtype, self.dtype, self.time, id(self.path), self.path.stamp)
+        t = check.time("t", t)
+        key = (t, x.device, x.dtype, self.dtype, self.time, self.path, self.path.stamp)
         if (known := self._labels.get(key)) is None:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated
-                times = torch.full((2,), check.time("t", t), dtype=torch.float64)
+                times = torch.full((2,), t, dtype=torch.float64)
                 known = self._label(times, x, slack)[:1]
             if isinstance(self.time, str):  # what a function says may change
                 if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again

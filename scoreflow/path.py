@@ -7,9 +7,10 @@ A path is the two curves log α and log σ. All that a sampler needs is derived 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeVar, cast, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,8 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
             return formula(self, t.double()).to(t.dtype)
         if name != "time":
             check.time("t", t)
-        return _once(self, (name, t), lambda: formula(self, torch.tensor(float(t), dtype=torch.float64)).item())
+        number = float(t)
+        return _once(self, (name, number), lambda: formula(self, torch.tensor(number, dtype=torch.float64)).item())
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
     return method
@@ -46,30 +48,42 @@ class Parameters:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if not name.startswith("_"):
-            self.__dict__["_changes"] = self._changes + 1
+        self.__dict__["_changes"] = self._changes + 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_known"}
 
     @property
-    def stamp(self) -> int:
-        """A number that grows with every change of a parameter, its own or a part's; of tensors, with changes in place."""
-        return self._changes + sum(map(_stamp, vars(self).values()))
+    def stamp(self) -> Hashable:
+        """What is another after every change: of an attribute, or, down to four levels, of its entries and parts, in place."""
+        return self._changes, *(_stamp(value, 4) for name, value in vars(self).items() if name not in ("_changes", "_known"))
 
 
-def _stamp(value: Any) -> int:
+PLAIN = frozenset((float, int, bool, str, type(None)))
+
+
+def _stamp(value: Any, levels: int) -> Hashable:
+    kind: type = type(value)
+    if kind in PLAIN:
+        return cast(Hashable, value)
+    if isinstance(value, Tensor):
+        return (id(value), -1 if value.is_inference() else value._version)
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
     if isinstance(value, Parameters):
         return value.stamp
     if isinstance(value, nn.Module):
-        return sum(p._version for p in (*value.parameters(), *value.buffers()))
-    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+        return tuple((id(p), p._version) for p in (*value.parameters(), *value.buffers()))
+    if isinstance(value, tuple | list | dict) and levels:
+        return tuple(_stamp(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value))
+    held = getattr(value, "__dict__", None)
+    return (id(value), _stamp(held, levels - 1)) if isinstance(held, dict) and levels else id(value)
 
 
 def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
     """What `make` gives, kept with the path while its parameters stay: runs ask for the same numbers again and again."""
     stamp = path.stamp
-    held: tuple[int, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
+    held: tuple[Hashable, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
     if held is None or held[0] != stamp or len(held[1]) > 100_000:
         held = path.__dict__["_known"] = (stamp, {})
     if (value := held[1].get(key)) is None:
@@ -292,7 +306,7 @@ class GaussianPath(Parameters):
         if isinstance(t, Tensor):
             a, b = solve(t.double())
             return a.to(t.dtype), b.to(t.dtype)
-        return _once(self, (source, target, t), lambda: _lift_many(solve, t))  # type: ignore[return-value]
+        return _once(self, (source, target, float(t)), lambda: _lift_many(solve, t))  # type: ignore[return-value]
 
     def basis(self, kind: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the prediction is of: its weights on x_0 and on ε."""
@@ -352,4 +366,4 @@ def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: 
     if not torch.is_grad_enabled():
         return t
     left = torch.where(within, value - of(t), 0.0)
-    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach() if left.requires_grad else t
+    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach()

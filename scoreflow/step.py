@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -211,7 +211,7 @@ class Linear(Sampler):
 
 
 @functools.lru_cache(maxsize=32)
-def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...], stamp: int) -> Plan:
+def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...], stamp: Hashable) -> Plan:
     return sampler._lay_all(path, times)
 
 

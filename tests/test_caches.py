@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from problems import PATHS, states
@@ -66,6 +67,76 @@ def test_numbers_follow_a_parameter(make, change, time):
         assert torch.equal(sf.solve(model, X, sampler, steps=5, start=0.9).x, run(fresh, sampler))
 
 
+class Held:
+    """A plain object."""
+
+    def __init__(self, k):
+        self.k = k
+
+
+class Weight(torch.nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self.k = torch.nn.Parameter(torch.tensor(k))
+
+
+class Of(Exponential):
+    """The same with its k inside something else."""
+
+    def __init__(self, part, read):
+        self.part, self._read = part, read
+
+    @property
+    def k(self):
+        return self._read(self.part)
+
+
+CHANGES = {
+    "tensor": (torch.tensor(3.0), lambda k: k, lambda path: path.part.fill_(5.0)),
+    "number in a list": ([3.0], lambda part: part[0], lambda path: path.part.__setitem__(0, 5.0)),
+    "tensor in a dict": ({"k": torch.tensor(3.0)}, lambda part: part["k"], lambda path: path.part["k"].fill_(5.0)),
+    "entry of an array": (np.array([3.0]), lambda part: float(part[0]), lambda path: path.part.fill(5.0)),
+    "attribute of an object": (Held(3.0), lambda part: part.k, lambda path: setattr(path.part, "k", 5.0)),
+    "parameter": (Weight(3.0), lambda part: part.k.detach(), lambda path: path.part.load_state_dict(Weight(5.0).state_dict())),
+    "parameter replaced": (Weight(3.0), lambda part: part.k.detach(), lambda path: setattr(path.part, "k", Weight(5.0).k)),
+}
+
+
+@pytest.mark.parametrize("how", CHANGES)
+def test_numbers_follow_what_is_inside_a_parameter(how):
+    part, read, change = CHANGES[how]
+    path = Of(copy.deepcopy(part), read)
+    assert (path.alpha(0.5), path.alpha(0.5)) == (Exponential(3.0).alpha(0.5),) * 2
+    before = sf.plan("ddim", path, steps=3)
+    change(path)
+    assert path.alpha(0.5) == Exponential(5.0).alpha(0.5)
+    assert sf.plan("ddim", path, steps=3).steps == sf.plan("ddim", Exponential(5.0), steps=3).steps != before.steps
+
+
+def test_numbers_follow_a_tensor_that_is_replaced():
+    """By one that saw fewer changes in place."""
+    path = Exponential(torch.tensor(3.0).add_(0))
+    assert path.alpha(0.5) == Exponential(3.0).alpha(0.5)
+    path.k = torch.tensor(5.0)
+    assert path.alpha(0.5) == Exponential(5.0).alpha(0.5)
+
+
+def test_labels_are_those_of_the_path_at_hand():
+    """Paths that come and go may stand at the same place in memory."""
+    model = sf.ScoreModel(lambda x, label: x * 0 + label[:, None], Exponential(3.0), time="log-snr")
+    for k in range(1, 30):
+        model.path = Exponential(float(k))
+        assert model.evaluate(X, 0.5)[0][0, 0] == pytest.approx(2 * Exponential(float(k)).lam(0.5), rel=1e-6)
+
+
+def test_numbers_follow_a_noise_schedule_that_is_replaced():
+    used = sf.VPSDE(0.1, 20.0)
+    used.schedule.beta_max = 10.0
+    assert used.alpha(0.5) == sf.VPSDE(0.1, 10.0).alpha(0.5)
+    used.schedule = sf.VPSDE(0.1, 5.0).schedule
+    assert used.alpha(0.5) == sf.VPSDE(0.1, 5.0).alpha(0.5)
+
+
 def test_numbers_follow_a_noise_schedule():
     used, fresh = sf.VPSDE(0.1, 20.0), sf.VPSDE(0.1, 5.0)
     assert used.alpha(0.5) != fresh.alpha(0.5)
@@ -102,3 +173,10 @@ def test_kept_times_are_the_callers_own():
     path = sf.VPSDE()
     rectified(path, 5, 1.0, 0.0)[0] = 7.0
     assert rectified(path, 5, 1.0, 0.0)[0] != 7.0
+
+
+@pytest.mark.parametrize("number", [np.array(0.5), np.float32(0.5), torch.tensor(0.5).item()])
+def test_a_time_of_any_kind_is_remembered(number):
+    path = sf.VPSDE()
+    assert path.alpha(number) == path.alpha(0.5) and path.convert("eps", "x0", number) == path.convert("eps", "x0", 0.5)
+    assert torch.equal(sf.ScoreModel(lambda x, t: 0.1 * x, path).eps(X, number), 0.1 * X)

@@ -196,6 +196,8 @@ def test_time_has_a_gradient(path):
     t = (torch.arange(40, dtype=torch.float64) + 0.631) / 41
     lam = path.lam(t).clone().requires_grad_()
     (slope,) = torch.autograd.grad(path.time(lam).sum(), lam)
+    forward = torch.func.jvp(path.time, (lam.detach(),), (torch.ones_like(lam),))[1]
+    torch.testing.assert_close(forward, slope, rtol=1e-12, atol=0)
     torch.testing.assert_close(slope, 1 / path.lam_slope(t), rtol=1e-9, atol=0)
     h = 1e-5
     differences = (path.time(lam.detach() + h) - path.time(lam.detach() - h)) / (2 * h)
