@@ -280,7 +280,7 @@ def sample(
     check_model(model)
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
-    size = tuple(whole("shape", n) for n in shape)
+    size = tuple(whole("shape", n, 0 if i == 0 else 1) for i, n in enumerate(shape))  # a batch of 0 gives 0 samples
     dtype = dtype or model.state_dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")

@@ -32,6 +32,17 @@ def test_interpolation():
         sf.interpolate(a, b, 1)
 
 
+def test_interpolation_of_latents_of_unequal_length():
+    """θ is the angle, whatever the lengths: halfway between 2 e_1 and 10 e_2, at a right angle, is (2 e_1 + 10 e_2)/√2."""
+    z_0, z_1 = torch.tensor([[2.0, 0.0]], dtype=torch.float64), torch.tensor([[0.0, 10.0]], dtype=torch.float64)
+    torch.testing.assert_close(sf.interpolate(z_0, z_1, [0.5])[0, 0], torch.tensor([2.0, 10.0]).double() / 2**0.5)
+    z_1 = torch.tensor([[3.0, 3.0]], dtype=torch.float64)  # at 45°: sin(22.5°)/sin(45°) of each
+    share = torch.tensor(torch.pi / 8).double().sin() / torch.tensor(torch.pi / 4).double().sin()
+    torch.testing.assert_close(
+        sf.interpolate(z_0, z_1, [0.5])[0, 0], share * torch.tensor([5.0, 3.0]).double(), rtol=1e-6, atol=0
+    )
+
+
 def test_image_to_image():
     """The lower the start, the nearer to the image; from start = 1 nothing of it is left; the same seed gives the same edit."""
     oracle, path = mixture(d=2), sf.VPSDE()

@@ -128,6 +128,23 @@ def test_a_slip_is_not_swallowed(slip, meant):
     sf.solve(model, X, "ddim", nfe=3, conditions={slip: 1}, token=1)
 
 
+@pytest.mark.parametrize("case", ALL)
+def test_a_batch_of_none_gives_none(case):
+    chosen = sampler(case)
+    assert sf.solve(MODEL, X[:0], chosen, steps=3, seed=0).x.shape == (0, 3)
+    assert sf.sample(MODEL, (0, 3), chosen, steps=3, seed=0).shape == (0, 3)
+
+
+def test_densities_and_edits_of_none_are_none():
+    none = X[:0]
+    assert sf.log_prob(MODEL, none, stop=0.05).value.shape == sf.log_prob(MODEL, none, divergence="exact").value.shape == (0,)
+    assert sf.vlb(MODEL, none, steps=3).value.shape == (0,)
+    assert (
+        sf.invert(MODEL, none, steps=3).x.shape == sf.image_to_image(MODEL, none, start=0.5, steps=3, seed=0).x.shape == (0, 3)
+    )
+    assert sf.interpolate(none, none, 4).shape == (4, 0, 3)
+
+
 class Unsettled(torch.nn.Module):
     """A network with dropout or batch normalisation."""
 
