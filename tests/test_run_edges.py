@@ -1,6 +1,7 @@
 """What a run does at its edges: 16 bits, edits by a callback, the bar, transforms of torch.func, conditions by any name."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -143,6 +144,21 @@ def test_densities_and_edits_of_none_are_none():
         sf.invert(MODEL, none, steps=3).x.shape == sf.image_to_image(MODEL, none, start=0.5, steps=3, seed=0).x.shape == (0, 3)
     )
     assert sf.interpolate(none, none, 4).shape == (4, 0, 3)
+
+
+def test_threads_share_a_model():
+    """Eight runs at once on one guided model: results and counts are those of each by itself."""
+    model = sf.APG(sf.ScoreModel(lambda x, t, y: torch.tanh(x + y[:, None]), PATHS["vp"]), 3.0, null={"y": 0.0}, momentum=-0.5)
+    y = torch.ones(4, dtype=torch.float64)
+
+    def run(k):
+        return sf.solve(model, X * k, ("ddim", "unipc", "pf-ode", "dpm-solver++")[k % 4], steps=20 + k, y=y)
+
+    alone = [run(k) for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(run, range(8)))
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a.x, b.x) and a.nfe == b.nfe and a.nfe_per_sample == b.nfe_per_sample
 
 
 class Unsettled(torch.nn.Module):
