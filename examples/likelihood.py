@@ -39,11 +39,11 @@ def main():
             add(f"ODE from t = 0.02, {how} noise, {name}", found.value, found.error, found.nfe)
     for variance in ("posterior", "beta"):
         bound = sf.vlb(model, x, variance=variance, bins=LEVELS, seed=seeds, y=y)
-        add(f"bound, 1000 steps, {variance}", bound.bits_per_dim, bound.error, bound.nfe)
+        add(f"bound, 1000 steps, {variance}", bound.bits_per_dim(), bound.error, bound.nfe)
     nats = x[0].numel() * math.log(2)
     for name, stop in {"": None, " from t = 0.02": 0.02}.items():
         limit = sf.continuous_bound(model, x, points=200, repeats=4, bins=LEVELS, stop=stop, seed=seeds, y=y)
-        add(f"bound, continuous time{name}", limit.bits_per_dim, limit.error / nats, limit.nfe)
+        add(f"bound, continuous time{name}", limit.bits_per_dim(), limit.error / nats, limit.nfe)
     table.add_row("all levels alike", f"{math.log2(LEVELS):.3f}", "", "", "")
     Console(width=120).print(table)
 

@@ -55,7 +55,6 @@ class Bound(NamedTuple):
     nfe: int
     entries: int
 
-    @property
     def bits_per_dim(self) -> Tensor:
         """The value in bits an entry, (B,): of the data's own levels with the discrete decoder, of a density with the other."""
         return self.value / (self.entries * math.log(2))
