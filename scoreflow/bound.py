@@ -25,7 +25,7 @@ from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat, per_sample, standard_error
+from scoreflow.row import flat, per_sample, standard_error, wide
 from scoreflow.run import Watch, check_model, check_state, shown
 from scoreflow.solve import check_conditions
 from scoreflow.variance import Levels
@@ -42,7 +42,7 @@ class Bound(NamedTuple):
         prior: L_T, (B,). diffusion: the sum of the L_{t−1}, (B,). decoder: L_0, (B,).
         terms: every L_{t−1}, (N − 1, B), from the prior down; None in continuous time.
         times: the N + 1 times, falling; in continuous time the two ends.
-        nfe: network evaluations a sample.
+        nfe: network evaluations; the most of any sample.
     """
 
     value: Tensor
@@ -93,6 +93,7 @@ def vlb(
     """
     check_model(model)
     check_state("x_0", x_0)
+    x_0 = wide(x_0)
     conditions = check_conditions(model, None, conditions)
     flag("progress", progress)
     one_of("variance", variance, VARIANCES)
@@ -116,7 +117,7 @@ def vlb(
     if times[-1] != 0:
         raise ValueError(f"the chain must end at the data, t=0, got {times[-1]}")
     noise = White(check_seed(seed, len(x_0))).draws("probe")
-    before, terms, last = model.nfe, list[Tensor](), list[Tensor]()
+    terms, last = list[Tensor](), list[Tensor]()
     first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else path.forward(0.0, times[-2]).z
     watch, bins = Watch(), whole("bins", bins, 2)
     how: dict[str, Any] = {"watch": watch, "first": first, "levels": levels, "decoder": decoder, "bins": bins}
@@ -133,7 +134,7 @@ def vlb(
     sums = each.sum(0) + last[0]
     return Bound(
         prior + sums.mean(0), standard_error(sums), prior, each.mean(1).sum(0), last[0].mean(0), each.mean(1), tuple(times),
-        model.nfe - before, flat(x_0).shape[1],
+        n * sum(int(model.evaluations(t)) for t in times[:-1]), flat(x_0).shape[1],
     )  # fmt: skip
 
 
@@ -165,6 +166,7 @@ def continuous_bound(
     """
     check_model(model)
     check_state("x_0", x_0)
+    x_0 = wide(x_0)
     conditions = check_conditions(model, None, conditions)
     flag("progress", progress)
     one_of("decoder", decoder, DECODERS)
@@ -178,7 +180,8 @@ def continuous_bound(
     watch.span = (high, low)
     source = White(check_seed(seed, len(x_0)))
     noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=torch.float64, device=x_0.device)
-    span, before, sums = path.lam(low) - path.lam(high), model.nfe, list[Tensor]()
+    span, sums = path.lam(low) - path.lam(high), list[Tensor]()
+    counts = torch.full((len(x_0),), k * int(model.evaluations(low)), device=x_0.device)
     with torch.no_grad():
         prior = prior_term(path, x_0, high)
         for repeat in range(k):
@@ -187,6 +190,7 @@ def continuous_bound(
                 u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
                 t, eps = path.time(path.lam(high) + span * u), noise(x_0)
                 off = model.eps(path.noised(x_0, t, eps), t, **conditions) - eps
+                counts = counts + model.evaluations(t)
                 watch.step += 1
                 watch.look(off, "the network's output")
                 total += flat(off.double()).square().sum(1)
@@ -197,7 +201,7 @@ def continuous_bound(
     diffusion, last = found.mean(0)
     value = prior + diffusion + last
     return Bound(
-        value, standard_error(found.sum(1)), prior, diffusion, last, None, (high, low, 0.0), model.nfe - before,
+        value, standard_error(found.sum(1)), prior, diffusion, last, None, (high, low, 0.0), max(counts.tolist(), default=0),
         flat(x_0).shape[1],
     )  # fmt: skip
 

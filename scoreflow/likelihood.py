@@ -27,7 +27,7 @@ from scoreflow.grid import check_ends, default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat, per_sample, standard_error
+from scoreflow.row import flat, per_sample, standard_error, wide
 from scoreflow.run import Run, check_model, check_state
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
 from scoreflow.solve import check_conditions
@@ -125,7 +125,7 @@ def log_prob(
     vectors: Tensor | None = None
     if divergence == "hutchinson":
         noise = White(check_seed(seed, len(x))).draws("probe")
-        vectors = torch.stack([noise(x).sign() for _ in range(whole("probes", probes))])
+        vectors = torch.stack([noise(wide(x)).sign() for _ in range(whole("probes", probes))])
     with torch.set_grad_enabled(grad):
         y, trace = flow.up(x, vectors, divergence == "exact")
         x_T = y * flow.path.alpha(start)
@@ -168,8 +168,6 @@ class _Flow:
 
     run: Run
     path: GaussianPath
-    dtype: torch.dtype
-    """Of the states that the network sees; y has at least float32."""
     tableau: Tableau
     steps: int | None
     rtol: float
@@ -201,17 +199,17 @@ class _Flow:
         number("rtol", rtol, 0), number("atol", atol, above=0), flag("grad", grad)
         chosen = DOPRI5 if adaptive else TABLEAUS[method]
         length = None if steps is None else whole("steps", steps)
-        return cls(Run(model.begin(None), conditions, len(x)), path, x.dtype, chosen, length, rtol, atol, start, low, grad)
+        return cls(Run(model.begin(None), conditions, len(x)), path, chosen, length, rtol, atol, start, low, grad)
 
     def up(self, x: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """From states at stop: y at start, and the integral of the trace, (B, probes)."""
-        y = x.to(torch.promote_types(x.dtype, torch.float32)) / self.path.alpha(self.stop)
+        y = wide(x) / self.path.alpha(self.stop)
         return self._solve(y, -self.path.lam(self.stop), -self.path.lam(self.start), vectors, exact)
 
     def down(self, z: Tensor) -> Tensor:
         """From latents at start: y at stop."""
         begin, end = -self.path.lam(self.start), -self.path.lam(self.stop)
-        y = z.to(torch.promote_types(z.dtype, torch.float32)) / self.path.alpha(self.start)
+        y = wide(z) / self.path.alpha(self.start)
         return self._solve(y, begin, end, None, False)[0]
 
     def slope(self, y: Tensor, u: Tensor, at: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
@@ -220,7 +218,7 @@ class _Flow:
         alpha, kappa = self.path.alpha(t), self.path.kappa(t)
         if len(t):
             self.run.watch.step, self.run.watch.span = self.run.rounds + 1, (float(t.max()), float(t.min()))
-        x = (per_sample(alpha, y) * y).to(self.dtype)
+        x = per_sample(alpha, y) * y
         if vectors is None and not exact:
             eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")
             return per_sample(kappa, y) * eps.to(y), u.new_zeros(len(y), 1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Scalar = float | Tensor
@@ -75,6 +76,11 @@ def per_sample(coefficient: Scalar, x: Tensor) -> Scalar:
     if isinstance(coefficient, Tensor) and coefficient.ndim:
         return coefficient.to(x).reshape(-1, *[1] * (x.ndim - 1))
     return coefficient
+
+
+def wide(x: Tensor) -> Tensor:
+    """States of 32 bits at least: rounding to 16 adds up over steps, and is above the tolerances of error control."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def flat(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from scoreflow.model import ScoreModel, unsettled
 from scoreflow.noise import Draws
@@ -107,7 +108,7 @@ class Watch:
 
     def look(self, value: Tensor, what: str) -> None:
         """Raise if it is not finite."""
-        if value.device.type == "meta" or transformed(value):
+        if hidden(value):
             return
         message = f"{what} is not finite, in step {self.step} (t={self.span[0]:.6g} → {self.span[1]:.6g})"
         if value.device.type != "cpu":
@@ -122,9 +123,10 @@ class Watch:
                 raise FloatingPointError(message)
 
 
-def transformed(value: Tensor) -> bool:
-    """Whether it stands in a transform of torch.func, such as vmap, where its numbers cannot be looked at."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+def hidden(value: Tensor) -> bool:
+    """Whether its numbers cannot be looked at: it is in a transform of torch.func, such as vmap, or has a shape alone."""
+    wrapped = bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
+    return wrapped or value.device.type == "meta" or isinstance(value, FakeTensor)
 
 
 def finite(value: Tensor) -> bool:
@@ -204,7 +206,7 @@ def check_state(name: str, x: Any) -> None:
         shape = "nested shape" if isinstance(x, Tensor) and x.is_nested else f"shape {tuple(getattr(x, 'shape', ()))}"
         got = f"{x.dtype} of {shape}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
-    if x.device.type == "cpu" and not transformed(x) and not finite(x):
+    if x.device.type == "cpu" and not hidden(x) and not finite(x):
         wrong = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
         which = wrong.nonzero().flatten().tolist()
         raise ValueError(f"{name} must be finite, and {len(which)} of its {len(x)} samples are not: {which[:10]}")

@@ -21,6 +21,7 @@ from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
+from scoreflow.row import wide
 from scoreflow.run import Run, State, check_model, check_state, shown, walk
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
@@ -220,15 +221,14 @@ def carry(
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
-        x = x.float() if kept.itemsize < 4 else x  # over many steps rounding to 16 bits adds up
-        x = x if callback is None or parallel is not None else x.clone()  # a callback may edit its state
+        x = wide(x) if callback is None or parallel is not None else wide(x).clone()  # a callback may edit its state
         if parallel is not None and isinstance(steps, Plan):
             walked = picard(run, steps, x, draws, parallel)
         else:
             walked = walk(run, steps, times, x, draws)
         for state in chain([next(walked)], shown(walked, len(times) - 1, sampler.name, progress)):
             if callback is not None:
-                callback(state)
+                callback(state if parallel is None else state._replace(x=state.x.clone()))
             if trajectory:
                 states.append(state.x.to(kept))
         kept_states = torch.stack(states) if trajectory else None

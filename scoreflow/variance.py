@@ -14,7 +14,7 @@ from scoreflow.grid import check_times, grid, inner_ends
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat
+from scoreflow.row import flat, wide
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def estimate_variance(
             seen = []
             for begin in range(0, len(data), size):
                 part = torch.arange(begin, min(begin + size, len(data)))
-                x_0, given = data[begin : begin + size], rows(conditions, part, len(data), conditions)
+                x_0, given = wide(data[begin : begin + size]), rows(conditions, part, len(data), conditions)
                 x_t = path.noised(x_0, t, noise(x_0))
                 if by == "eps":
                     word = k * model.eps(x_t, t, **given)

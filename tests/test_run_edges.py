@@ -2,12 +2,15 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from threading import Barrier
 
 import pytest
 import torch
 import tqdm.auto
 from problems import PATHS, mixture, states
 from runs import ALL, sampler
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import scoreflow as sf
 
@@ -52,6 +55,45 @@ def test_a_callback_edits_the_run_and_not_the_caller(case):
     assert torch.equal(seen[0], X) and bool((sol.states[:, :, 0] == 7).all()) and bool((sol.x[:, 0] == 7).all())
     plain = sf.solve(MODEL, X, sampler(case), steps=3, seed=0)
     assert not torch.allclose(sol.x[:, 1:], plain.x[:, 1:])
+
+
+def test_with_parallel_a_callback_has_a_copy():
+    """Its edits reach neither the caller's states, nor the run, nor the trajectory."""
+    x_T = X.clone()
+    kept = sf.solve(MODEL, X, "ddim", steps=6, parallel=3, trajectory=True)
+    sol = sf.solve(MODEL, x_T, "ddim", steps=6, parallel=3, trajectory=True, callback=lambda state: state.x.fill_(7.0))
+    assert torch.equal(x_T, X) and torch.equal(sol.states, kept.states)
+
+
+DENSITIES = {
+    "log_prob": lambda model, x: sf.log_prob(model, x, stop=0.05),
+    "vlb": lambda model, x: sf.vlb(model, x, steps=20),
+    "continuous_bound": lambda model, x: sf.continuous_bound(model, x, points=8, repeats=2),
+}
+
+
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+def test_densities_of_16_bits_are_those_of_the_same_numbers_in_32(density):
+    """They were taken in 16 bits, where error control made ten times the evaluations for a worse answer."""
+    x = X.bfloat16()
+    short, wide = density(MODEL, x), density(MODEL, x.float())
+    assert torch.equal(short.value, wide.value) and short.nfe == wide.nfe
+
+
+def test_variances_of_16_bits_are_those_of_the_same_numbers_in_32():
+    x = X.bfloat16()
+    assert sf.estimate_variance(MODEL, x, 5) == sf.estimate_variance(MODEL, x.float(), 5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "ddpm", "pf-ode"])
+def test_states_without_numbers(name):
+    """Of a fake or meta tensor a run gives the shape."""
+    net = sf.nets.MLP(3, width=8).eval()
+    fake = FakeTensorMode(allow_non_fake_inputs=True).from_tensor(X.float())
+    x = sf.solve(sf.ScoreModel(net, PATHS["vp"]), fake, name, steps=3, seed=0).x
+    assert isinstance(x, FakeTensor) and x.shape == X.shape
+    x = sf.solve(sf.ScoreModel(net.to("meta"), PATHS["vp"]), X.float().to("meta"), name, steps=3, seed=0).x
+    assert x.device.type == "meta" and x.shape == X.shape
 
 
 def test_the_bar_counts_steps(monkeypatch):
@@ -159,6 +201,20 @@ def test_threads_share_a_model():
         together = list(pool.map(run, range(8)))
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.x, b.x) and a.nfe == b.nfe and a.nfe_per_sample == b.nfe_per_sample
+
+
+@pytest.mark.parametrize("density", DENSITIES.values(), ids=DENSITIES)
+def test_densities_count_their_own_evaluations(density):
+    """Four at once on one model, which wait for each other within every call: a difference of the model's count has all."""
+    together = Barrier(4)
+
+    def net(x, t):
+        together.wait(30)
+        return 0.1 * x
+
+    alone = density(sf.ScoreModel(lambda x, t: 0.1 * x, PATHS["vp"]), X).nfe
+    with ThreadPoolExecutor(4) as pool:
+        assert [d.nfe for d in pool.map(partial(density, sf.ScoreModel(net, PATHS["vp"])), [X] * 4)] == [alone] * 4
 
 
 class Unsettled(torch.nn.Module):
