@@ -371,7 +371,7 @@ def test_x_T_must_be_a_batch(x_T):
         sf.solve(lambda x, t: x, X)
 
 
-@pytest.mark.parametrize("shape", [(), (0, 3), (2.0, 3), (-1, 3)])
+@pytest.mark.parametrize("shape", [(), (3, 0), (2.0, 3), (-1, 3)])
 def test_a_shape_is_whole_numbers(shape):
     with pytest.raises((TypeError, ValueError), match="shape must"):
         sf.sample(VP, shape)
