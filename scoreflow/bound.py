@@ -25,7 +25,7 @@ from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat, per_sample, standard_error, wide
+from scoreflow.row import double, double_on, flat, per_sample, standard_error, wide
 from scoreflow.run import Watch, check_model, check_state, shown
 from scoreflow.solve import check_conditions
 from scoreflow.variance import Levels
@@ -129,7 +129,7 @@ def vlb(
             watch.step, watch.span = i + 1, (t, s)
             seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
-    each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=torch.float64)
+    each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=double_on(x_0.device))
     watch.close()
     sums = each.sum(0) + last[0]
     return Bound(
@@ -179,13 +179,13 @@ def continuous_bound(
     n, k, bins, watch = whole("points", points), whole("repeats", repeats), whole("bins", bins, 2), Watch()
     watch.span = (high, low)
     source = White(check_seed(seed, len(x_0)))
-    noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=torch.float64, device=x_0.device)
+    noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=double_on(x_0.device), device=x_0.device)
     span, sums = path.lam(low) - path.lam(high), list[Tensor]()
     counts = torch.full((len(x_0),), k * int(model.evaluations(low)), device=x_0.device)
     with torch.no_grad():
         prior = prior_term(path, x_0, high)
         for repeat in range(k):
-            total = torch.zeros(len(x_0), dtype=torch.float64, device=x_0.device)
+            total = torch.zeros(len(x_0), dtype=double_on(x_0.device), device=x_0.device)
             for i in shown(range(n), n, f"bound {repeat + 1} of {k}", progress):
                 u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
                 t, eps = path.time(path.lam(high) + span * u), noise(x_0)
@@ -193,7 +193,7 @@ def continuous_bound(
                 counts = counts + model.evaluations(t)
                 watch.step += 1
                 watch.look(off, "the network's output")
-                total += flat(off.double()).square().sum(1)
+                total += flat(double(off)).square().sum(1)
             decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", conditions, watch=watch, decoder=decoder, bins=bins)
             sums.append(torch.stack([span * total / n, decoded]))
     watch.close()
@@ -215,13 +215,14 @@ def _term(
     output, word = model.evaluate(x_t, t, **conditions)
     watch.look(output, "the network's output")
     guess = model.express(output, x_t, t, "x0")
-    word = None if word is None else word.double()
-    return step_term(model.path, x_0.double(), x_t.double(), guess.double(), t, s, variance, word=word, **how)
+    word = None if word is None else double(word)
+    return step_term(model.path, double(x_0), double(x_t), double(guess), t, s, variance, word=word, **how)
 
 
 def prior_term(path: GaussianPath, x_0: Tensor, t: float) -> Tensor:
     """`KL(N(α x_0, σ² I) ‖ N(0, (α² + σ²) I))` at t, (B,)."""
-    mean, zero = path.noised(x_0.double(), t, torch.zeros_like(x_0, dtype=torch.float64)), torch.zeros_like(x_0).double()
+    zero = torch.zeros_like(double(x_0))
+    mean = path.noised(double(x_0), t, zero)
     here, there = (torch.full_like(zero, 2 * math.log(std)) for std in (path.sigma(t), path.prior_std(t)))
     return flat(gaussian_kl(mean, here, zero, there)).sum(1)
 
@@ -253,7 +254,7 @@ def step_term(
     Raises:
         ValueError: a word or levels that are wanted and None.
     """
-    t, s = (torch.as_tensor(u, dtype=torch.float64, device=x_0.device).reshape(-1) for u in (t, s))
+    t, s = (torch.as_tensor(u, dtype=double_on(x_0.device), device=x_0.device).reshape(-1) for u in (t, s))
     row, last = path.bridge(t, s, 1.0), s == 0
     beta, std = path.forward(s, t).z, row.z
     known, mean = (row._replace(z=0.0)(x_t, [x]) for x in (x_0, guess))
@@ -271,7 +272,7 @@ def step_term(
     elif variance == "analytic":
         if levels is None:
             raise ValueError("levels=None: variance='analytic' takes estimate_variance(...)")
-        left = torch.tensor([levels(path, float(u)) for u in t], dtype=torch.float64, device=t.device)
+        left = torch.tensor([levels(path, float(u)) for u in t], dtype=t.dtype, device=t.device)
         log_var = log((std**2 + row.m[0] ** 2 * left).sqrt())
     else:
         log_var = log(beta if variance == "beta" else torch.where(last, beta, std))

@@ -17,7 +17,7 @@ from scoreflow.grid import default_t_min
 from scoreflow.likelihood import log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed, other
-from scoreflow.row import flat, standard_error
+from scoreflow.row import double, double_on, flat, standard_error
 from scoreflow.run import check_model, check_state
 from scoreflow.solve import check_conditions
 
@@ -95,15 +95,15 @@ def bits_per_dim(
                         f"dequantise must give states {tuple(x_0.shape)} and log-densities ({len(x_0)},), "
                         f"got {tuple(x.shape)} and {tuple(log_q.shape)}"
                     )
-                rest = log_q.double()
+                rest = double(log_q)
             elif dequantise == "uniform":
-                x = x_0 + width * (torch.special.ndtr(eps.double()) - 0.5).to(x_0)
-                rest = torch.full((len(x_0),), -d * math.log(width), dtype=torch.float64, device=x_0.device)
+                x = x_0 + width * (torch.special.ndtr(double(eps)) - 0.5).to(x_0)
+                rest = torch.full((len(x_0),), -d * math.log(width), dtype=double_on(x_0.device), device=x_0.device)
             else:
                 x = path.noised(x_0, t, eps)
                 guess = model.x0(x, t, **conditions)
-                log_q = standard(path.sigma(t) * eps.double(), path.sigma(t))
-                rest = log_q + step_term(path, x_0.double(), x.double(), guess.double(), t, 0.0, "beta", bins=levels)
+                log_q = standard(path.sigma(t) * double(eps), path.sigma(t))
+                rest = log_q + step_term(path, double(x_0), double(x), double(guess), t, 0.0, "beta", bins=levels)
             found = log_prob(model, x, stop=t, seed=own, **options)
         nats.append(rest - found.value)
         nfe = max(nfe, found.nfe + (dequantise == "forward"))

@@ -14,7 +14,7 @@ from scoreflow.grid import check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.plan import Plan
-from scoreflow.row import flat
+from scoreflow.row import double, double_on, flat
 from scoreflow.run import check_model, check_state
 from scoreflow.schedule import Grid
 from scoreflow.solve import Solution, meant, solve, split
@@ -43,9 +43,9 @@ def interpolate(z_0: Tensor, z_1: Tensor, weights: int | float | Sequence[float]
     check.one_of("kind", kind, KINDS)
     if z_0.shape != z_1.shape:
         raise ValueError(f"z_0 and z_1 must have one shape, got {tuple(z_0.shape)} and {tuple(z_1.shape)}")
-    w = _weights(weights).to(z_0.device, torch.float64)
-    a, b = flat(z_0.double()), flat(z_1.double())
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
+    w = _weights(weights).to(z_0.device, double_on(z_0.device))
+    a, b = flat(double(z_0)), flat(double(z_1))
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-30)
     angle = cosine.clamp(-1, 1).arccos()
     left, right = (1 - w)[:, None].expand(-1, len(a)), w[:, None].expand(-1, len(a))
     if kind == "spherical":

@@ -27,7 +27,7 @@ from scoreflow.grid import check_ends, default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat, per_sample, standard_error, wide
+from scoreflow.row import double, double_on, flat, per_sample, standard_error, wide
 from scoreflow.run import Run, check_model, check_state
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
 from scoreflow.solve import check_conditions
@@ -134,7 +134,7 @@ def log_prob(
             got = tuple(density.shape) if isinstance(density, Tensor) else type(density).__name__
             raise ValueError(f"prior must give one log-density a sample, a tensor of shape ({len(x)},), got {got}")
         scale = flat(x).shape[1] * (flow.path.log_alpha(start) - flow.path.log_alpha(flow.stop))
-        each = density.double()[:, None] + scale + trace
+        each = double(density)[:, None] + scale + trace
     error = torch.zeros_like(each[:, 0]) if vectors is None else standard_error(each.detach().mT)
     return LogProb(each.mean(1), error, x_T.to(x.dtype), int(flow.run.counts.max(initial=0)))
 
@@ -159,7 +159,7 @@ def decode(model: ScoreModel, z: Tensor, **keywords: Any) -> Tensor:
 
 def standard(x: Tensor, std: float) -> Tensor:
     """`log N(x; 0, std² I)`, (B,), float64."""
-    return -flat(gaussian_nll(x.double(), 0.0, 2 * math.log(std))).sum(1)
+    return -flat(gaussian_nll(double(x), 0.0, 2 * math.log(std))).sum(1)
 
 
 @dataclass
@@ -228,7 +228,7 @@ class _Flow:
             traces = []
             for v in _basis(state) if exact else vectors[:, at]:  # type: ignore[index]
                 back = self._back(output, state, v)
-                traces.append(flat(self.run.express(back, v, t, "eps") * v).sum(1).double())  # linear in both
+                traces.append(double(flat(self.run.express(back, v, t, "eps") * v).sum(1)))  # linear in both
             eps = self.run.express(output, state, t, "eps")
         trace = torch.stack(traces, 1)
         if not self.grad:
@@ -250,7 +250,7 @@ class _Flow:
     def _solve(self, y: Tensor, begin: float, end: float, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
         """y and the integral of the trace, from one clock to the other."""
         everyone = torch.arange(len(y), device=y.device)
-        total = torch.zeros(len(y), 1 if vectors is None else len(vectors), dtype=torch.float64, device=y.device)
+        total = torch.zeros(len(y), 1 if vectors is None else len(vectors), dtype=double_on(y.device), device=y.device)
 
         def slope(y: Tensor, u: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
             return self.slope(y, u, at, vectors, exact)
@@ -258,7 +258,7 @@ class _Flow:
         if self.steps is not None:
             nodes = np.linspace(begin, end, self.steps + 1)
             for a, b in itertools.pairwise(nodes):
-                u, h = (torch.full((len(y),), v, dtype=torch.float64, device=y.device) for v in (a, b - a))
+                u, h = (torch.full((len(y),), v, dtype=double_on(y.device), device=y.device) for v in (a, b - a))
                 slopes = self._stages(y, u, h, everyone, [slope(y, u, everyone)], slope)
                 y, total = (
                     _joined(v, h, self.tableau.b, parts) for v, parts in zip((y, total), zip(*slopes, strict=True), strict=True)
@@ -280,7 +280,7 @@ class _Flow:
         self, y: Tensor, total: Tensor, begin: float, end: float, everyone: Tensor, slope: Slope
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Dormand–Prince with steps of their own for every sample; who has arrived leaves the batch."""
-        u = torch.full((len(y),), begin, dtype=torch.float64, device=y.device)
+        u = torch.full((len(y),), begin, dtype=double_on(y.device), device=y.device)
         h, before = torch.full_like(u, (end - begin) / 50), torch.ones_like(u)
         first = slope(y, u, everyone) if len(y) else (y, total)
         error_weights = [b - low for b, low in zip(DOPRI5.b, LOWER, strict=True)]
@@ -308,8 +308,8 @@ class _Flow:
         return y, total
 
     def _off(self, old: Tensor, new: Tensor, error: Tensor) -> Tensor:
-        scale = self.atol + self.rtol * torch.maximum(old.abs(), new.abs()).double()
-        return flat(error.double() / scale).square().mean(1).sqrt()
+        scale = self.atol + self.rtol * double(torch.maximum(old.abs(), new.abs()))
+        return flat(double(error) / scale).square().mean(1).sqrt()
 
 
 def _basis(x: Tensor) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoreflow import check
 from scoreflow.conditions import known, plain, rounds, rows
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
-from scoreflow.row import per_sample
+from scoreflow.row import double, per_sample
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -229,7 +229,7 @@ class ScoreModel:
         if want == self.prediction:
             return output
         if isinstance(t, Tensor):
-            a, b = self.path.convert(self.prediction, want, t.double().reshape(-1))
+            a, b = self.path.convert(self.prediction, want, double(t).reshape(-1))
             return x * per_sample(a, x) + output * per_sample(b, x)
         weight, m = self.path.convert(self.prediction, want, t)
         if not (math.isfinite(weight) and math.isfinite(m)):
@@ -270,7 +270,7 @@ class ScoreModel:
             raise ValueError(f"t must be a float or of shape ({len(x)},), got shape {tuple(t.shape)}")
         elif t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t must lie between 0 (data) and 1 (prior), got {t}")
-        return t.double().expand(len(x))
+        return double(t).expand(len(x))
 
     def _label(self, t: Tensor, x: Tensor, slack: float) -> Tensor:
         """What the network is told, on the device of x; labels within `slack` of a whole number are that number."""

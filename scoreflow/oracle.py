@@ -15,6 +15,7 @@ from torch import Tensor
 from scoreflow.check import whole
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
+from scoreflow.row import double, double_on
 
 Level = float | Tensor
 CATEGORIES = 2**24
@@ -84,9 +85,9 @@ class GaussianMixture:
         """`E[x_0 | x_t = x]` for states (B, *event) and levels that are numbers or (B,); in the dtype of x."""
         alpha, sigma = _level(alpha, x), _level(sigma, x)
         joint, gain = self._joint(x, alpha, sigma)
-        mean = self.means.to(x.device) + self._back(gain)
+        mean = self.means.to(alpha) + self._back(gain)
         x_0 = (joint.softmax(1).unsqueeze(-1) * mean).sum(1)
-        clean = (x.double().flatten(1) / alpha).nan_to_num()
+        clean = (double(x).flatten(1) / alpha).nan_to_num()
         return torch.where(sigma > 0, x_0, clean).reshape(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0) -> Tensor:
@@ -121,20 +122,20 @@ class GaussianMixture:
         """log w_k N(x; …), of shape (B, K), and `α Σ_k (α² Σ_k + σ²)^{-1} (x − α μ_k)` in eigen-coordinates, (B, K, d)."""
         self._fits(x)
         alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
-        r = x.double().flatten(1).unsqueeze(1) - alpha * self.means.to(x.device)
+        r = double(x).flatten(1).unsqueeze(1) - alpha * self.means.to(alpha)
         if self._turn is not None:
-            r = torch.einsum("kij,bki->bkj", self._turn.to(x.device), r)
-        spread = self._var.to(x.device)
+            r = torch.einsum("kij,bki->bkj", self._turn.to(r), r)
+        spread = self._var.to(r)
         var = alpha**2 * spread + sigma**2
         density = -0.5 * (r**2 / var + var.log() + math.log(2 * math.pi)).sum(-1)
-        return self.log_weights.to(x.device) + density, (alpha * spread / var).nan_to_num() * r
+        return self.log_weights.to(r) + density, (alpha * spread / var).nan_to_num() * r
 
     def _fits(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"states must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
 
     def _back(self, r: Tensor) -> Tensor:
-        return r if self._turn is None else torch.einsum("kij,bkj->bki", self._turn.to(r.device), r)
+        return r if self._turn is None else torch.einsum("kij,bkj->bki", self._turn.to(r), r)
 
 
 @dataclass(frozen=True)
@@ -172,10 +173,12 @@ class Gaussian(GaussianMixture):
 
         `x_s − α_s μ = √((α_s² Σ + σ_s²)/(α_t² Σ + σ_t²)) (x_t − α_t μ)`.
         """
-        turn = torch.eye(len(self.mean), dtype=torch.float64) if self._turn is None else self._turn[0]
+        state = double(x).flatten(1)
+        mean, var = self.mean.to(state), self._var[0].to(state)
+        turn = (torch.eye(len(mean)) if self._turn is None else self._turn[0]).to(state)
         (a, b), (c, d) = ((path.alpha(u), path.sigma(u)) for u in (t, s))
-        ratio = ((c**2 * self._var[0] + d**2) / (a**2 * self._var[0] + b**2)).sqrt()
-        y = c * self.mean + ((x.double().flatten(1) - a * self.mean) @ turn * ratio) @ turn.mT
+        ratio = ((c**2 * var + d**2) / (a**2 * var + b**2)).sqrt()
+        y = c * mean + ((state - a * mean) @ turn * ratio) @ turn.mT
         return y.reshape(x.shape).to(x.dtype)
 
 
@@ -195,16 +198,17 @@ class Empirical(GaussianMixture):
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         # The squared distances by one matrix product: no (B, N, d) tensor.
         self._fits(x)
-        y, data = x.double().flatten(1), self.means.to(x.device)
+        y = double(x).flatten(1)
+        data = self.means.to(y)
         square = y.square().sum(1, keepdim=True) - 2 * alpha * (y @ data.mT) + alpha**2 * data.square().sum(1)
         density = -0.5 * (square.clamp(min=0) / sigma**2 + data.shape[1] * (2 * sigma.log() + math.log(2 * math.pi)))
-        return self.log_weights.to(x.device) + density, torch.zeros((), dtype=torch.float64, device=x.device)
+        return self.log_weights.to(y) + density, density.new_zeros(())
 
     def denoise(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """`Σ_n softmax_n(−‖x − α x_n‖²/(2σ²)) x_n`."""
         alpha, sigma = _level(alpha, x), _level(sigma, x)
-        x_0 = self._joint(x, alpha, sigma)[0].softmax(1) @ self.means.to(x.device)
-        clean = (x.double().flatten(1) / alpha).nan_to_num()
+        x_0 = self._joint(x, alpha, sigma)[0].softmax(1) @ self.means.to(alpha)
+        clean = (double(x).flatten(1) / alpha).nan_to_num()
         return torch.where(sigma > 0, x_0, clean).reshape(x.shape).to(x.dtype)
 
 
@@ -218,4 +222,4 @@ def _chosen(weights: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 def _level(value: Level, x: Tensor) -> Tensor:
     """A level as (1, 1) or (B, 1) in float64."""
-    return torch.as_tensor(value, dtype=torch.float64, device=x.device).reshape(-1, 1)
+    return torch.as_tensor(value, dtype=double_on(x.device), device=x.device).reshape(-1, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import check
-from scoreflow.row import Row
+from scoreflow.row import Row, double
 
 S = TypeVar("S", float, Tensor)
 Self = TypeVar("Self")
@@ -30,7 +30,7 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
 
     def method(self: Self, t: S) -> S:
         if isinstance(t, Tensor):
-            return formula(self, t.double()).to(t.dtype)
+            return formula(self, double(t)).to(t.dtype)
         if name != "time":
             check.time("t", t)
         number = float(t)
@@ -235,7 +235,7 @@ class GaussianPath(Parameters):
                 c, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
                 left = (1 - eta) * (1 + eta) + eta**2 * torch.exp(2 * (lam_t - lam_s))  # 1 − gone, to its last digit
             else:
-                c = torch.as_tensor(std, dtype=torch.float64)
+                c = double(torch.as_tensor(std, dtype=None if isinstance(std, Tensor) else torch.float64))
                 gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
                 left = 1 - gone
             log_r = torch.where(gone < 0.5, torch.log1p(-gone), left.log()) / 2
@@ -304,7 +304,7 @@ class GaussianPath(Parameters):
             return det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
 
         if isinstance(t, Tensor):
-            a, b = solve(t.double())
+            a, b = solve(double(t))
             return a.to(t.dtype), b.to(t.dtype)
         return _once(self, (source, target, float(t)), lambda: _lift_many(solve, t))  # type: ignore[return-value]
 
@@ -338,7 +338,7 @@ def _lift(formula: Callable[..., Tensor], *values: S) -> S:
 
 def _lift_many(formula: Callable[..., tuple[Tensor, ...]], *values: S) -> tuple[S, ...]:
     """A formula for float64 tensors, on numbers or tensors."""
-    out = formula(*(torch.as_tensor(v, dtype=torch.float64) for v in values))
+    out = formula(*(double(v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)) for v in values))
     dtype = next((v.dtype for v in values if isinstance(v, Tensor)), None)  # type: ignore[attr-defined]
     return cast("tuple[S, ...]", tuple(o.item() if dtype is None else o.to(dtype) for o in out))
 
@@ -363,7 +363,8 @@ def _bisect(of: Callable[[Tensor], Tensor], value: Tensor, lo: Tensor, hi: Tenso
 
 def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:
     """The t of `of(t) = value`, found without a graph, with the gradient `dt = (dvalue − dof)/of'(t)`; 0 where t is held."""
-    if not torch.is_grad_enabled():
+    off = value - of(t)
+    if not off.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(off):
         return t
-    left = torch.where(within, value - of(t), 0.0)
+    left = torch.where(within, off, 0.0)
     return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach()

@@ -83,6 +83,21 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+NO_FLOAT64 = {"mps"}
+"""Types of devices without float64."""
+
+
+def double_on(device: torch.device) -> torch.dtype:
+    """float64; float32 on a device that has none."""
+    lacks = not torch.xpu.get_device_properties(device).has_fp64 if device.type == "xpu" else device.type in NO_FLOAT64
+    return torch.float32 if lacks else torch.float64
+
+
+def double(x: Tensor) -> Tensor:
+    """In float64, or what its device has of it."""
+    return x.to(double_on(x.device))
+
+
 def flat(x: Tensor) -> Tensor:
     """(B, ...) as (B, d); a batch of numbers as (B, 1)."""
     return x.reshape(len(x), math.prod(x.shape[1:]))

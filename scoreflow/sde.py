@@ -112,9 +112,9 @@ class Nodes(AlphaBar):
 
     def _cell(self, t: Tensor) -> tuple[Tensor, ...]:
         """The place within its cell, and the cell's cubic."""
-        nodes = self.nodes.to(t.device)  # t·T may miss a node by a rounding; i/T does not
+        nodes = self.nodes.to(t)  # t·T may miss a node by a rounding; i/T does not
         i = (torch.searchsorted(nodes, t.detach().contiguous(), right=True) - 1).clamp(0, self.T - 1)
-        return ((t - nodes[i]) * self.T, *(c.to(t.device)[i] for c in self.cubic))
+        return ((t - nodes[i]) * self.T, *(c.to(t)[i] for c in self.cubic))
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         u, y, b, c, d = self._cell(t)
@@ -139,16 +139,15 @@ class Nodes(AlphaBar):
 
     def _line(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The factor of α that falls from 1 to 0 in the last cell, and its slope; 1 and 0 before."""
-        start = self.nodes[-2].to(t.device)
+        start = self.nodes[-2].to(t)
         u, left = (t - start) * self.T, (1 - t) * self.T
         line = torch.where(t > start, torch.where(u < 0.5, 1 - u, left), 1.0)
         return line, torch.where(t >= start, -self.T, 0.0).to(t)
 
     def time(self, log_alpha_bar: Tensor) -> Tensor:
-        right = torch.searchsorted(-self.y.to(log_alpha_bar.device), -log_alpha_bar.contiguous()).clamp(1, self.T)
-        return _bisect(
-            self.log_alpha_bar, log_alpha_bar, self.nodes.to(right.device)[right - 1], self.nodes.to(right.device)[right]
-        )
+        nodes, y = self.nodes.to(log_alpha_bar), self.y.to(log_alpha_bar)
+        right = torch.searchsorted(-y, -log_alpha_bar.contiguous()).clamp(1, self.T)
+        return _bisect(self.log_alpha_bar, log_alpha_bar, nodes[right - 1], nodes[right])
 
 
 class VPSDE(GaussianPath):

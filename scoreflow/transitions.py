@@ -13,7 +13,7 @@ from scoreflow.check import flag
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
-from scoreflow.row import flat
+from scoreflow.row import double, double_on, flat
 from scoreflow.run import Run, check_model
 from scoreflow.solve import Solution, check_conditions
 from scoreflow.step import get_sampler
@@ -112,5 +112,5 @@ def _split(step: PlannedStep, plan: Plan) -> tuple[PlannedStep, float]:
 def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
     """Of N(mean, std² I) at x, sample by sample (B,), float64: the sum over entries is large, differences of it are not."""
     if std == 0:
-        return x.new_full((len(x),), math.nan, dtype=torch.float64)
-    return -flat(gaussian_nll(x.double(), mean.double(), 2 * math.log(std))).sum(1)
+        return x.new_full((len(x),), math.nan, dtype=double_on(x.device))
+    return -flat(gaussian_nll(double(x), double(mean), 2 * math.log(std))).sum(1)

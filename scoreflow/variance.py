@@ -14,7 +14,7 @@ from scoreflow.grid import check_times, grid, inner_ends
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
-from scoreflow.row import flat, wide
+from scoreflow.row import double, flat, wide
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def estimate_variance(
         levels = check_times(times)
     if by == "eps" and path.alpha(levels[0]) == 0:
         raise ValueError(f"times: alpha=0 at t={levels[0]}, where ε says nothing of x_0; begin below it, or use by='error'")
-    noise, most = White(check_seed(seed)).draws("probe"), float(data.double().square().mean())
+    noise, most = White(check_seed(seed)).draws("probe"), float(double(data).square().mean())
     values, errors = [], []
     with torch.no_grad():
         for t in levels:
@@ -99,9 +99,9 @@ def estimate_variance(
                 x_t = path.noised(x_0, t, noise(x_0))
                 if by == "eps":
                     word = k * model.eps(x_t, t, **given)
-                    seen.append(k**2 - flat(word.double()).square().mean(1))
+                    seen.append(k**2 - flat(double(word)).square().mean(1))
                 else:
-                    seen.append(flat((x_0 - model.x0(x_t, t, **given)).double()).square().mean(1))
+                    seen.append(flat(double(x_0 - model.x0(x_t, t, **given))).square().mean(1))
             each = torch.cat(seen)
             values.append(min(max(float(each.mean()), 0.0), most))
             errors.append(float(each.std(correction=0)) / len(each) ** 0.5)

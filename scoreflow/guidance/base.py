@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow import check
 from scoreflow.model import ScoreModel, say
 from scoreflow.path import PREDICTIONS, Prediction
-from scoreflow.row import per_sample
+from scoreflow.row import double, double_on, per_sample
 
 Scale = float | Callable[[float], float]
 """A number, or a function of t."""
@@ -116,10 +116,10 @@ class Contrast(Guided):
         if isinstance(t, Tensor) and t.ndim:
             if not callable(self.scale):
                 inside = (t >= self.interval[0]) & (t <= self.interval[1])
-                return torch.where(inside, float(self.scale), 1.0).double()
+                return double(torch.where(inside, float(self.scale), 1.0))
             if t.device.type == "meta":
-                return t.double()
-            return torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
+                return double(t)
+            return torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=double_on(t.device), device=t.device)
         if not self.interval[0] <= float(t) <= self.interval[1]:
             return 1.0
         return value_at(self.scale, float(t))

@@ -13,7 +13,7 @@ from scoreflow.conditions import joined, none_given, plain
 from scoreflow.guidance.base import Contrast, Scale, value_at
 from scoreflow.model import ScoreModel, attribute, trains
 from scoreflow.path import Prediction
-from scoreflow.row import per_sample
+from scoreflow.row import double_on, per_sample
 
 
 class ClassifierFree(Contrast):
@@ -216,7 +216,7 @@ class CFGPlusPlus(ClassifierFree):
 
     def scale_at(self, t: float | Tensor) -> float | Tensor:
         if isinstance(t, Tensor) and t.device.type != "meta":
-            scales = torch.tensor([self.scale_at(u) for u in t.flatten().tolist()], dtype=torch.float64, device=t.device)
+            scales = torch.tensor([self.scale_at(u) for u in t.flatten().tolist()], dtype=double_on(t.device), device=t.device)
             return scales if t.ndim else float(scales)
         if self._scales is None or t not in self._scales:
             raise ValueError(

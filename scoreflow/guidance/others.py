@@ -13,7 +13,7 @@ from scoreflow import check
 from scoreflow.conditions import plain
 from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, check_scale, value_at
 from scoreflow.model import ScoreModel
-from scoreflow.row import per_sample
+from scoreflow.row import double, double_on, per_sample
 
 
 class Autoguidance(Contrast):
@@ -136,10 +136,10 @@ class ClassifierGuidance(Guided):
             w = self.scale_at(float(t))
             b = self.path.convert("score", self.prediction, float(t))[1]
             return (output + b * w * self.slope(x, t, y) if w else output), word
-        each = self.path.convert("score", self.prediction, t.double())[1]
+        each = self.path.convert("score", self.prediction, double(t))[1]
         if t.device.type == "meta":
             return output + per_sample(each, x) * self.slope(x, t, y), word
-        scales = torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=torch.float64, device=t.device)
+        scales = torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=double_on(t.device), device=t.device)
         if len(at := scales.nonzero().flatten()):
             here = at.to(x.device)
             slope = per_sample((each * scales)[at], x) * self.slope(x[here], t[at], y[at.to(y.device)])

@@ -14,7 +14,7 @@ from scoreflow.check import number, whole
 from scoreflow.noise import BrownianDraws, Draws
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
-from scoreflow.row import Row
+from scoreflow.row import Row, double, double_on
 from scoreflow.samplers.exponential import dpm_solver_rows
 from scoreflow.samplers.runge_kutta import check_clock, reverse_family
 from scoreflow.step import Sampler, Step, family, landing
@@ -35,7 +35,7 @@ class Ask(NamedTuple):
 
     def __call__(self, x: Tensor, t: Sequence[float]) -> Tensor:
         """ε̂."""
-        times = torch.tensor(t, dtype=torch.float64, device=x.device)
+        times = torch.tensor(t, dtype=double_on(x.device), device=x.device)
         if hasattr(self.model, "ask"):
             said = self.model.ask(x, times, torch.tensor(self.samples))
         else:
@@ -126,8 +126,8 @@ class Adaptive(Sampler):
         return min(max(shorter, 0.2), 0.9)
 
     def _errors(self, old: Tensor, new: Tensor, low: Tensor) -> list[float]:
-        scale = torch.maximum(old.abs(), low.abs()).double().mul(self.rtol).clamp(min=self.atol)
-        ratio = ((new - low).double() / scale).reshape(len(new), -1)
+        scale = double(torch.maximum(old.abs(), low.abs())).mul(self.rtol).clamp(min=self.atol)
+        ratio = (double(new - low) / scale).reshape(len(new), -1)
         errors: list[float] = ratio.square().mean(1).sqrt().tolist()
         return errors
 

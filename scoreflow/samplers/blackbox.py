@@ -20,7 +20,7 @@ from scoreflow.check import flag, number, one_of, whole
 from scoreflow.noise import BrownianDraws, Draws, stream_key
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Model
-from scoreflow.row import flat
+from scoreflow.row import double_on, flat
 from scoreflow.samplers.runge_kutta import Variable, check_clock, reverse_family, wants
 from scoreflow.step import Sampler, Step, family, landing
 
@@ -176,11 +176,11 @@ class TorchDiffEq(BlackBox):
 
         field = Field(model, t, s, self.variable)
         begin = x.to(torch.promote_types(x.dtype, torch.float32))  # tolerances are below what 16 bits hold
-        u = torch.tensor(field.ends, dtype=torch.float64, device=x.device)
+        u = torch.tensor(field.ends, dtype=double_on(x.device), device=x.device)
         options: dict[str, Any] = {}
         if self.method in TORCHDIFFEQ_ADAPTIVE:
             # Land on the end instead of passing it, where the path may stop; and let the worst sample decide.
-            options = {"step_t": u[1:], "norm": worst_sample}
+            options = {"step_t": u[1:], "norm": worst_sample, "dtype": u.dtype}
         elif self.method in TORCHDIFFEQ_FIXED:
             options = {"step_size": abs(field.ends[1] - field.ends[0]) / self.substeps}
             if self.substeps == 1:
@@ -216,9 +216,9 @@ class SciPy(BlackBox):
             slope = field(u, state)
             if slope.requires_grad or (x.requires_grad and torch.is_grad_enabled()):
                 raise ValueError("grad=True: scipy integrates outside torch, which records nothing of it; use torchdiffeq")
-            return slope.double().flatten().numpy(force=True)
+            return slope.flatten().numpy(force=True).astype(float)
 
-        begin = (x / field.scales[0]).double().flatten().numpy(force=True)
+        begin = (x / field.scales[0]).flatten().numpy(force=True).astype(float)
         solution = solve_ivp(rate, field.ends, begin, method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
             raise RuntimeError(f"scipy's {self.method} failed between t={t} and s={s}: {solution.message}")
