@@ -30,7 +30,8 @@ CONTROL, TIMES = ROOT / ".coverage", ROOT / ".mutations.xml"
 SINGLE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
-             ast.Pow: ast.Mult, ast.MatMult: ast.Add, ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}  # fmt: skip
+             ast.Pow: ast.Mult, ast.MatMult: ast.Add, ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr,
+             ast.BitOr: ast.BitAnd}  # fmt: skip
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
                ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}  # fmt: skip
 CALLS = {"min": "max", "max": "min", "sum": "max", "any": "all", "all": "any", "sin": "cos", "log1p": "log", "expm1": "exp"}

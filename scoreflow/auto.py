@@ -31,24 +31,34 @@ class Choice(NamedTuple):
     shift: float
 
 
+NOISE, DATA = {"form": "noise"}, {"form": "data"}
 TABLE = (
-    Choice(5, "ipndm-3", {"damping": 0.8}, 0.6, 1.5),
-    Choice(6, "ipndm-3", {"damping": 0.6}, 0.65, 1.3),
-    Choice(7, "ipndm-3", {"damping": 0.4}, 0.63, 1.2),
-    Choice(21, "ipndm-3", {"damping": 0.4}, 0.65, 2.0),
-    Choice(22, "unipc-3", {"form": "noise"}, 0.55, 2.0),
-    Choice(100, "unipc-3", {"form": "noise"}, 0.55, 4.0),
+    Choice(5, "ipndm-3", {"damping": 1.0}, 0.55, 1.4),
+    Choice(6, "ipndm-3", {"damping": 1.0}, 0.55, 2.0),
+    Choice(7, "ipndm-3", {"damping": 0.8}, 0.53, 1.8),
+    Choice(11, "ipndm-3", {"damping": 0.8}, 0.5, 1.9),
+    Choice(12, "ipndm-3", {"damping": 0.4}, 0.42, 3.2),
+    Choice(29, "ipndm-3", {"damping": 0.4}, 0.4, 3.4),
+    Choice(30, "unipc-3", NOISE, 0.4, 4.0),
 )
 """For a network as it is."""
+EXACT = (
+    Choice(5, "ipndm-3", {"damping": 0.4}, 0.6, 1.5),
+    Choice(7, "ipndm-3", {"damping": 0.4}, 0.63, 1.2),
+    Choice(21, "ipndm-3", {"damping": 0.4}, 0.65, 2.0),
+    Choice(22, "unipc-3", NOISE, 0.55, 2.0),
+    Choice(100, "unipc-3", NOISE, 0.55, 4.0),
+)
+"""For the score of an oracle, which is right at all times."""
 GUIDED = (
-    Choice(5, "unipc-2", {"form": "data"}, 0.6, 1.5),
-    Choice(10, "unipc-2", {"form": "data"}, 0.42, 0.8),
-    Choice(100, "unipc-2", {"form": "data"}, 0.42, 1.2),
+    Choice(5, "unipc-2", DATA, 0.6, 1.5),
+    Choice(10, "unipc-2", DATA, 0.42, 0.8),
+    Choice(100, "unipc-2", DATA, 0.42, 1.2),
 )
 """For a guided or thresholded network: data form."""
 FLOW = (
-    Choice(5, "unipc-2", {"form": "data"}, 0.65, 0.6),
-    Choice(20, "unipc-2", {"form": "data"}, 0.55, 0.4),
+    Choice(5, "unipc-2", DATA, 0.65, 0.6),
+    Choice(20, "unipc-2", DATA, 0.55, 0.4),
 )
 """From α = 0, as on the path of rectified flow: data form, for ε says nothing there."""
 
@@ -91,7 +101,8 @@ def choose(
             budget = max(1, 32 * budget // sum(among))
     else:
         budget = len(check_times(grid)) - 1
-    choice = chosen_at(GUIDED if guided else FLOW if path.alpha(start) == 0 else TABLE, budget)
+    table = GUIDED if guided else FLOW if path.alpha(start) == 0 else EXACT if exact else TABLE
+    choice = chosen_at(table, budget)
     sampler = get_sampler(choice.sampler, analytic=analytic, **choice.options)
     assert isinstance(sampler, Linear)
     rule = partial(ode, power=choice.power, shift=choice.shift, exact=exact) if grid is None else grid

@@ -10,6 +10,7 @@ Reference:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,15 +20,14 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import discretised_nll, gaussian_kl, gaussian_nll
-from scoreflow.check import flag, one_of, whole
+from scoreflow.check import check_state, flag, one_of, whole
 from scoreflow.grid import check_ends, check_times, inner_ends
 from scoreflow.grid import grid as make_grid
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, check_settled
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import double, double_on, flat, per_sample, standard_error, wide
-from scoreflow.run import Watch, check_model, check_state, shown
-from scoreflow.solve import check_conditions
+from scoreflow.run import Watch, check_model, shown
 from scoreflow.variance import Levels
 
 VARIANCES = ("posterior", "beta", "interpolated", "learned", "analytic")
@@ -94,8 +94,9 @@ def vlb(
     check_model(model)
     check_state("x_0", x_0)
     x_0 = wide(x_0)
-    conditions = check_conditions(model, None, conditions)
+    conditions = model.check_conditions(conditions, tuple(inspect.signature(vlb).parameters))
     flag("progress", progress)
+    check_settled(model)
     one_of("variance", variance, VARIANCES)
     one_of("decoder", decoder, DECODERS)
     if (variance == "analytic") != (levels is not None):
@@ -167,8 +168,9 @@ def continuous_bound(
     check_model(model)
     check_state("x_0", x_0)
     x_0 = wide(x_0)
-    conditions = check_conditions(model, None, conditions)
+    conditions = model.check_conditions(conditions, tuple(inspect.signature(continuous_bound).parameters))
     flag("progress", progress)
+    check_settled(model)
     one_of("decoder", decoder, DECODERS)
     path = model.path
     low, high = inner_ends(path)

@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from scoreflow.bound import step_term
 from scoreflow.chain import gaussian_nll
-from scoreflow.check import flag, number, one_of, whole
+from scoreflow.check import check_state, flag, number, one_of, whole
 from scoreflow.grid import default_t_min
-from scoreflow.likelihood import log_prob, standard
+from scoreflow.likelihood import ARGUMENTS, log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed, other
 from scoreflow.row import double, double_on, flat, standard_error
-from scoreflow.run import check_model, check_state
-from scoreflow.solve import check_conditions
+from scoreflow.run import check_model
 
 BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x_0, ε) to x_0 with noise within its bin, and the log-density of that noise, (B,)."""
 NAMES = ("uniform", "forward")
-ARGUMENTS = tuple(inspect.signature(log_prob).parameters)
-"""What is no condition of the network."""
 
 
 class Bits(NamedTuple):
@@ -82,7 +79,7 @@ def bits_per_dim(
     path, d = model.path, flat(x_0).shape[1]
     t, seeds = default_t_min(path) if stop is None else stop, check_seed(seed, len(x_0))
     named = {name: value for name, value in options.items() if name not in ARGUMENTS or name == "conditions"}
-    conditions = check_conditions(model, None, named)
+    conditions = model.check_conditions(named, (*ARGUMENTS, *inspect.signature(bits_per_dim).parameters))
     nats, nfe = list[Tensor](), 0
     for k in range(whole("draws", draws)):
         own = other(seeds, "draw", k)  # no draw has another's noise or probes

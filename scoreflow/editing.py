@@ -10,12 +10,13 @@ from torch import Tensor
 
 from scoreflow import check
 from scoreflow.auto import AUTO
+from scoreflow.check import check_state
 from scoreflow.grid import check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
 from scoreflow.plan import Plan
 from scoreflow.row import double, double_on, flat
-from scoreflow.run import check_model, check_state
+from scoreflow.run import check_model
 from scoreflow.schedule import Grid
 from scoreflow.solve import Solution, meant, solve, split
 from scoreflow.step import Sampler

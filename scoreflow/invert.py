@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreflow.check import whole
+from scoreflow.check import check_state, whole
 from scoreflow.grid import default_t_min
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White
 from scoreflow.path import GaussianPath
 from scoreflow.row import Row
-from scoreflow.run import State, check_model, check_state
+from scoreflow.run import State, check_model
 from scoreflow.samplers.invertible import Invertible
 from scoreflow.schedule import Grid, schedule
 from scoreflow.solve import Solution, carry, check_conditions, per_call, split

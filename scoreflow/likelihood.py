@@ -11,6 +11,7 @@ Reference:
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +23,14 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import gaussian_nll
-from scoreflow.check import flag, number, one_of, whole
+from scoreflow.check import check_state, flag, number, one_of, whole
 from scoreflow.grid import check_ends, default_t_min
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, check_settled
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import double, double_on, flat, per_sample, standard_error, wide
-from scoreflow.run import Run, check_model, check_state
+from scoreflow.run import Run, check_model
 from scoreflow.samplers.runge_kutta import TABLEAUS, Tableau
-from scoreflow.solve import check_conditions
 
 DOPRI5 = Tableau(
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),
@@ -139,6 +139,10 @@ def log_prob(
     return LogProb(each.mean(1), error, x_T.to(x.dtype), int(flow.run.counts.max(initial=0)))
 
 
+ARGUMENTS = tuple(inspect.signature(log_prob).parameters)[2:-1]
+"""Of `log_prob`, `encode` and `decode`: what is no condition of the network."""
+
+
 def encode(model: ScoreModel, x: Tensor, **keywords: Any) -> Tensor:
     """The latents of states x at `stop`: where the ODE leads to at `start`.
 
@@ -184,7 +188,7 @@ class _Flow:
         """Checked."""
         check_model(model)
         check_state("x", x)
-        conditions = check_conditions(model, None, conditions)
+        conditions = model.check_conditions(conditions, ARGUMENTS)
         path, low = model.path, default_t_min(model.path) if stop is None else stop
         check_ends(start, low)
         if path.sigma(low) == 0:
@@ -197,6 +201,7 @@ class _Flow:
             said = "sets its own steps: give rtol and atol" if adaptive else "has no error estimate: give steps"
             raise ValueError(f"steps={steps}: method {method!r} {said}")
         number("rtol", rtol, 0), number("atol", atol, above=0), flag("grad", grad)
+        check_settled(model, grad)
         chosen = DOPRI5 if adaptive else TABLEAUS[method]
         length = None if steps is None else whole("steps", steps)
         return cls(Run(model.begin(None), conditions, len(x)), path, chosen, length, rtol, atol, start, low, grad)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -254,6 +256,33 @@ class ScoreModel:
         taken = self._parameters() or {}
         return keyword in [name for name, p in taken.items() if p.kind is not p.VAR_KEYWORD][2:]
 
+    def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
+        """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
+
+        Args:
+            arguments: names of what else the call takes, for slips. of: what they are arguments of, for an error.
+
+        Raises:
+            TypeError: a name that the network does not take; one that is near to an argument, and that it takes by `**kwargs`
+                only; one that is given twice.
+        """
+        more = {} if self.names("conditions") else keywords.get("conditions", {})
+        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+            raise TypeError(f"conditions must be a mapping from names to conditions of the network, got {more!r}")
+        named = {name: value for name, value in keywords.items() if name != "conditions" or self.names(name)}
+        for name in named:
+            if name in more:
+                raise TypeError(f"{name!r} is given twice, as a keyword and in conditions")
+            if self.accepts(name) and not self.names(name) and (near := check.slip(name, arguments)):
+                raise TypeError(
+                    f"{name!r} is near to {near!r}; if the network is to be told it, give conditions={{{name!r}: ...}}"
+                )
+        for name in (*named, *more):
+            if not self.accepts(name):
+                net = type(self.net).__name__
+                raise TypeError(f"{name!r} is neither an argument{of} nor a condition that the network {net} takes")
+        return {**named, **more}
+
     def _parameters(self) -> Mapping[str, inspect.Parameter] | None:
         """What the network can be given; None if it cannot be told."""
         net = unwrapped(self.net)
@@ -302,6 +331,16 @@ class ScoreModel:
         if not label.is_floating_point():
             return label.to(x.device)
         return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
+
+
+def check_settled(model: ScoreModel, grad: bool = False) -> None:
+    """Warn, at the line that called the library, where the same seed would give something else; not of a run that trains."""
+    if grad or not (layer := unsettled(model.net)):
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=level)
 
 
 def unsettled(net: Any) -> str | None:

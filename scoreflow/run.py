@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -11,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from scoreflow.model import ScoreModel, unsettled
+from scoreflow.check import finite, hidden
+from scoreflow.model import ScoreModel
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
 from scoreflow.plan import Plan, advance
@@ -118,21 +116,9 @@ class Watch:
 
     def close(self) -> None:
         """Raise for the first value that was not finite."""
-        for finite, message in self.seen:
-            if not finite:
+        for found, message in self.seen:
+            if not found:
                 raise FloatingPointError(message)
-
-
-def hidden(value: Tensor) -> bool:
-    """Whether its numbers cannot be looked at: it is in a transform of torch.func, such as vmap, or has a shape alone."""
-    wrapped = bool(torch._C._functorch.is_functorch_wrapped_tensor(value))
-    return wrapped or value.device.type == "meta" or isinstance(value, FakeTensor)
-
-
-def finite(value: Tensor) -> bool:
-    """Whether all entries are. A finite sum says so, in a twentieth of the time of `isfinite().all()`; it may overflow."""
-    value = value.detach()
-    return math.isfinite(value.sum()) or bool(value.isfinite().all())
 
 
 def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
@@ -193,20 +179,6 @@ def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError unless it is a ScoreModel; warn where the same seed would not give the same again."""
+    """Raise TypeError unless it is a ScoreModel."""
     if not isinstance(model, ScoreModel):
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
-    if layer := unsettled(model.net):
-        warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=3)
-
-
-def check_state(name: str, x: Any) -> None:
-    """Raise TypeError unless it can be the state of a run, ValueError unless it is finite."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or x.is_nested:
-        shape = "nested shape" if isinstance(x, Tensor) and x.is_nested else f"shape {tuple(getattr(x, 'shape', ()))}"
-        got = f"{x.dtype} of {shape}" if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor of shape (B, ...), got {got}")
-    if x.device.type == "cpu" and not hidden(x) and not finite(x):
-        wrong = (~x.isfinite()).flatten(1).any(1) if x.ndim > 1 else ~x.isfinite()
-        which = wrong.nonzero().flatten().tolist()
-        raise ValueError(f"{name} must be finite, and {len(which)} of its {len(x)} samples are not: {which[:10]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,16 +12,16 @@ import torch
 from torch import Tensor
 
 from scoreflow.auto import AUTO, choose
-from scoreflow.check import flag, one_of, whole
+from scoreflow.check import check_state, flag, one_of, whole
 from scoreflow.cite import cite
 from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
-from scoreflow.model import ScoreModel, placed
+from scoreflow.model import ScoreModel, check_settled, placed
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
 from scoreflow.row import wide
-from scoreflow.run import Run, State, check_model, check_state, shown, walk
+from scoreflow.run import Run, State, check_model, shown, walk
 from scoreflow.schedule import Grid, schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
@@ -216,6 +215,7 @@ def carry(
 ) -> Solution:
     """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
     flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
+    check_settled(model, grad)
     run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
     run.memory = memory
     states, kept = list[Tensor](), x.dtype
@@ -317,47 +317,17 @@ def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, A
     return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
 
 
-def check_conditions(model: ScoreModel, sampler: Sampler | None, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
-
-    Args:
-        sampler: of the run; None for one without.
-
-    Raises:
-        TypeError: a name that the network does not take; one that is near to an argument or an option, and that it takes by
-            `**kwargs` only; one that is given twice.
-    """
-    more = {} if model.names("conditions") else keywords.get("conditions", {})
-    if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
-        raise TypeError(f"conditions must be a mapping from names to conditions of the network, got {more!r}")
-    named = {name: value for name, value in keywords.items() if name != "conditions" or model.names(name)}
-    options = () if sampler is None or sampler.name not in SAMPLERS else tuple(SAMPLERS[sampler.name].options)
-    for name in named:
-        if name in more:
-            raise TypeError(f"{name!r} is given twice, as a keyword and in conditions")
-        if sampler is not None and name in sampler.options:
+def check_conditions(model: ScoreModel, sampler: Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions of the network for a run of this sampler, as of `ScoreModel.check_conditions`."""
+    for name in sampler.options:
+        if name in keywords and name != "conditions":
             raise TypeError(f"{name!r} is an option of {sampler!r}, which was made before: set it there, in get_sampler")
-        if model.accepts(name) and not model.names(name) and (near := _near(name, (*options, *ARGUMENTS))):
-            raise TypeError(f"{name!r} is near to {near!r}; if the network is to be told it, give conditions={{{name!r}: ...}}")
-    for name in (*named, *more):
-        if not model.accepts(name):
-            net = f"a condition that the network {type(model.net).__name__} takes"
-            if sampler is None:
-                raise TypeError(f"{name!r} is neither an argument nor {net}")
-            raise TypeError(
-                f"{name!r} is neither an argument of solve, nor an option of sampler {sampler.name!r} (it has "
-                f"{', '.join(options) or 'none'}), nor {net}"
-            )
-    return {**named, **more}
+    options = tuple(SAMPLERS[sampler.name].options) if sampler.name in SAMPLERS else ()
+    where = f" of solve, nor an option of sampler {sampler.name!r} (it has {', '.join(options) or 'none'}),"
+    return model.check_conditions(keywords, (*options, *ARGUMENTS), where)
 
 
 ARGUMENTS = tuple(name for name in inspect.signature(solve).parameters if name not in ("model", "x_T", "keywords"))
-
-
-def _near(name: str, known: Sequence[str]) -> str | None:
-    """The known name that this one is likely to be a slip of."""
-    same = [one for one in known if one.replace("_", "").lower() == name.replace("_", "").lower() and one != name]
-    return next(iter((*same, *difflib.get_close_matches(name, [one for one in known if one != name], 1, 0.8))), None)
 
 
 def meant(

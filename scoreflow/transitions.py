@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from scoreflow.chain import gaussian_nll
-from scoreflow.check import flag
-from scoreflow.model import ScoreModel
+from scoreflow.check import check_state, flag
+from scoreflow.model import ScoreModel, check_settled
 from scoreflow.noise import White
 from scoreflow.plan import Plan, PlannedStep, Stage, advance
 from scoreflow.row import double, double_on, flat
@@ -60,6 +60,7 @@ def step_log_prob(
     """
     check_model(model)
     flag("grad", grad)
+    check_settled(model, grad)
     if isinstance(plan, Solution):
         plan, states = _of(plan, states)
     if not isinstance(plan, Plan):
@@ -70,10 +71,11 @@ def step_log_prob(
     quiet, std = zip(*(_split(step, plan) for step in plan.steps), strict=True)
     if not any(std):
         raise ValueError(f"no step of this plan of {plan.sampler!r} draws noise: its paths have no density")
-    if not isinstance(states, Tensor) or not states.is_floating_point() or states.ndim < 2:
+    if not isinstance(states, Tensor) or states.is_nested or not states.is_floating_point() or states.ndim < 2:
         raise TypeError("states must be a floating-point tensor of shape (N + 1, B, ...), as of solve(..., trajectory=True)")
     if len(states) != len(plan.times):
         raise ValueError(f"states must be {len(plan.times)}, one at each time of the plan, got {len(states)}")
+    check_state("states", states.transpose(0, 1))
     run, none = Run(model.begin(plan), conditions, states.shape[1]), White(0).draws()
     run.analytic = plan.analytic
     means, memory = [], run.memory

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import is_whole, one_of, whole
+from scoreflow.check import check_state, is_whole, one_of, whole
 from scoreflow.conditions import rows
 from scoreflow.grid import check_times, grid, inner_ends
-from scoreflow.model import ScoreModel
+from scoreflow.model import ScoreModel, check_settled
 from scoreflow.noise import White, check_seed
 from scoreflow.path import GaussianPath
 from scoreflow.row import double, flat, wide
@@ -78,8 +79,11 @@ def estimate_variance(
         raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}")
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 1 or not len(data):
         raise TypeError("data must be a floating-point tensor of shape (N, ...), N ≥ 1")
+    check_state("data", data)
+    check_settled(model)
     one_of("by", by, ("eps", "error"))
     path, size = model.path, whole("batch", batch)
+    conditions = model.check_conditions(conditions, tuple(inspect.signature(estimate_variance).parameters))
     if isinstance(times, int) or is_whole(times):
         stop, start = inner_ends(path)
         levels = grid(path, whole("times", times, 2) - 1, "logsnr", start=start, stop=stop)

@@ -1,6 +1,5 @@
 """What a run does at its edges: 16 bits, edits by a callback, the bar, transforms of torch.func, conditions by any name."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Barrier
@@ -143,7 +142,17 @@ CALLS = {
     "vlb": lambda model, **k: sf.vlb(model, X, steps=3, **k),
     "invert": lambda model, **k: sf.invert(model, X, "ddim", nfe=3, **k),
     "bits_per_dim": lambda model, **k: sf.bits_per_dim(model, X, method="rk4", steps=2, **k),
+    "encode": lambda model, **k: sf.encode(model, X, method="rk4", steps=2, **k),
+    "decode": lambda model, **k: sf.decode(model, X, method="rk4", steps=2, **k),
+    "continuous_bound": lambda model, **k: sf.continuous_bound(model, X, points=2, repeats=1, **k),
+    "image_to_image": lambda model, **k: sf.image_to_image(model, X, "ddim", nfe=3, seed=0, **k),
+    "step_log_prob": lambda model, **k: sf.step_log_prob(model, WALK, **k),
+    "estimate_variance": lambda model, **k: sf.estimate_variance(model, X, 3, **k),
 }
+WALK = sf.solve(MODEL, X, "ddpm", steps=3, seed=0, trajectory=True)
+SLIPS = {"solve": "etaa", "sample": "step", "log_prob": "rtoll", "vlb": "draws_", "invert": "Grid", "bits_per_dim": "levls",
+         "encode": "methd", "decode": "stopp", "continuous_bound": "point", "image_to_image": "seeed",
+         "step_log_prob": "trajektory", "estimate_variance": "batches"}  # fmt: skip
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -160,15 +169,13 @@ def test_conditions_whose_names_are_ours(call):
         call(sf.ScoreModel(lambda x, t, y=None: x, PATHS["vp"]), conditions={"zz": 1})
 
 
-@pytest.mark.parametrize(
-    ("slip", "meant"), [("etaa", "eta"), ("step", "steps"), ("Grid", "grid"), ("trajektory", "trajectory")]
-)
-def test_a_slip_is_not_swallowed(slip, meant):
+@pytest.mark.parametrize("name", CALLS)
+def test_a_slip_is_not_swallowed(name):
     """A network that takes any keyword is not told what was meant for us; in `conditions` it may have any name."""
-    model = sf.ScoreModel(lambda x, t, **more: 0.1 * x, PATHS["vp"])
-    with pytest.raises(TypeError, match=re.escape(f"{slip!r} is near to {meant!r}")):
-        sf.solve(model, X, "ddim", nfe=3, **{slip: 1})
-    sf.solve(model, X, "ddim", nfe=3, conditions={slip: 1}, token=1)
+    model, slip = sf.ScoreModel(lambda x, t, **more: 0.1 * x, PATHS["vp"]), SLIPS[name]
+    with pytest.raises(TypeError, match=f"{slip!r} is near to '{slip[:3].lower()}"):
+        CALLS[name](model, **{slip: 1})
+    CALLS[name](model, conditions={slip: 1}, token=1)
 
 
 @pytest.mark.parametrize("case", ALL)
@@ -186,6 +193,11 @@ def test_densities_and_edits_of_none_are_none():
         sf.invert(MODEL, none, steps=3).x.shape == sf.image_to_image(MODEL, none, start=0.5, steps=3, seed=0).x.shape == (0, 3)
     )
     assert sf.interpolate(none, none, 4).shape == (4, 0, 3)
+    assert sf.encode(MODEL, none).shape == sf.decode(MODEL, none).shape == (0, 3)
+    walk = sf.solve(MODEL, none, "ddpm", steps=3, seed=0, trajectory=True)
+    assert sf.step_log_prob(MODEL, walk).total.shape == (0,)
+    guided = sf.ClassifierFree(sf.ScoreModel(lambda x, t, y: 0.1 * x, PATHS["vp"]), 2.0, null={"y": 0})
+    assert sf.solve(guided, none, nfe=4, y=torch.zeros(0)).x.shape == (0, 3)
 
 
 def test_threads_share_a_model():
@@ -233,11 +245,33 @@ class Unsettled(torch.nn.Module):
 def test_a_network_left_in_training_mode_is_told(call, layer):
     """Of one that answers otherwise at every call there is a warning. It is not switched; in evaluation mode all is still."""
     model = sf.ScoreModel(Unsettled(layer()), PATHS["vp"])
-    with pytest.warns(UserWarning, match=r"in training mode.*net\.eval"):
+    with pytest.warns(UserWarning, match=r"in training mode.*net\.eval") as told:
         call(model)
-    assert model.net.training
+    assert [one.filename for one in told] == [__file__] and model.net.training
     model.net.eval()
     call(model)
+
+
+@pytest.mark.parametrize("name", ["solve", "invert", "encode", "bits_per_dim", "step_log_prob"])
+def test_a_network_that_is_trained_through_a_run_is_not_told(name):
+    CALLS[name](sf.ScoreModel(Unsettled(torch.nn.Dropout(0.5)), PATHS["vp"]), grad=True)  # a warning fails
+
+
+@pytest.mark.parametrize("name", ["solve", "log_prob", "vlb", "invert", "step_log_prob", "estimate_variance"])
+def test_states_that_are_no_numbers_are_told_from_a_broken_network(name):
+    """Which samples, and of which argument."""
+    broken = X.clone()
+    broken[2, 1] = torch.nan
+    calls = {
+        "solve": lambda: sf.solve(MODEL, broken, "ddim", nfe=3),
+        "log_prob": lambda: sf.log_prob(MODEL, broken),
+        "vlb": lambda: sf.vlb(MODEL, broken, steps=3),
+        "invert": lambda: sf.invert(MODEL, broken, "ddim", nfe=3),
+        "step_log_prob": lambda: sf.step_log_prob(MODEL, WALK.plan, torch.stack([X, X, broken, X])),
+        "estimate_variance": lambda: sf.estimate_variance(MODEL, broken, 3),
+    }
+    with pytest.raises(ValueError, match=r"must be finite, and 1 of its 4 samples are not: \[2\]"):
+        calls[name]()
 
 
 def test_nested_states_are_refused():

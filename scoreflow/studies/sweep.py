@@ -19,7 +19,6 @@ from scoreflow.check import flag, listed, number, whole
 from scoreflow.grid import check_ends
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
-from scoreflow.solve import check_conditions
 from scoreflow.step import Linear, Sampler
 from scoreflow.studies import draw, report
 from scoreflow.studies.answers import Answer
@@ -128,7 +127,7 @@ def study(
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
     what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
     check_ends(what.start, what.stop)
-    check_conditions(what.model, None, dict(what.conditions))
+    what.model.check_conditions(dict(what.conditions), ())
     wrong = list[str]()
     found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
     chosen = _said(wrong, lambda: _metrics(metrics, what)) or []
