@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import check
+from scoreflow.check import hidden
 from scoreflow.row import Row, double
 
 S = TypeVar("S", float, Tensor)
@@ -51,15 +52,28 @@ class Parameters:
         self.__dict__["_changes"] = self._changes + 1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_known"}
+        return {name: value for name, value in vars(self).items() if name not in ("_known", "_parts")}
 
     @property
     def stamp(self) -> Hashable:
         """What is another after every change: of an attribute, or, down to four levels, of its entries and parts, in place."""
-        return self._changes, *(_stamp(value, 4) for name, value in vars(self).items() if name not in ("_changes", "_known"))
+        parts: tuple[int, list[Tensor], list[Any]] | None = self.__dict__.get("_parts")
+        if parts is None or parts[0] != self._changes:
+            held = [value for name, value in vars(self).items() if name not in ("_changes", "_known", "_parts")]
+            held += [one for value in held if type(value) is tuple for one in value]
+            tensors = [one for one in held if isinstance(one, Tensor) and not one.is_inference()]
+            rest = [one for one in held if not _still(one) and not isinstance(one, Tensor)]
+            parts = self.__dict__["_parts"] = (self._changes, tensors, rest)
+        return parts[0], *[one._version for one in parts[1]], *[_stamp(one, 4) for one in parts[2]]
 
 
 PLAIN = frozenset((float, int, bool, str, type(None)))
+
+
+def _still(value: Any) -> bool:
+    """Whether it can change by a new value alone: a number, a text, or a tuple of such and of tensors."""
+    kind = type(value)
+    return kind in PLAIN or (kind is tuple and all(type(one) in PLAIN or isinstance(one, Tensor) for one in value))
 
 
 def _stamp(value: Any, levels: int) -> Hashable:
@@ -73,7 +87,8 @@ def _stamp(value: Any, levels: int) -> Hashable:
     if isinstance(value, Parameters):
         return value.stamp
     if isinstance(value, nn.Module):
-        return tuple((id(p), p._version) for p in (*value.parameters(), *value.buffers()))
+        numbers = (one for layer in value.modules() for one in vars(layer).values() if type(one) in PLAIN)
+        return (*((id(p), p._version) for p in (*value.parameters(), *value.buffers())), *numbers)
     if isinstance(value, tuple | list | dict) and levels:
         return tuple(_stamp(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value))
     held = getattr(value, "__dict__", None)
@@ -349,15 +364,33 @@ def _slope(of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     return cast(Tensor, value)
 
 
-def _bisect(of: Callable[[Tensor], Tensor], value: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function."""
+def _bisect(
+    of: Callable[[Tensor], Tensor],
+    value: Tensor,
+    lo: Tensor,
+    hi: Tensor,
+    rate: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function.
+
+    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval.
+    """
     with torch.no_grad():
         within = (of(hi) <= value) & (value <= of(lo)) & value.isfinite()
+        guess = (lo + hi) / 2
         for _ in range(60):
-            mid = (lo + hi) / 2
-            above = of(mid) > value
-            lo, hi = torch.where(above, mid, lo), torch.where(above, hi, mid)
-        t = torch.where(of(hi) == value, hi, torch.where(of(lo) == value, lo, (lo + hi) / 2))
+            off = of(guess) - value
+            above = off > 0
+            lo, hi = torch.where(above, guess, lo), torch.where(above, hi, guess)
+            middle, last = (lo + hi) / 2, guess
+            if rate is None:
+                guess = middle
+            else:
+                step = guess + off / rate(guess)
+                guess = torch.where((lo <= step) & (step <= hi), step, middle)
+                if not hidden(guess) and bool(((guess - last).abs() <= 2 * torch.finfo(guess.dtype).eps * last).all()):
+                    break
+        t = torch.where(of(lo) == value, lo, torch.where(of(hi) == value, hi, guess))
     return _implicit(of, value, t, within)
 
 

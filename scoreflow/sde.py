@@ -16,7 +16,8 @@ from scoreflow.path import GaussianPath, Parameters, _bisect, curve
 
 
 class AlphaBar(Parameters):
-    """A noise schedule: log ᾱ, falling from 0, its rate and its inverse; on float64 tensors."""
+    """A noise schedule: log ᾱ, falling from 0, its rate and its inverse; on float64 tensors. As text it is how the path of
+    this schedule is made."""
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         """log ᾱ."""
@@ -37,6 +38,9 @@ class AlphaBar(Parameters):
 
 class LinearBeta(AlphaBar):
     """`β(t) = β_min + t (β_max − β_min)`."""
+
+    def __str__(self) -> str:
+        return f"(beta_min={self.beta_min}, beta_max={self.beta_max})"
 
     def __init__(self, beta_min: float, beta_max: float) -> None:
         self.beta_min, self.beta_max = number("beta_min", beta_min, above=0), number("beta_max", beta_max, above=0)
@@ -59,7 +63,14 @@ class Cosine(AlphaBar):
 
     def __init__(self, s: float) -> None:
         self.s = number("s", s, least=0)
-        self.rate = math.pi / 2 / (1 + self.s)
+
+    @property
+    def rate(self) -> float:
+        """π/2 over 1 + s."""
+        return math.pi / 2 / (1 + self.s)
+
+    def __str__(self) -> str:
+        return f".cosine(s={self.s})"
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         # cos a / cos b = 1 − (sin² ((a−b)/2) · 2 cos b + sin(a−b) sin b)/cos b keeps the digits near t = 0.
@@ -75,7 +86,8 @@ class Cosine(AlphaBar):
         return -self.rate * torch.cos(self.rate * (1 - t)) / math.cos(self.s * self.rate)  # finite where β is not
 
     def time(self, log_alpha_bar: Tensor) -> Tensor:
-        return _bisect(self.log_alpha_bar, log_alpha_bar, torch.zeros_like(log_alpha_bar), torch.ones_like(log_alpha_bar))
+        zero, one = torch.zeros_like(log_alpha_bar), torch.ones_like(log_alpha_bar)
+        return _bisect(self.log_alpha_bar, log_alpha_bar, zero, one, self.beta)
 
 
 class Nodes(AlphaBar):
@@ -106,9 +118,13 @@ class Nodes(AlphaBar):
         if self.to_zero:
             for c, value in zip(cubic[1:], last, strict=True):
                 c[-1] = value
-        self.T, self.y = chain.T, torch.from_numpy(y)
+        self.T, self.y, self.betas = chain.T, torch.from_numpy(y), chain.beta
         self.nodes = torch.arange(self.T + 1, dtype=torch.float64) / self.T
         self.cubic = tuple(torch.from_numpy(c) for c in cubic)
+
+    def __str__(self) -> str:
+        digest = hashlib.blake2b(self.betas.numpy().tobytes(), digest_size=4).hexdigest()
+        return f".from_betas({self.T} betas from {self.betas[0]:.4g} to {self.betas[-1]:.4g}, {digest})"
 
     def _cell(self, t: Tensor) -> tuple[Tensor, ...]:
         """The place within its cell, and the cell's cubic."""
@@ -147,7 +163,7 @@ class Nodes(AlphaBar):
     def time(self, log_alpha_bar: Tensor) -> Tensor:
         nodes, y = self.nodes.to(log_alpha_bar), self.y.to(log_alpha_bar)
         right = torch.searchsorted(-y, -log_alpha_bar.contiguous()).clamp(1, self.T)
-        return _bisect(self.log_alpha_bar, log_alpha_bar, nodes[right - 1], nodes[right])
+        return _bisect(self.log_alpha_bar, log_alpha_bar, nodes[right - 1], nodes[right], self.beta)
 
 
 class VPSDE(GaussianPath):
@@ -163,8 +179,7 @@ class VPSDE(GaussianPath):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.schedule: AlphaBar = (made := LinearBeta(beta_min, beta_max))
-        self._made_by = f"{type(self).__name__}(beta_min={made.beta_min}, beta_max={made.beta_max})"
+        self.schedule: AlphaBar = LinearBeta(beta_min, beta_max)
 
     @classmethod
     def cosine(cls, s: float = 0.008) -> VPSDE:
@@ -173,7 +188,7 @@ class VPSDE(GaussianPath):
         Reference:
             Nichol & Dhariwal (2021), Eq. 17; the chain with clipped β is `DDPMChain.cosine`.
         """
-        return cls._of(made := Cosine(s), f"{cls.__name__}.cosine(s={made.s})")
+        return cls._of(Cosine(s))
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | np.ndarray | Tensor) -> VPSDE:
@@ -186,9 +201,7 @@ class VPSDE(GaussianPath):
             ValueError: as for `DDPMChain`.
         """
         chain = DDPMChain(betas)
-        digest = hashlib.blake2b(chain.beta.numpy().tobytes(), digest_size=4).hexdigest()
-        made_by = f"from_betas({chain.T} betas from {chain.beta[0]:.4g} to {chain.beta[-1]:.4g}, {digest})"
-        path = cls._of(Nodes(chain), f"{cls.__name__}.{made_by}")
+        path = cls._of(Nodes(chain))
         path.T = chain.T
         return path
 
@@ -202,13 +215,13 @@ class VPSDE(GaussianPath):
         return cls.from_betas(DDPMChain.from_alphas_cumprod(alphas_cumprod).beta)
 
     @classmethod
-    def _of(cls, schedule: AlphaBar, made_by: str) -> VPSDE:
+    def _of(cls, schedule: AlphaBar) -> VPSDE:
         path = cls.__new__(cls)
-        path.schedule, path._made_by = schedule, made_by
+        path.schedule = schedule
         return path
 
     def __repr__(self) -> str:
-        return self._made_by
+        return f"{type(self).__name__}{self.schedule}"
 
     def discretize(self, N: int) -> DDPMChain:
         """The DDPM chain of N steps with this path's ᾱ at t = i/N: `β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1})`, never β(t)/N.
@@ -302,7 +315,11 @@ class VESDE(GaussianPath):
         self.sigma_min, self.sigma_max = number("sigma_min", sigma_min, above=0), number("sigma_max", sigma_max, above=0)
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
-        self.rate = math.log(self.sigma_max / self.sigma_min)
+
+    @property
+    def rate(self) -> float:
+        """log of σ_max over σ_min."""
+        return math.log(self.sigma_max / self.sigma_min)
 
     def __repr__(self) -> str:
         return f"VESDE(sigma_min={self.sigma_min}, sigma_max={self.sigma_max})"

@@ -80,6 +80,14 @@ class Weight(torch.nn.Module):
         self.k = torch.nn.Parameter(torch.tensor(k))
 
 
+class Number(torch.nn.Module):
+    """A layer with a number that is no parameter."""
+
+    def __init__(self, k):
+        super().__init__()
+        self.k = k
+
+
 class Of(Exponential):
     """The same with its k inside something else."""
 
@@ -98,6 +106,7 @@ CHANGES = {
     "entry of an array": (np.array([3.0]), lambda part: float(part[0]), lambda path: path.part.fill(5.0)),
     "attribute of an object": (Held(3.0), lambda part: part.k, lambda path: setattr(path.part, "k", 5.0)),
     "parameter": (Weight(3.0), lambda part: part.k.detach(), lambda path: path.part.load_state_dict(Weight(5.0).state_dict())),
+    "number of a module": (Number(3.0), lambda part: part.k, lambda path: setattr(path.part, "k", 5.0)),
     "parameter replaced": (Weight(3.0), lambda part: part.k.detach(), lambda path: setattr(path.part, "k", Weight(5.0).k)),
 }
 
@@ -142,6 +151,27 @@ def test_numbers_follow_a_noise_schedule():
     assert used.alpha(0.5) != fresh.alpha(0.5)
     used.schedule.beta_max = 5.0
     assert used.alpha(0.5) == fresh.alpha(0.5)
+
+
+@pytest.mark.parametrize(
+    ("used", "change", "fresh"),
+    [
+        (sf.VPSDE(0.1, 20.0), lambda path: setattr(path.schedule, "beta_max", 5.0), sf.VPSDE(0.1, 5.0)),
+        (sf.SubVPSDE(0.1, 20.0), lambda path: setattr(path.schedule, "beta_min", 0.2), sf.SubVPSDE(0.2, 20.0)),
+        (sf.VPSDE.cosine(), lambda path: setattr(path.schedule, "s", 0.1), sf.VPSDE.cosine(0.1)),
+        (sf.VESDE(0.01, 50.0), lambda path: setattr(path, "sigma_max", 9.0), sf.VESDE(0.01, 9.0)),
+    ],
+    ids=["vp", "sub-vp", "cosine", "ve"],
+)
+def test_a_path_whose_parameter_changes_is_another(used, change, fresh):
+    """All curves, its inverse, its text, and so what a plan or a store was made for."""
+    before = sf.plan("ddim", used, steps=3)
+    change(used)
+    for curve_of in ("alpha", "sigma", "lam", "f", "g2"):
+        assert getattr(used, curve_of)(0.4) == getattr(fresh, curve_of)(0.4)
+    assert used.time(0.5) == fresh.time(0.5) and repr(used) == repr(fresh)
+    with pytest.raises(ValueError, match="the plan was made for"):
+        sf.solve(sf.ScoreModel(lambda x, t: x, used), X, before)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"])
