@@ -17,7 +17,7 @@ from scoreflow.grid import default_t_min
 from scoreflow.likelihood import ARGUMENTS, log_prob, standard
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed, other
-from scoreflow.row import double, double_on, flat, standard_error
+from scoreflow.row import double, double_on, flat, standard_error, wide
 from scoreflow.run import check_model
 
 BinNoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -69,6 +69,7 @@ def bits_per_dim(
     """
     check_model(model)
     check_state("x_0", x_0)
+    x_0 = wide(x_0)  # noise within a bin is below what 16 bits hold
     if not callable(dequantise):
         one_of("dequantise", dequantise, NAMES)
     if dequantise == "forward" and (low, high) != (-1.0, 1.0):

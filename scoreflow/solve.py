@@ -149,6 +149,7 @@ def solve(
             inpainting by hand. x_T stays as it is, and with `parallel` edits are not seen.
         progress: show a bar.
         grad: record the run for differentiation.
+        conditions: of the network, by name: for names that are arguments here or options, such as `{"eta": 2.0}`.
         keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
             `sf.shared` say whether these have a row a sample.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import scoreflow as sf
 from scoreflow import cli
@@ -78,6 +79,20 @@ def test_sample_by_class_and_guided(tmp_path):
     guided = sf.ClassifierFree(sf.zoo.digits(), 2.0)
     x = sf.sample(guided, (5, 1, 8, 8), nfe=8, seed=0, y=y)
     torch.testing.assert_close(torch.from_numpy(np.load(out)), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt", "png"])
+def test_samples_are_read_back(ending, tmp_path):
+    """As they were made; of a picture, something to see."""
+    out = tmp_path / f"x.{ending}"
+    assert run("sample", "--model", "zoo:digits", "--nfe", "4", "-n", "2", "-c", "y=3", "--out", str(out)).returncode == 0
+    x = sf.sample(sf.zoo.digits(), (2, 1, 8, 8), nfe=4, seed=0, y=torch.tensor([3, 3]))
+    if ending == "png":
+        shown = np.asarray(Image.open(out).convert("L"))
+        assert shown.std() > 20 and min(shown.shape) >= 8
+    else:
+        read = torch.from_numpy(np.load(out)) if ending == "npy" else torch.load(out)
+        torch.testing.assert_close(read, x, rtol=1e-4, atol=1e-4)
 
 
 SAMPLE = ("sample", "--model", "zoo:digits", "--nfe", "2", "--out", "never.png")

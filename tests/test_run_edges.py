@@ -68,6 +68,7 @@ DENSITIES = {
     "log_prob": lambda model, x: sf.log_prob(model, x, stop=0.05),
     "vlb": lambda model, x: sf.vlb(model, x, steps=20),
     "continuous_bound": lambda model, x: sf.continuous_bound(model, x, points=8, repeats=2),
+    "bits_per_dim": lambda model, x: sf.bits_per_dim(model, x, stop=0.05),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trained
@@ -126,6 +127,23 @@ def test_another_run_in_the_folder(tmp_path):
         train(linear_model(), data, Objective(times="stratified"), Recipe(steps=3, batch=5), out=tmp_path)
     train(linear_model(), data, Objective(), Recipe(steps=3, batch=4, save_every=1, shown=3), out=tmp_path)
     assert len(log(tmp_path)) == 3
+    (tmp_path / "state.safetensors").unlink()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"model.safetensors is there, and no state to go on from"):
+        train(linear_model(), data, Objective(), Recipe(steps=3, batch=4), out=tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_a_run_goes_on_with_numbers_of_numpy(tmp_path):
+    """They mean what Python's mean, in an objective as in a recipe."""
+    data = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+
+    def objective(number):
+        return Objective(weighting="min-snr", weighting_options={"gamma": number(5)}, drop=number(0))
+
+    train(linear_model(), data, objective(int), Recipe(steps=2, batch=4), out=tmp_path)
+    train(linear_model(), data, objective(np.float32), Recipe(steps=np.int64(2), batch=4), out=tmp_path)
+    assert len(log(tmp_path)) == 2
 
 
 def test_any_data(tmp_path):

@@ -103,6 +103,8 @@ REFUSED = [
     ({"data.name": "digits", "recipe": 5}, "set must be table.name=value"),
     ({"data.name": "digits", "network.name": "Unet"}, "network.name must be one of .*UNet"),
     ({"data.name": "digits", "network.width": 5}, "network UNet: .*'width'"),
+    ({"data.name": "digits", "network.patch": 3}, r"network UNet does not take data of shape \(1, 8, 8\): .* multiples of 6"),
+    ({"data.name": "digits", "network.name": "DiT", "network.size": 4}, r"network DiT does not take data of shape \(1, 8, 8\)"),
     ({"data.name": "digits", "model.path": "linear"}, "model.path must be one of vp, cosine, ddpm"),
     ({"data.name": "digits", "model.prediction": "noise"}, "prediction must be one of eps, x0"),
     ({"data.name": "digits", "objective.weighting": "none"}, "weighting must be one of"),

@@ -140,6 +140,12 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     except TypeError as error:
         raise ValueError(f"network {kind}: {error}") from error
     model = ScoreModel(net, path, of_model["prediction"], of_model["time"])
+    y = {"y": torch.zeros(1, dtype=torch.long)} if found.classes else {}
+    try:
+        with torch.no_grad():
+            model.evaluate(torch.zeros(1, *found.shape), 0.5, **y)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"network {kind} does not take data of shape {tuple(found.shape)}: {error}") from error
     return Setup(config, found, model, Objective(**config["objective"]), recipe)
 
 

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scoreflow import checkpoint
-from scoreflow.check import flag
+from scoreflow.check import flag, scalar
 from scoreflow.data import read
 from scoreflow.model import ScoreModel, say, unwrapped
 from scoreflow.noise import stream_key
@@ -248,6 +248,8 @@ class _Run:
         state = out / "state.safetensors"
         if state.is_file():
             self._load(state)
+        elif (model := out / "model.safetensors").exists():
+            raise ValueError(f"{model} is there, and no state to go on from: give another out, or take the file away")
         elif self.part[0] == 0:
             (out / "config.json").write_text(json.dumps(self.config, indent=1) + "\n", encoding="utf-8")
         self.fabric.barrier()
@@ -338,7 +340,8 @@ def _fabric(precision: str) -> Fabric:
 def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """All that a run depends on, as JSON can hold it."""
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in own.items()}
+    plain = {k: scalar(v) for k, v in own.items()}
+    texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in plain.items()}
     net = unwrapped(model.net)
     network = {"network": type(net).__name__, "config": getattr(net, "config", None)}
     named = model.time if isinstance(model.time, str) else "a function"
