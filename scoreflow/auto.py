@@ -38,8 +38,11 @@ TABLE = (
     Choice(7, "ipndm-3", {"damping": 0.8}, 0.53, 1.8),
     Choice(11, "ipndm-3", {"damping": 0.8}, 0.5, 1.9),
     Choice(12, "ipndm-3", {"damping": 0.4}, 0.42, 3.2),
-    Choice(29, "ipndm-3", {"damping": 0.4}, 0.4, 3.4),
-    Choice(30, "unipc-3", NOISE, 0.4, 4.0),
+    Choice(17, "ipndm-3", {"damping": 0.4}, 0.42, 3.2),
+    Choice(18, "unipc-2", NOISE, 0.38, 3.2),
+    Choice(40, "unipc-3", NOISE, 0.35, 4.0),
+    Choice(50, "unipc-3", NOISE, 0.35, 4.0),
+    Choice(100, "unipc-3", NOISE, 0.38, 4.0),
 )
 """For a network as it is."""
 EXACT = (
