@@ -34,7 +34,7 @@ class Choice(NamedTuple):
 NOISE, DATA = {"form": "noise"}, {"form": "data"}
 TABLE = (
     Choice(5, "ipndm-3", {"damping": 1.0}, 0.55, 1.4),
-    Choice(6, "ipndm-3", {"damping": 1.0}, 0.55, 2.0),
+    Choice(6, "ipndm-3", {"damping": 1.0}, 0.55, 1.65),
     Choice(7, "ipndm-3", {"damping": 0.8}, 0.53, 1.8),
     Choice(11, "ipndm-3", {"damping": 0.8}, 0.5, 1.9),
     Choice(12, "ipndm-3", {"damping": 0.4}, 0.42, 3.2),

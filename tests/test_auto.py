@@ -8,7 +8,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.auto import DEFAULT_NFE, FLOW, GUIDED, TABLE, Choice, chosen_at
+from scoreflow.auto import DEFAULT_NFE, EXACT, FLOW, GUIDED, TABLE, Choice, chosen_at
 
 CHAIN = PATHS["chain"]
 MODEL, X = mixture().model(CHAIN), states(32, 3)
@@ -29,12 +29,12 @@ def test_the_budget_is_kept_and_used(name, nfe):
 def test_it_is_the_default_and_says_what_it_took():
     a, b = sf.solve(MODEL, X), sf.solve(MODEL, X, "auto", nfe=DEFAULT_NFE)
     assert torch.equal(a.x, b.x) and a.nfe == DEFAULT_NFE
-    sol = sf.solve(MODEL, X, nfe=8)
-    choice = chosen_at(TABLE, 8)
-    assert sol.sampler == sf.get_sampler(choice.sampler, **choice.options)
-    assert sol.plan.analytic is None
+    for model, table in ((MODEL, EXACT), (sf.ScoreModel(MODEL.net, CHAIN, "x0"), TABLE)):
+        choice, sol = chosen_at(table, 8), sf.solve(model, X, nfe=8)
+        assert sol.sampler == sf.get_sampler(choice.sampler, **choice.options)
+        assert sol.plan.analytic is None
+        assert sol.sampler.name in str(sol.plan)
     assert sol.plan == sf.plan("auto", CHAIN, nfe=8)
-    assert sol.sampler.name in str(sol.plan)
     assert torch.equal(sf.sample(MODEL, (3, 3), nfe=8, seed=1), sf.sample(MODEL, (3, 3), "auto", nfe=8, seed=1))
 
 
@@ -50,7 +50,7 @@ def test_guided_models_and_runs_from_alpha_zero_have_tables_of_their_own():
 
 def test_choices_are_smooth_in_the_budget():
     """At its own budgets an entry is itself; between two of one sampler power and shift move one way."""
-    for table in (TABLE, GUIDED, FLOW):
+    for table in (TABLE, EXACT, GUIDED, FLOW):
         for here, ahead in pairwise(table):
             assert chosen_at(table, here.nfe) == here and chosen_at(table, ahead.nfe) == ahead
             between = [chosen_at(table, nfe) for nfe in range(here.nfe, ahead.nfe + 1)]
