@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from scoreflow.check import whole
-from scoreflow.grid import check_ends, check_times, ode
+from scoreflow.grid import ode
 from scoreflow.path import GaussianPath
-from scoreflow.schedule import Grid, schedule
+from scoreflow.schedule import Schedule
 from scoreflow.step import Linear, get_sampler
 
 AUTO = "auto"
@@ -68,12 +68,7 @@ FLOW = (
 
 def choose(
     path: GaussianPath,
-    steps: int | None = None,
-    nfe: int | None = None,
-    grid: Grid = None,
-    start: float = 1.0,
-    stop: float = 0.0,
-    denoise: bool = False,
+    schedule: Schedule,
     *,
     guided: bool = False,
     labels: bool = False,
@@ -81,7 +76,7 @@ def choose(
     analytic: float | None = None,
     per_call: Callable[[float], int] | None = None,
 ) -> tuple[Linear, tuple[float, ...]]:
-    """The sampler and the times for a budget; arguments as of `solve`.
+    """The sampler and the times for a budget.
 
     Args:
         guided: whether the model is guided or thresholded.
@@ -94,22 +89,22 @@ def choose(
     Raises:
         ValueError, TypeError: as of `solve`.
     """
-    check_ends(start, stop)
-    if grid is None or isinstance(grid, str) or callable(grid):
-        if steps is None and nfe is None:
-            nfe = DEFAULT_NFE
-        budget = whole("nfe", nfe) if steps is None else whole("steps", steps)
-        if steps is None and per_call is not None:
+    start, stop, budget = schedule.start, schedule.stop, schedule.steps
+    if isinstance(schedule.grid, tuple):
+        budget = len(schedule.grid) - 1
+    elif budget is None:
+        if schedule.nfe is None:
+            schedule = replace(schedule, nfe=DEFAULT_NFE)
+        budget = schedule.nfe or DEFAULT_NFE
+        if per_call is not None:
             among = [per_call(start + (stop - start) * (k + 0.5) / 32) for k in range(32)]
             budget = max(1, 32 * budget // sum(among))
-    else:
-        budget = len(check_times(grid)) - 1
     table = GUIDED if guided else FLOW if path.alpha(start) == 0 else EXACT if exact else TABLE
     choice = chosen_at(table, budget)
     sampler = get_sampler(choice.sampler, analytic=analytic, **choice.options)
     assert isinstance(sampler, Linear)
-    rule = partial(ode, power=choice.power, shift=choice.shift, exact=exact) if grid is None else grid
-    return sampler, schedule(sampler, path, steps, nfe, rule, start, stop, denoise, per_call, labels and grid is None)
+    rule = partial(ode, power=choice.power, shift=choice.shift, exact=exact)
+    return sampler, schedule.on(rule).times(sampler, path, per_call, labels and schedule.grid is None)
 
 
 def chosen_at(table: Sequence[Choice], budget: int) -> Choice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from scoreflow import check
 from scoreflow.auto import AUTO
 from scoreflow.check import check_state
-from scoreflow.grid import check_times
 from scoreflow.model import ScoreModel
 from scoreflow.noise import White, check_seed
+from scoreflow.picard import Picard
 from scoreflow.plan import Plan
 from scoreflow.row import double, double_on, flat
-from scoreflow.run import check_model
-from scoreflow.schedule import Grid
-from scoreflow.solve import Solution, meant, solve, split
+from scoreflow.run import State, check_model
+from scoreflow.schedule import Grid, Schedule, explicit
+from scoreflow.solve import Noise, Solution, carry, prepare
 from scoreflow.step import Sampler
 
 KINDS = ("spherical", "linear")
@@ -79,7 +79,14 @@ def image_to_image(
     grid: Grid = None,
     stop: float = 0.0,
     denoise: bool = False,
+    parallel: int | Picard | None = None,
     seed: int | Sequence[int] | None = None,
+    noise: Noise = None,
+    trajectory: bool = False,
+    callback: Callable[[State], object] | None = None,
+    progress: bool = False,
+    grad: bool = False,
+    conditions: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Solution:
     """SDEdit: noise the images to the time `start`, `x_t = α x_0 + σ ε`, and solve from there.
@@ -98,18 +105,17 @@ def image_to_image(
     """
     check_model(model)
     check_state("x_0", x_0)
-    asked: dict[str, Any] = {"steps": steps, "nfe": nfe, "grid": grid, "stop": stop, "denoise": denoise}
-    if isinstance(sampler, Plan):
-        first, own = sampler.times[0], "a plan"
-    elif grid is not None and not isinstance(grid, str) and not callable(grid):
-        first, own = check_times(grid)[0], "explicit times in grid"
-    else:
-        asked["start"] = start = 0.5 if start is None else check.time("start", start)
-        first, own = meant(model, sampler, **asked, **split(sampler, keywords)[0])[1][0] if start > 0 else 0.0, ""
+    own = "a plan" if isinstance(sampler, Plan) else "explicit times in grid" if explicit(grid) else ""
     if own and start is not None:
         raise ValueError(f"start={start} and {own} exclude each other: the times say it all")
-    if not first > 0:
-        raise ValueError(f"start must lie above 0, got {first}: at 0 the image is as it is")
+    begin = 1.0 if own else 0.5 if start is None else check.time("start", start)
+    if not begin > 0:
+        raise ValueError(f"start must lie above 0, got {begin}: at 0 the image is as it is")
+    asked = prepare(model, sampler, Schedule(steps, nfe, grid, begin, stop, denoise), keywords, conditions)
     kept = check_seed(seed, len(x_0))
-    x_t = model.path.noised(x_0, first, White(kept).draws("prior")(x_0))
-    return solve(model, x_t, sampler, seed=kept, **asked, **keywords)
+    x_t = model.path.noised(x_0, asked.times[0], White(kept).draws("prior")(x_0))
+    source, _ = asked.source(noise, kept, len(x_0), model.path)
+    return carry(
+        model, x_t, asked, source,
+        parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+    )  # fmt: skip

@@ -79,8 +79,15 @@ def grid(
         TypeError: steps is not a whole number.
     """
     check_path(path)
-    steps, options = check.whole("steps", steps), {option: check.scalar(value) for option, value in options.items()}
     start, stop = check_ends(start, stop)
+    return build(path, check.whole("steps", steps), name, start, stop, **options)
+
+
+def build(
+    path: GaussianPath, steps: int, name: str | GridRule | None, start: float, stop: float, **options: Any
+) -> tuple[float, ...]:
+    """`grid`, once path, steps and ends are checked."""
+    options = {option: check.scalar(value) for option, value in options.items()}
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if callable(name):
         laid = check_times(name(path, steps, start, stop, **options))

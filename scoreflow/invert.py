@@ -17,8 +17,8 @@ from scoreflow.path import GaussianPath
 from scoreflow.row import Row
 from scoreflow.run import State, check_model
 from scoreflow.samplers.invertible import Invertible
-from scoreflow.schedule import Grid, schedule
-from scoreflow.solve import Solution, carry, check_conditions, per_call, split
+from scoreflow.schedule import Grid, Schedule
+from scoreflow.solve import Prepared, Solution, carry, check_conditions, options_of, per_call
 from scoreflow.step import Linear, Sampler, get_sampler
 
 
@@ -55,12 +55,11 @@ class Inversion(Solution):
         check_model(model)
         if self.path != repr(model.path):
             raise ValueError(f"the latent stands on {self.path}, the model on {model.path}")
-        conditions = check_conditions(model, self.sampler, conditions)
-        times = self.times[::-1]
-        steps = self.sampler.plan(model.path, times) if isinstance(self.sampler, Linear) else self.sampler
+        times, told = self.times[::-1], check_conditions(model, self.sampler, conditions)
+        plan = self.sampler.plan(model.path, times) if isinstance(self.sampler, Linear) else None
         return carry(
-            model, self.x, steps, self.sampler, times, conditions, White(0),
-            memory=self.memory, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+            model, self.x, Prepared(self.sampler, times, plan, told, self.memory), White(0),
+            trajectory=trajectory, callback=callback, progress=progress, grad=grad,
         )  # fmt: skip
 
 
@@ -109,22 +108,21 @@ def invert(
     check_model(model)
     check_state("x_0", x_0)
     path = model.path
-    options, conditions = split(sampler, keywords)
+    options = options_of(sampler, keywords)
     chosen = get_sampler(sampler, **options)
     rising = ascent(path, chosen, whole("iterations", iterations, 0))
-    conditions = check_conditions(model, chosen, conditions)
+    told = check_conditions(model, chosen, {k: v for k, v in keywords.items() if k not in options})
     low = (default_t_min(path) if grid is None or isinstance(grid, str) or callable(grid) else 0.0) if stop is None else stop
-    times = schedule(rising, path, steps, nfe, grid, start, low, per_call=per_call(model))[::-1]
+    times = Schedule(steps, nfe, grid, start, low).times(rising, path, per_call(model))[::-1]
     if path.sigma(times[0]) == 0 and not (isinstance(rising, Invertible) and rising.from_data):
         raise ValueError(
             f"{chosen!r} cannot leave t={times[0]} upwards, where sigma=0 and the network knows nothing of its noise: "
             "let stop, or the last time of the grid, be > 0, or use edict"
         )
-    walker = rising.plan(path, times) if isinstance(rising, Linear) else rising
+    asked = Prepared(chosen, times, rising.plan(path, times) if isinstance(rising, Linear) else None, told)
     way = carry(
-        model, x_0, walker, chosen, times, conditions, White(0),
-        trajectory=trajectory, callback=callback, progress=progress, grad=grad,
-    )  # fmt: skip
+        model, x_0, asked, White(0), steps=rising, trajectory=trajectory, callback=callback, progress=progress, grad=grad
+    )
     kept = {field.name: getattr(way, field.name) for field in dataclasses.fields(way)}
     memory = way.memory if isinstance(rising, Invertible) else ()
     return Inversion(**kept | {"memory": memory, "path": repr(path)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from scoreflow.auto import AUTO, choose
 from scoreflow.check import check_state, flag, one_of, whole
 from scoreflow.cite import cite
-from scoreflow.grid import CHAIN_GRIDS, check_ends, check_path, check_times
+from scoreflow.grid import check_path
 from scoreflow.model import ScoreModel, check_settled, placed
 from scoreflow.noise import Brownian, Replay, Source, White, check_seed
 from scoreflow.path import GaussianPath
@@ -22,7 +22,7 @@ from scoreflow.picard import Picard, picard
 from scoreflow.plan import Plan
 from scoreflow.row import wide
 from scoreflow.run import Run, State, check_model, shown, walk
-from scoreflow.schedule import Grid, schedule
+from scoreflow.schedule import Grid, Schedule
 from scoreflow.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 
 Noise = str | Tensor | White | Replay | None
@@ -94,13 +94,14 @@ def plan(
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
     check_path(path)
+    asked = Schedule(steps, nfe, grid, start, stop, denoise)
     if sampler == AUTO:
-        linear, times = choose(path, steps, nfe, grid, start, stop, denoise, **options)
+        linear, times = choose(path, asked, **options)
         return linear.plan(path, times)
     chosen = get_sampler(sampler, **options)
     if not isinstance(chosen, Linear):
         raise ValueError(f"{chosen!r} is not made of rows and has no plan")
-    return chosen.plan(path, schedule(chosen, path, steps, nfe, grid, start, stop, denoise))
+    return chosen.plan(path, asked.times(chosen, path))
 
 
 def solve(
@@ -160,76 +161,112 @@ def solve(
     """
     check_model(model)
     check_state("x_T", x_T)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback must be a function of a State, got {callback!r}")
+    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
+    source, kept = asked.source(noise, seed, len(x_T), model.path)
+    return carry(
+        model, x_T, asked, source,
+        parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, once all that was asked is checked.
+
+    Attributes:
+        sampler: what was asked for. times: those of the run. plan: its rows; None of a sampler that has none.
+        conditions: of the network.
+    """
+
+    sampler: Sampler
+    times: tuple[float, ...]
+    plan: Plan | None
+    conditions: dict[str, Any]
+    memory: tuple[Any, ...] = ()
+    """What the first step may want."""
+
+    def source(
+        self, noise: Noise, seed: int | Sequence[int] | None, batch: int, path: GaussianPath
+    ) -> tuple[Source, int | tuple[int, ...] | None]:
+        """The source of the run's noise, and the seed to remember."""
+        drawn = self.sampler.stochastic_on(path) if self.plan is None else self.plan.noise_count > 0
+        return _source(noise, seed, batch, self.sampler, drawn)
+
+
+def prepare(
+    model: ScoreModel,
+    sampler: str | Sampler | Plan,
+    schedule: Schedule,
+    keywords: dict[str, Any],
+    conditions: Mapping[str, Any] | None = None,
+) -> Prepared:
+    """What these arguments of `solve` mean for this model.
+
+    Raises:
+        ValueError, TypeError: as `solve`.
+    """
     path = model.path
     if isinstance(sampler, Plan):
-        given = {"steps": (steps, None), "nfe": (nfe, None), "grid": (grid, None)}
-        given |= {"start": (start, 1.0), "stop": (stop, 0.0), "denoise": (denoise, False)}  # type: ignore[dict-item]
-        for name, (value, default) in given.items():
-            if value is not default and value != default:
-                raise ValueError(f"a plan has its times, but {name}={value} was given too")
+        for asked in fields(schedule):
+            if (value := getattr(schedule, asked.name)) != asked.default:
+                raise ValueError(f"a plan has its times, but {asked.name}={value} was given too")
         if sampler.path != repr(path):
             raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
-        chosen, times, named = get_sampler(sampler.sampler, **dict(sampler.options)), sampler.times, keywords
-        rows: Plan | None = sampler
+        chosen, plan, options = get_sampler(sampler.sampler, **dict(sampler.options)), sampler, {}
+        times = plan.times
     else:
-        options, named = split(sampler, keywords)
-        chosen, times = meant(model, sampler, steps, nfe, grid, start, stop, denoise, **options)
-        rows = chosen.plan(path, times) if isinstance(chosen, Linear) else None
-        times = times if rows is None else rows.times
+        options = options_of(sampler, keywords)
+        chosen, times = meant(model, sampler, schedule, **options)
+        plan = chosen.plan(path, times) if isinstance(chosen, Linear) else None  # type: ignore[assignment]
+        times = times if plan is None else plan.times
+    named = {name: value for name, value in keywords.items() if name not in options}
     told = check_conditions(model, chosen, named if conditions is None else {**named, "conditions": conditions})
-    how = None if parallel is None else Picard.of(parallel)
-    if how is not None and rows is None:
-        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {chosen!r} is not made of rows")
     if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and chosen.analytic is None:
         raise ValueError(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
             "Give a start below it, or analytic=1.0 for the first step, or use an x0-, v- or flow-network"
         )
-    drawn = chosen.stochastic_on(path) if rows is None else rows.noise_count > 0
-    source, kept = _source(noise, seed, len(x_T), chosen, drawn)
-    if isinstance(source, Replay):
-        source.fit(x_T, None if rows is None else rows.noise_count)
-    return carry(
-        model, x_T, rows or chosen, chosen, times, told, source,
-        parallel=how, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
-    )  # fmt: skip
+    return Prepared(chosen, times, plan, told)
 
 
 def carry(
     model: ScoreModel,
     x: Tensor,
-    steps: Sampler | Plan,
-    sampler: Sampler,
-    times: tuple[float, ...],
-    conditions: dict[str, Any],
+    asked: Prepared,
     source: Source,
     *,
-    memory: tuple[Any, ...] = (),
-    parallel: Picard | None = None,
+    steps: Sampler | None = None,
+    parallel: int | Picard | None = None,
     seed: int | tuple[int, ...] | None = None,
     trajectory: bool = False,
     callback: Callable[[State], object] | None = None,
     progress: bool = False,
     grad: bool = False,
 ) -> Solution:
-    """Walk, once all is checked: `steps` is what steps, `sampler` what it was made from, `memory` what the first step wants."""
+    """Walk, once all is checked; `steps` is what steps, if it is not the sampler that was asked for."""
     flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of a State, got {callback!r}")
     check_settled(model, grad)
-    run, draws = Run(model.begin(steps), conditions, len(x)), source.draws("step")
-    run.memory = memory
+    how = None if parallel is None else Picard.of(parallel)
+    if how is not None and asked.plan is None:
+        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {asked.sampler!r} is not made of rows")
+    if isinstance(source, Replay):
+        source.fit(x, None if asked.plan is None else asked.plan.noise_count)
+    stepper = asked.plan or steps or asked.sampler
+    run, draws = Run(model.begin(stepper), asked.conditions, len(x)), source.draws("step")
+    run.memory = asked.memory
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
-        x = wide(x) if callback is None or parallel is not None else wide(x).clone()  # a callback may edit its state
-        if parallel is not None and isinstance(steps, Plan):
-            walked = picard(run, steps, x, draws, parallel)
+        x = wide(x) if callback is None or how is not None else wide(x).clone()  # a callback may edit its state
+        if how is not None and asked.plan is not None:
+            walked = picard(run, asked.plan, x, draws, how)
         else:
-            walked = walk(run, steps, times, x, draws)
-        for state in chain([next(walked)], shown(walked, len(times) - 1, sampler.name, progress)):
+            walked = walk(run, stepper, asked.times, x, draws)
+        for state in chain([next(walked)], shown(walked, len(asked.times) - 1, asked.sampler.name, progress)):
             if callback is not None:
-                callback(state if parallel is None else state._replace(x=state.x.clone()))
+                callback(state if how is None else state._replace(x=state.x.clone()))
             if trajectory:
                 states.append(state.x.to(kept))
         kept_states = torch.stack(states) if trajectory else None
@@ -238,18 +275,18 @@ def carry(
         source.fit(x, draws.count)
     return Solution(
         x=state.x.to(kept),
-        times=times,
+        times=asked.times,
         states=kept_states,
         nfe=int(run.counts.max(initial=0)),
         nfe_per_sample=tuple(run.counts.tolist()),
         noise_count=draws.count,
-        sampler=sampler,
-        plan=steps if isinstance(steps, Plan) else None,
+        sampler=asked.sampler,
+        plan=asked.plan,
         seed=seed,
         memory=run.memory,
-        rounds=int(run.counts.max(initial=0)) if parallel is None else run.rounds,
+        rounds=int(run.counts.max(initial=0)) if how is None else run.rounds,
         model=repr(model),
-        cites=tuple(dict.fromkeys((*sampler.cites, *model.cites))),
+        cites=tuple(dict.fromkeys((*asked.sampler.cites, *model.cites))),
     )
 
 
@@ -258,9 +295,19 @@ def sample(
     shape: Sequence[int],
     sampler: str | Sampler | Plan = AUTO,
     *,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+    parallel: int | Picard | None = None,
     seed: int | Sequence[int] | None = None,
     noise: Noise = None,
-    start: float = 1.0,
+    callback: Callable[[State], object] | None = None,
+    progress: bool = False,
+    grad: bool = False,
+    conditions: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     **keywords: Any,
@@ -273,7 +320,8 @@ def sample(
     Args:
         shape: of the batch, B first.
         dtype, device: of the state; by default the network's, but a dtype of 32 bits at least.
-        sampler, seed, noise, start, keywords: as of `solve`.
+        sampler, steps, nfe, grid, start, stop, denoise, parallel, seed, noise, callback, progress, grad, conditions, keywords:
+            as of `solve`.
 
     Raises:
         As `solve`.
@@ -285,37 +333,25 @@ def sample(
     dtype = dtype or model.state_dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-    grid = keywords.get("grid")
-    if not (grid is None or isinstance(grid, str) or callable(grid)):
-        keywords["grid"] = grid = check_times(grid)
-    check_ends(start, 0.0)
-    if isinstance(sampler, Plan):
-        first = sampler.times[0]
-    elif isinstance(grid, tuple):
-        first = grid[0]
-    elif callable(grid) or grid in CHAIN_GRIDS:  # they may begin below
-        asked: dict[str, Any] = {"steps": None, "nfe": None, "grid": grid, "start": start, "stop": 0.0, "denoise": False}
-        asked |= {name: keywords[name] for name in asked if name in keywords}
-        first = meant(model, sampler, **asked, **split(sampler, keywords)[0])[1][0]
-    else:
-        first = start
+    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
     like = torch.empty(size, dtype=dtype, device=placed(device) or model.device)
     if noise is None or isinstance(noise, str):
         seed = check_seed(seed, size[0])
     elif isinstance(noise, Tensor | Replay):
         noise = Replay(noise.given if isinstance(noise, Replay) else noise, prior=True)
         noise.fit(like, None)
-    source, _ = _source(noise, seed, size[0], None)
-    x_T = source.draws("prior")(like) * model.path.prior_std(first)
-    return solve(model, x_T, sampler, seed=seed, noise=noise, start=start, **keywords).x
+    prior, _ = _source(noise, seed, size[0], None)
+    x_T = prior.draws("prior")(like) * model.path.prior_std(asked.times[0])
+    source, kept = asked.source(noise, seed, size[0], model.path)
+    return carry(model, x_T, asked, source, parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad).x
 
 
-def split(sampler: str | Sampler, keywords: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keywords into options of the named sampler, and the rest."""
+def options_of(sampler: str | Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that are options of the named sampler."""
     if not isinstance(sampler, str):
-        return {}, keywords
+        return {}
     known = {"analytic"} if sampler == AUTO else set(SAMPLERS[resolve(sampler)[0]].options)
-    return {k: v for k, v in keywords.items() if k in known}, {k: v for k, v in keywords.items() if k not in known}
+    return {name: value for name, value in keywords.items() if name in known}
 
 
 def check_conditions(model: ScoreModel, sampler: Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -331,18 +367,14 @@ def check_conditions(model: ScoreModel, sampler: Sampler, keywords: Mapping[str,
 ARGUMENTS = tuple(name for name in inspect.signature(solve).parameters if name not in ("model", "x_T", "keywords"))
 
 
-def meant(
-    model: ScoreModel, sampler: str | Sampler, steps: int | None, nfe: int | None, grid: Grid, start: float, stop: float,
-    denoise: bool = False, **options: Any,
-) -> tuple[Sampler, tuple[float, ...]]:  # fmt: skip
-    """The sampler and the times that these arguments of `solve` mean for this model, whose guidance the budget pays for."""
+def meant(model: ScoreModel, sampler: str | Sampler, schedule: Schedule, **options: Any) -> tuple[Sampler, tuple[float, ...]]:
+    """The sampler and the times that were asked for of this model, whose guidance the budget pays for."""
+    labels, pays = model.time == "label", per_call(model)
     if sampler == AUTO:
-        known: dict[str, Any] = {"guided": model.guided, "labels": model.time == "label", "exact": model.oracle is not None}
-        known |= {"per_call": per_call(model), **options}
-        return choose(model.path, steps, nfe, grid, start, stop, denoise, **known)
+        exact = model.oracle is not None
+        return choose(model.path, schedule, guided=model.guided, labels=labels, exact=exact, per_call=pays, **options)
     chosen = get_sampler(sampler, **options)
-    labels = model.time == "label" and grid is None
-    return chosen, schedule(chosen, model.path, steps, nfe, grid, start, stop, denoise, per_call(model), labels)
+    return chosen, schedule.times(chosen, model.path, pays, labels and schedule.grid is None)
 
 
 def per_call(model: ScoreModel) -> Callable[[float], int] | None:

@@ -8,6 +8,7 @@ from torch import nn
 
 import scoreflow as sf
 from scoreflow.run import Run
+from scoreflow.schedule import Schedule
 
 RATE = 1e-6
 ORACLE = mixture()
@@ -56,3 +57,8 @@ class Toy(nn.Module):
 
     def forward(self, x, t):
         return torch.tanh(x * self.weight) * t.reshape(-1, *[1] * (x.ndim - 1)).to(x)
+
+
+def schedule(sampler, path, *asked, per_call=None, labels=False, **more):
+    """The times that were asked for."""
+    return Schedule(*asked, **more).times(sampler, path, per_call, labels)

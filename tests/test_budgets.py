@@ -5,11 +5,11 @@ import math
 
 import pytest
 from problems import PATHS, mixture, states
+from runs import schedule
 from scipy.stats import beta
 
 import scoreflow as sf
 from scoreflow.grid import GRIDS
-from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
 TO_INFINITY = ("logsnr", "karras", "polyexponential")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from problems import PATHS, mixture, states
+from runs import schedule
 from scipy.stats import beta
 
 import scoreflow as sf
 from scoreflow.grid import AYS, GRIDS, check_times, on_chain
-from scoreflow.schedule import schedule
 
 ON_CHAIN = ("trailing", "leading", "linspace")
 TO_INFINITY = ("logsnr", "karras", "polyexponential")

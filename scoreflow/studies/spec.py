@@ -14,6 +14,7 @@ from scoreflow.grid import grid as make_grid
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath
 from scoreflow.plan import Plan
+from scoreflow.schedule import Schedule
 from scoreflow.solve import meant
 from scoreflow.step import Linear, Sampler, get_sampler, resolve
 
@@ -59,13 +60,13 @@ class Spec(NamedTuple):
 
     def plan(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> Plan | None:
         """Its rows for a model; None if it is not made of rows."""
-        sampler, times = meant(model, self.made(), self.steps, self.nfe, self.grid, start, stop)
+        sampler, times = meant(model, self.made(), Schedule(self.steps, self.nfe, self.grid, start, stop))
         return sampler.plan(model.path, times) if isinstance(sampler, Linear) else None
 
     def content(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> str:
         """All that its result depends on beside the model's answers and the seed, as text."""
         try:
-            sampler, times = meant(model, self.made(), self.steps, self.nfe, self.grid, start, stop)
+            sampler, times = meant(model, self.made(), Schedule(self.steps, self.nfe, self.grid, start, stop))
             if isinstance(sampler, Linear):
                 return sampler.plan(model.path, times).to_json()
             return json.dumps([repr(sampler), times])
