@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from scoreflow import samplers as _chapters
+from scoreflow.asked import AskedRun, ask
 from scoreflow.bound import Bound, continuous_bound, vlb
 from scoreflow.chain import DDPMChain
 from scoreflow.cite import cite
@@ -27,15 +28,17 @@ from scoreflow.guidance import (
     Guided,
     Thresholding,
 )
+from scoreflow.health import Health
 from scoreflow.invert import Inversion, invert
 from scoreflow.likelihood import LogProb, decode, encode, log_prob
+from scoreflow.lockstep import solve_many
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Brownian, Replay, White
 from scoreflow.optimal import dmn_grid, gits_grid
 from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath
 from scoreflow.picard import Picard
-from scoreflow.plan import Health, Plan
+from scoreflow.plan import Plan
 from scoreflow.row import Row
 from scoreflow.run import State, walk
 from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
@@ -54,15 +57,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "APG", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "DDPMChain",
-    "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health", "Inversion",
-    "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State",
-    "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE", "White", "analysis",
-    "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode", "estimate_variance",
-    "family",
-    "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent", "load_model", "log_prob",
-    "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve", "step_log_prob", "study",
-    "training", "vlb", "walk", "zoo",
+    "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance",
+    "DDPMChain", "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health",
+    "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel",
+    "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE",
+    "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode",
+    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent",
+    "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve",
+    "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 del _chapters

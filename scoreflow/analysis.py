@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import number, one_of, whole
+from scoreflow.health import Symbolic, UnitVectors
 from scoreflow.noise import Brownian
 from scoreflow.oracle import Gaussian, GaussianMixture
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Plan, Symbolic, UnitVectors, advance
+from scoreflow.plan import Plan, advance, drive
 from scoreflow.sde import VESDE, VPSDE
 from scoreflow.solve import plan as lay_out
 from scoreflow.solve import solve
@@ -78,7 +79,7 @@ def law(
     x[:, 1] = path.prior_std(plan.times[0])
     draws, memory = UnitVectors(), ()
     for step in plan.steps:
-        x, memory, _ = advance(step, plan, model, x, memory, draws)  # type: ignore[assignment]
+        x, memory, _ = drive(advance(step, plan, model, x, memory, draws), model)  # type: ignore[assignment]
     spread = x[:, 1:].square().sum(1)
     return Law(turn @ x[:, 0], (turn * spread) @ turn.mT, gaussian)
 
@@ -210,7 +211,7 @@ def stability(sampler: str | Sampler, mu: Tensor, h: float = 0.5, steps: int = 6
     model, x, memory = Scaled(path, mu), torch.ones_like(mu), ()
     half = torch.ones(mu.shape, dtype=torch.float64)
     for i, step in enumerate(plan.steps):
-        x, memory, _ = advance(step, plan, model, x, memory, lambda x, *_: torch.zeros_like(x))  # type: ignore[assignment]
+        x, memory, _ = drive(advance(step, plan, model, x, memory, lambda x, *_: torch.zeros_like(x)), model)  # type: ignore[assignment]
         if i + 1 == steps // 2:
             half = x.abs()
     return (x.abs() / half) ** (1 / (steps - steps // 2))

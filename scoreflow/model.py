@@ -148,6 +148,14 @@ class ScoreModel:
                 "the network changes the states that it is given, in place, as ReLU(inplace=True) does: give it a copy, "
                 "ScoreModel(lambda x, t: net(x.clone(), t), path)"
             )
+        return self.read(output, x)
+
+    def read(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the network gave at states x: its prediction and its word on the variance or None, in the dtype of x.
+
+        Raises:
+            TypeError, ValueError: no tensor, or one of another shape.
+        """
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
         output = output.to(x.dtype)

@@ -168,6 +168,13 @@ class BrownianDraws(Draws):
         super().__init__(source, purpose)
         self._cells: list[Cell] = []
 
+    def fork(self) -> Draws:
+        """Another cursor, at the same place of the same path."""
+        other = super().fork()
+        assert isinstance(other, BrownianDraws)
+        other._cells = list(self._cells)
+        return other
+
     def of(self, sample: int) -> BrownianDraws:
         """The path of one sample of the batch, for runs that step each by itself: asked with states (1, ...).
 

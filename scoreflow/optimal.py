@@ -16,7 +16,7 @@ from scoreflow.check import number, whole
 from scoreflow.grid import check_ends, check_times, default_t_min, grid
 from scoreflow.model import ScoreModel
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Plan, advance
+from scoreflow.plan import Plan, advance, drive
 from scoreflow.run import Run
 from scoreflow.solve import solve
 from scoreflow.step import Linear, Sampler, get_sampler
@@ -119,7 +119,7 @@ def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
     model = Words(path, plan.nfe + (plan.analytic is not None), plan.wants)
     x, memory = torch.zeros(1, model.count, dtype=torch.float64), ()
     for step in plan.steps:
-        x, memory, _ = advance(step, plan, model, x, memory, lambda like, *_: torch.zeros_like(like))  # type: ignore[assignment]
+        x, memory, _ = drive(advance(step, plan, model, x, memory, lambda like, *_: torch.zeros_like(like)), model)  # type: ignore[assignment]
     return [(t, float(w) * path.convert("x0", plan.wants, t)[1]) for t, w in zip(model.times, x[0], strict=True)]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from scoreflow.check import number, whole
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Memory, Plan, advance
+from scoreflow.plan import Memory, Plan, advance, drive
 from scoreflow.run import Run, State, walk
 
 CITES = ("shih2023parallel",)
@@ -136,7 +136,7 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         with suppress(NothingSaid):
             # As far as a window beyond the words that may now prove settled.
             for i in range(base, min(len(steps), max(map(step_of, settled)) + 2 * how.window)):
-                y, memory, _ = advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again())
+                y, memory, _ = drive(advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again()), sweep)
                 after.append((y, memory, sweep.before))
         still = {n: _still(run.path, words[n], state, how.tol) for n, state in sweep.states.items()}
         for b in samples:

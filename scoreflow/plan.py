@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoreflow.check import number, one_of
-from scoreflow.noise import Draws, White
+from scoreflow.health import VARIANCES, Health, Symbolic, UnitVectors
 from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
 from scoreflow.row import Row
 
@@ -173,7 +173,7 @@ class Plan:
         x[:, 1] = path.prior_std(self.times[0])
         memory, draws = (), UnitVectors()
         for step in self.steps:
-            x, memory, _ = advance(step, self, model, x, memory, draws)  # type: ignore[assignment]
+            x, memory, _ = drive(advance(step, self, model, x, memory, draws), model)  # type: ignore[assignment]
         alpha, sigma = path.alpha(self.times[-1]), path.sigma(self.times[-1])
         std, std_tight = x[:, :size].square().sum(1).sqrt().nan_to_num(math.inf, math.inf).tolist()
         data, data_tight = (math.hypot(alpha * math.sqrt(v), sigma) for v in VARIANCES)
@@ -258,6 +258,18 @@ def _fits(value: Any) -> bool:
         return False
 
 
+class Question(NamedTuple):
+    """What a step asks of a network: the prediction `want` at the states x (B, ...) and the time t."""
+
+    x: Tensor
+    t: float
+    want: Prediction
+
+
+Stepped = tuple[Tensor, Memory, Tensor | None]
+"""The new state, what the next step may want, an embedded error estimate or None."""
+
+
 def advance(
     step: PlannedStep,
     plan: Plan,
@@ -265,17 +277,23 @@ def advance(
     x: Tensor,
     memory: Memory,
     noise: Callable[[Tensor, float, float, bool], Tensor],
-) -> tuple[Tensor, Memory, Tensor | None]:
-    """Take one planned step: the new state, what the next step may want, an embedded error estimate or None."""
+) -> Generator[Question, Tensor, Stepped]:
+    """Take one planned step. It yields what it asks of the network, is sent the output, and returns the step's end.
+
+    Args:
+        model: whose path the plan was laid on, and what its network predicts. It is not called.
+    """
     row = step.stages[0].row
     if step.asks and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
         # Nobody else looks at this word: weigh what the network gives, and convert nothing.
         a, b = model.path.convert(model.prediction, plan.wants, step.t)
         if math.isfinite(a) and math.isfinite(b):
             row = row.through(a, b)
-            word = model(x, step.t, model.prediction)
+            word = yield Question(x, step.t, model.prediction)
             return row(x, [word], lambda k: noise(x, *step.draws[k])), (), None
-    seen = ((step.t, model(x, step.t, plan.wants)), *memory) if step.asks else memory
+    seen = memory
+    if step.asks:
+        seen = ((step.t, (yield Question(x, step.t, plan.wants))), *memory)
     seen = seen[: plan.history]
     outputs, lower = [output for _, output in seen], None
     draws: dict[int, Tensor] = {}
@@ -287,7 +305,7 @@ def advance(
 
     for u, row in step.stages[:-1]:
         y = row(x, outputs[: len(row.m)], draw)
-        outputs.insert(0, model(y, u, plan.wants))
+        outputs.insert(0, (yield Question(y, u, plan.wants)))
         if u == step.s:
             lower = y  # a stage that lands on s is an embedded solution
             if plan.reuse:
@@ -297,98 +315,12 @@ def advance(
     return x_s, seen, None if lower is None else x_s - lower
 
 
-# -- health --------------------------------------------------------------------------------------------------------------
-
-VARIANCES = (1.0, 0.01)
-"""Of the Gaussian data on which plans are checked: that to which data are scaled, and a tight one."""
-WIDE = 3.0
-"""By what factor outputs may be too wide, or at variance 1 too narrow."""
-AMPLIFIED = 10.0
-"""How many times as large an error in one word of the network may come out."""
-
-
-class Health(NamedTuple):
-    """What a plan does to N(0, v I) data, and to an error of the network. It prints as one line.
-
-    Attributes:
-        std, std_tight: of an entry of the outputs, for v = 1 and for v = 0.01.
-        data, data_tight: what they are of the data's own law at the last time, `√(α² v + σ²)`.
-        amplification: `max_k |∂x_end/∂e_k|` over both v: how far the output moves for an error e_k in the x̂_0 of evaluation k,
-            both in the data's unit, when later words answer to the states that they see. A step to x̂_0 has 1.
-        at: the time of that evaluation.
-        last_row: `Σ|m|` of the last row, m the weights of the words in the prediction that the plan wants.
-    """
-
-    std: float
-    std_tight: float
-    data: float
-    data_tight: float
-    amplification: float
-    at: float
-    last_row: float
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is not sensible; empty if all is.
-
-        Outputs more than `WIDE` times too wide, or at v = 1 too narrow, where a run has come no further than the mean of the
-        data; an error that comes out more than `AMPLIFIED` times as large. At v = 0.01 coarse runs are too narrow, and so
-        blurred, which is no fault of their rows.
-        """
-        said = []
-        if not self.data / WIDE <= self.std <= self.data * WIDE:
-            said.append(f"outputs of std {self.std:.3g} for {self.data:.3g}")
-        if self.std_tight > self.data_tight * WIDE:
-            said.append(f"outputs of std {self.std_tight:.3g} for {self.data_tight:.3g}")
-        if self.amplification > AMPLIFIED:
-            said.append(f"an error at t={self.at:.3g} comes out {self.amplification:.3g} times as large")
-        return tuple(said)
-
-    def __str__(self) -> str:
-        wrong = f"; not sensible: {', '.join(self.warnings)}" if self.warnings else ""
-        return (
-            f"on N(0, v I) data std {self.std:.3g} for {self.data:.3g} (v = 1), {self.std_tight:.3g} for {self.data_tight:.3g} "
-            f"(v = 0.01); an error in x̂_0 comes out {self.amplification:.3g} times as large at most; "
-            f"Σ|m| of the last row {self.last_row:.3g}{wrong}"
-        )
-
-
-class Symbolic:
-    """E[x_0 | x_t] of N(μ, v) by direction, affine in x_t, acting on vectors of weights (d, size + errors).
-
-    The weights are on (1, x_T, the draws), `size` of them, then on an error in each x̂_0 that is asked for, if `errors`.
-    """
-
-    prediction: Prediction = "x0"
-
-    def __init__(
-        self, path: GaussianPath, mean: Tensor, var: Tensor, size: int, analytic: float | None = None, errors: int = 0
-    ) -> None:
-        self.path, self.var, self.analytic = path, var[:, None], analytic
-        self.mean = torch.zeros(len(mean), size + errors, dtype=torch.float64)
-        self.mean[:, 0] = mean
-        self.errors = iter(range(size, size + errors))
-
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
-        if self.analytic is not None:
-            v, self.analytic = self.analytic, None
-            return x * self.path.gaussian(t, want, v)
-        a, s = self.path.alpha(t), self.path.sigma(t)
-        x_0 = self.mean + a * self.var / (a**2 * self.var + s**2) * (x - a * self.mean)
-        if (k := next(self.errors, None)) is not None:
-            x_0[:, k] += 1.0
-        weight, m = self.path.convert("x0", want, t)
-        wanted: Tensor = weight * x + m * x_0
-        return wanted
-
-
-class UnitVectors(Draws):
-    """A noise whose k-th draw is the k-th unit vector, past the constant and x_T."""
-
-    def __init__(self) -> None:
-        super().__init__(White(0), "step")
-
-    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
-        draw = torch.zeros_like(like)
-        draw[:, self.count + 1] = 1.0
-        return draw
+def drive(asked: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, float, Prediction], Tensor]) -> Stepped:
+    """The end of a step whose questions the model answers."""
+    try:
+        question = next(asked)
+        while True:
+            question = asked.send(model(*question))
+    except StopIteration as end:
+        stepped: Stepped = end.value
+        return stepped

@@ -14,7 +14,7 @@ from scoreflow.check import finite, hidden
 from scoreflow.model import ScoreModel
 from scoreflow.noise import Draws
 from scoreflow.path import Prediction
-from scoreflow.plan import Plan, advance
+from scoreflow.plan import Plan, advance, drive
 from scoreflow.step import Linear, Sampler
 
 T = TypeVar("T")
@@ -159,7 +159,7 @@ def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, no
     for i, (t, s) in enumerate(pairwise(times)):
         run.watch.step, run.watch.span = i + 1, (t, s)
         if isinstance(plan, Plan):
-            x, run.memory, _ = advance(plan.steps[i], plan, run, x, run.memory, noise)
+            x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise), run)
         else:
             x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         if not isinstance(plan, Plan) or plan.steps[i].nfe:

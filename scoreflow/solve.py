@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,6 +193,25 @@ class Prepared:
         drawn = self.sampler.stochastic_on(path) if self.plan is None else self.plan.noise_count > 0
         return _source(noise, seed, batch, self.sampler, drawn)
 
+    def solution(
+        self, model: ScoreModel, x: Tensor, counts: np.ndarray, noise_count: int, *, rounds: int | None = None, **more: Any
+    ) -> Solution:
+        """What the run gave; `counts` are the evaluations of each sample, (B,)."""
+        nfe = int(counts.max(initial=0))
+        return Solution(
+            x=x,
+            times=self.times,
+            nfe=nfe,
+            nfe_per_sample=tuple(counts.tolist()),
+            noise_count=noise_count,
+            sampler=self.sampler,
+            plan=self.plan,
+            rounds=nfe if rounds is None else rounds,
+            model=repr(model),
+            cites=tuple(dict.fromkeys((*self.sampler.cites, *model.cites))),
+            **more,
+        )
+
 
 def prepare(
     model: ScoreModel,
@@ -273,21 +293,10 @@ def carry(
     run.watch.close()
     if isinstance(source, Replay):
         source.fit(x, draws.count)
-    return Solution(
-        x=state.x.to(kept),
-        times=asked.times,
-        states=kept_states,
-        nfe=int(run.counts.max(initial=0)),
-        nfe_per_sample=tuple(run.counts.tolist()),
-        noise_count=draws.count,
-        sampler=asked.sampler,
-        plan=asked.plan,
-        seed=seed,
-        memory=run.memory,
-        rounds=int(run.counts.max(initial=0)) if how is None else run.rounds,
-        model=repr(model),
-        cites=tuple(dict.fromkeys((*asked.sampler.cites, *model.cites))),
-    )
+    return asked.solution(
+        model, state.x.to(kept), run.counts, draws.count,
+        states=kept_states, memory=run.memory, seed=seed, rounds=None if how is None else run.rounds,
+    )  # fmt: skip
 
 
 def sample(

@@ -17,7 +17,7 @@ from scoreflow.check import number, scalar, suggestion
 from scoreflow.grid import GRIDS, NAMES
 from scoreflow.noise import Draws
 from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance
+from scoreflow.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance, drive
 from scoreflow.row import Row
 from scoreflow.sde import VPSDE
 
@@ -161,7 +161,7 @@ class Linear(Sampler):
     def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         plan, error = self._planned(None, self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
-            x, memory, error = advance(planned, plan, model, x, memory, noise)
+            x, memory, error = drive(advance(planned, plan, model, x, memory, noise), model)
         return Step(x, memory, error)
 
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:

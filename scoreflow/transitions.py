@@ -12,7 +12,7 @@ from scoreflow.chain import gaussian_nll
 from scoreflow.check import check_state, flag
 from scoreflow.model import ScoreModel, check_settled
 from scoreflow.noise import White
-from scoreflow.plan import Plan, PlannedStep, Stage, advance
+from scoreflow.plan import Plan, PlannedStep, Stage, advance, drive
 from scoreflow.row import double, double_on, flat
 from scoreflow.run import Run, check_model
 from scoreflow.solve import Solution, check_conditions
@@ -82,7 +82,7 @@ def step_log_prob(
     with torch.set_grad_enabled(grad):
         for i, step in enumerate(quiet):
             run.watch.step, run.watch.span = i + 1, (step.t, step.s)
-            mean, memory, _ = advance(step, plan, run, states[i], memory, none)
+            mean, memory, _ = drive(advance(step, plan, run, states[i], memory, none), run)
             means.append(mean)
         mean = torch.stack(means)
         log_prob = torch.stack([_log_density(x, m, c) for x, m, c in zip(states[1:], mean, std, strict=True)])

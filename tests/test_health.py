@@ -7,7 +7,7 @@ import torch
 from problems import LINEAR, PATHS, linear
 
 import scoreflow as sf
-from scoreflow.plan import Health
+from scoreflow.health import Health
 
 
 class Erring:

@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 import scoreflow as sf
 from scoreflow import analysis
 from scoreflow.noise import White
-from scoreflow.plan import Draw, Stages, advance
+from scoreflow.plan import Draw, Stages, advance, drive
 
 PATH, DATA = sf.VPSDE(), mixture()
 
@@ -38,7 +38,7 @@ def test_the_joint_gaussian(case):
     x, memory, draws, weights = torch.zeros(1, plan.noise_count + 2, dtype=torch.float64), (), analysis.UnitVectors(), []
     x[:, 1] = 1.0
     for step in plan.steps:
-        x, memory, _ = advance(step, plan, symbols, x, memory, draws)
+        x, memory, _ = drive(advance(step, plan, symbols, x, memory, draws), symbols)
         weights.append(x[0])
     w = torch.stack(weights)
     for b in range(6):

@@ -12,7 +12,7 @@ import numpy as np
 
 from scoreflow.check import number, suggestion
 from scoreflow.cite import references
-from scoreflow.plan import Health
+from scoreflow.health import Health
 from scoreflow.studies.answers import Answer, Failure
 from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric
