@@ -128,7 +128,7 @@ def invert(
     return Inversion(**kept | {"memory": memory, "path": repr(path)})
 
 
-def ascent(path: GaussianPath, sampler: Sampler, iterations: int = 0) -> Sampler:
+def ascent(path: GaussianPath, sampler: Sampler, iterations: int) -> Sampler:
     """What takes the steps upwards.
 
     Raises:

@@ -41,7 +41,7 @@ def dmn_grid(
 
     A state is `Σ_i W_i x̂_0(t_i)` plus its share of the noise, the weights W_i summed over all steps before it. If x̂_0 is
     wrong by κ_i^p at time i, the state is wrong by at most `Σ_i |W_i| κ_i^p`. This bound, at the last time where σ > 0, is
-    made small; the least that descents from uniform steps in λ and in t meet is taken.
+    made small; the least that descents from uniform steps in λ and in t meet is taken. For p > 1 they begin at the times for 1.
 
     Args:
         sampler, options: a linear sampler, best a multistep one.
@@ -107,8 +107,12 @@ def dmn_grid(
         after = np.append(np.cumsum(slope[::-1])[::-1], 0.0)
         return value / 10, span * share * (after - slope @ way) / 10
 
-    for name in ("logsnr", "uniform"):
-        z = np.log(np.diff([path.lam(t) for t in grid(path, inner, name, start=top, stop=low)]))
+    begins = [grid(path, inner, name, start=top, stop=low) for name in ("logsnr", "uniform")]
+    if power > 1:  # whose bound is steeper, and both descents may end far above what is best for power 1
+        gentle = dmn_grid(chosen, path, steps, power=1.0, start=start, stop=stop, t_min=t_min)
+        begins = [(top, *gentle[1 : inner + 1])]
+    for begin in begins:
+        z = np.log(np.diff([path.lam(t) for t in begin]))
         for method in ("L-BFGS-B", "SLSQP"):  # where a weight changes sign there is a kink, at which the one or the other ends
             minimize(bound, z, method=method, jac=True, options=FIT)
     return check_times((start, *min(tried)[1], low, *([stop] if lands else [])))

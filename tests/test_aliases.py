@@ -54,3 +54,10 @@ def test_the_table_in_the_docs():
     for name, meant in GRID_ALIASES.items():
         assert f"| `{name}` | `{meant}` |" in text
         assert sf.grid(PATHS["vp"], 7, name) == sf.grid(PATHS["vp"], 7, meant)
+
+
+@pytest.mark.parametrize(
+    ("typed", "options"), [("Euler a", {"eta": 1.0}), ("sample_euler_ancestral", {"eta": 1.0}), ("euler", {})]
+)
+def test_euler_is_ddim_and_ancestral_has_all_noise(typed, options):
+    assert sf.get_sampler(typed) == sf.get_sampler("ddim", **options)

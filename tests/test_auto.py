@@ -1,13 +1,16 @@
 """sampler="auto": what it picks, that it keeps to the budget, and that it is better than what it stands for."""
 
 import math
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
+from scoreflow import auto
 from scoreflow.auto import DEFAULT_NFE, EXACT, FLOW, GUIDED, TABLE, Choice, chosen_at
 
 CHAIN = PATHS["chain"]
@@ -130,3 +133,15 @@ def test_refusals(keywords, error, match):
         sf.solve(MODEL, X, **keywords)
     with pytest.raises(ValueError, match="chosen by the budget"):
         sf.get_sampler("auto")
+
+
+@pytest.mark.parametrize("name", ["TABLE", "EXACT", "GUIDED", "FLOW"])
+def test_the_tables_in_the_docs(name):
+    """docs/auto.md prints what the code has."""
+    text = (Path(__file__).parent.parent / "docs" / "auto.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(rf"\| `{name}` \| .*\n\|[-| ]+\n((?:\|.*\n)+)", text)
+    rows = [tuple(cell.strip(" `") for cell in line.strip("|").split("|")) for line in lines.splitlines()]
+    assert rows == [
+        (str(c.nfe), c.sampler, ", ".join(f"{k}={v}" for k, v in c.options.items()), f"{c.power:g}", f"{c.shift:g}")
+        for c in getattr(auto, name)
+    ]

@@ -77,6 +77,7 @@ def test_steps_of_a_chain(method, t, error, match):
         (lambda: sf.VPSDE.cosine(s=-0.1), "s must be a finite number ≥ 0, got -0.1"),
         (lambda: sf.VPSDE.cosine(s=NAN), "s must be a finite number ≥ 0, got nan"),
         (lambda: sf.VESDE(sigma_min=2, sigma_max=1), "0 < sigma_min < sigma_max.*sigma_min=2.*sigma_max=1"),
+        (lambda: sf.VESDE(sigma_min=2.0, sigma_max=2.0), "0 < sigma_min < sigma_max.*sigma_min=2.0.*sigma_max=2.0"),
         (lambda: sf.VESDE(sigma_min=0.0), "sigma_min must be a finite number > 0, got 0.0"),
         (lambda: sf.VESDE(sigma_max=INF), "sigma_max must be a finite number > 0, got inf"),
         (lambda: VP.discretize(0), "N must be a whole number ≥ 1.*0"),

@@ -330,3 +330,11 @@ def test_denoise():
 def test_names_and_ends_reach_the_run(name):
     solution = sf.solve(mixture().model(PATHS["vp"]), states(2, 3), grid=name, steps=4, start=0.8, stop=0.05)
     assert solution.times == sf.grid(PATHS["vp"], 4, name, start=0.8, stop=0.05)
+
+
+def test_ays_nodes_are_the_published_ones():
+    """As near as diffusers prints those of images, which it ends at 0."""
+    schedules = pytest.importorskip("diffusers.schedulers").AysSchedules
+    for name, theirs in (("sd1", "StableDiffusion"), ("sdxl", "StableDiffusionXL"), ("svd", "StableDiffusionVideo")):
+        published = [sigma for sigma in schedules[f"{theirs}Sigmas"] if sigma > 0]
+        assert AYS[name][: len(published)] == pytest.approx(published, rel=1.5e-2)

@@ -366,3 +366,8 @@ def test_wrong_outputs_are_refused():
 def test_what_a_model_is_made_of(error, arguments, match):
     with pytest.raises(error, match=match):
         sf.ScoreModel(*arguments)
+
+
+def test_an_output_of_another_shape_for_a_batch_of_numbers():
+    with pytest.raises(ValueError, match=r"the network returned shape \(4, 2\) for states of shape \(4,\)"):
+        sf.ScoreModel(lambda x, t: torch.zeros(4, 2), sf.VPSDE()).eps(torch.zeros(4), 0.5)

@@ -361,3 +361,10 @@ REFUSED = [
 def test_refusals(call, says):
     with pytest.raises((ValueError, TypeError), match=says):
         call()
+
+
+def test_convolutions_of_classifiers_are_three_by_three():
+    """And go from width to width, halving the image between."""
+    net = NoisyClassifier(2, 4, widths=(8, 16, 24))
+    sizes = [(m.in_channels, m.out_channels, m.kernel_size, m.stride) for m in net.levels if isinstance(m, torch.nn.Conv2d)]
+    assert sizes == [(8, 8, (3, 3), (2, 2)), (16, 16, (3, 3), (2, 2))] and net.first.kernel_size == (3, 3)

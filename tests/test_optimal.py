@@ -59,6 +59,12 @@ def test_dmn_makes_the_bound_small():
     assert len(times) == 6
     assert (times[0], times[-1]) == (1.0, 0.001)
     assert bound(times) < 0.97 * min(bound(sf.grid(path, 5, name, stop=0.001)) for name in ("logsnr", "uniform"))
+    squared = sf.dmn_grid(sampler, path, 5, stop=0.001, power=2.0)
+
+    def weighed(times):
+        return sum(abs(w) * path.kappa(t) ** 2 for t, w in word_weights(sampler.plan(path, times), path))
+
+    assert weighed(squared) < 0.95 * weighed(times)
     full = sf.dmn_grid(sampler, path, 6)
     assert full == (*times[:-1], pytest.approx(0.001), 0.0)
 

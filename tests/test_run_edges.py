@@ -182,7 +182,8 @@ def test_a_slip_is_not_swallowed(name):
 @pytest.mark.parametrize("case", ALL)
 def test_a_batch_of_none_gives_none(case):
     chosen = sampler(case)
-    assert sf.solve(MODEL, X[:0], chosen, steps=3, seed=0).x.shape == (0, 3)
+    none = sf.solve(MODEL, X[:0], chosen, steps=3, seed=0)
+    assert none.x.shape == (0, 3) and none.nfe == 0 and none.nfe_per_sample == ()
     assert sf.sample(MODEL, (0, 3), chosen, steps=3, seed=0).shape == (0, 3)
 
 
@@ -273,6 +274,17 @@ def test_states_that_are_no_numbers_are_told_from_a_broken_network(name):
     }
     with pytest.raises(ValueError, match=r"must be finite, and 1 of its 4 samples are not: \[2\]"):
         calls[name]()
+
+
+@pytest.mark.parametrize("name", ["ddim", "unipc", "dpm-adaptive", "scipy"])
+def test_one_entry_that_is_no_number_is_enough(name):
+    def net(x, t):
+        out = 0.1 * x
+        out[1, 2] = torch.nan
+        return out
+
+    with pytest.raises((FloatingPointError, RuntimeError), match=r"not finite|short enough|failed"):
+        sf.solve(sf.ScoreModel(net, PATHS["vp"]), X, name, steps=3)
 
 
 def test_nested_states_are_refused():

@@ -348,6 +348,23 @@ def test_estimate_variance(by):
         sf.plan("analytic-dpm", PATHS["ve"], 3, levels=levels)
 
 
+def test_the_error_of_an_estimated_variance():
+    """The standard deviation over the data, by N, over √N."""
+    data = states(50, 3)
+    model = sf.ScoreModel(lambda x, t: torch.zeros_like(x), PATH, "x0")
+    levels = sf.estimate_variance(model, data, times=(0.5, 0.1), by="error")
+    each = data.square().mean(1)
+    assert levels.values == pytest.approx([float(each.mean())] * 2)
+    assert levels.errors == pytest.approx([float(each.std(correction=0)) / 50**0.5] * 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"), [({"eta": 0.5}, True), ({"eta": 0.0, "v": 0.0}, False), ({"eta": 0.0, "v": 0.5}, True)]
+)
+def test_analytic_dpm_says_whether_it_draws(options, drawn):
+    assert sf.get_sampler("analytic-dpm", **options).stochastic_on(PATH) is drawn
+
+
 def test_estimate_variance_splits_conditions_with_the_data():
     """A label a sample goes with its batch, in dicts too."""
     oracle = mixture()

@@ -8,8 +8,10 @@ from torch import nn
 
 import scoreflow as sf
 from scoreflow.studies import load
+from scoreflow.studies.answers import Answer
 from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.spec import parse, split, typed
+from scoreflow.studies.stats import Interval
 
 LOOSE = "scipy(rtol=1e-4)"
 
@@ -86,3 +88,10 @@ def test_fingerprints_hold_in_other_processes():
     )
     said = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(said) == 1
+
+
+def test_what_an_answer_prints():
+    """With its rivals, where there are any."""
+    value = Interval(0.1, 0.08, 0.12)
+    assert str(Answer("ddim", 10, "sliced-w2", value)) == f"ddim at 10 evaluations: sliced-w2 {value}"
+    assert str(Answer("ddim", 10, "sliced-w2", value, ("unipc",))).endswith("; not told apart from it: unipc")

@@ -130,3 +130,11 @@ def test_history_follows_the_losses():
     torch.testing.assert_close(history.state[1], torch.tensor([7.0, 1.0], dtype=torch.float64))
     middle, mean = LossHistory(bins=2).curve()
     assert len(middle) == len(mean) == 0
+
+
+def test_the_curve_stands_in_the_middle_of_its_parts():
+    """Of four parts of [0, 1] those that have a loss: the first and the third."""
+    history = LossHistory(bins=4)
+    history.update(history.sums(torch.tensor([0.1, 0.2, 0.6]), torch.tensor([1.0, 3.0, 5.0])))
+    middles, losses = history.curve()
+    assert middles.tolist() == [0.125, 0.625] and losses.tolist() == [2.0, 5.0]
