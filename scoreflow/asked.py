@@ -61,12 +61,12 @@ class AskedRun:
     @property
     def x(self) -> Tensor:
         """The states (B, ...) that the network is to be given; at the end those at the last time, in the dtype of x_T."""
-        return self._state.to(self._kept) if self.done else self._question.x
+        return self._state.to(self._kept) if self.done else self._question[0]
 
     @property
     def t(self) -> float:
         """Their time, from 1 (prior) to 0 (data)."""
-        return self.plan.times[-1] if self.done else self._question.t
+        return self.plan.times[-1] if self.done else self._question[1]
 
     @property
     def label(self) -> Tensor:
@@ -76,7 +76,7 @@ class AskedRun:
             ValueError: the run is done.
         """
         self._check_waits()
-        return self._model.label(self._question.x, self._question.t)
+        return self._model.label(*self._question[:2])
 
     @property
     def x0(self) -> Tensor | None:

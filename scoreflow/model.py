@@ -140,7 +140,7 @@ class ScoreModel:
         """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
         label = self.label(x, t)
         self.count(t)
-        given = x if self.dtype is None else x.to(self.dtype)
+        given = x if (dtype := self.dtype) is None else x.to(dtype)
         before = None if given.is_inference() else given._version
         output = self.net(given, label, **plain(conditions))
         if before is not None and given._version != before and given is x:

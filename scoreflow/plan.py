@@ -258,14 +258,8 @@ def _fits(value: Any) -> bool:
         return False
 
 
-class Question(NamedTuple):
-    """What a step asks of a network: the prediction `want` at the states x (B, ...) and the time t."""
-
-    x: Tensor
-    t: float
-    want: Prediction
-
-
+Question = tuple[Tensor, float, Prediction]
+"""What a step asks of a network: at the states x (B, ...) and the time t this prediction."""
 Stepped = tuple[Tensor, Memory, Tensor | None]
 """The new state, what the next step may want, an embedded error estimate or None."""
 
@@ -289,11 +283,11 @@ def advance(
         a, b = model.path.convert(model.prediction, plan.wants, step.t)
         if math.isfinite(a) and math.isfinite(b):
             row = row.through(a, b)
-            word = yield Question(x, step.t, model.prediction)
+            word = yield x, step.t, model.prediction
             return row(x, [word], lambda k: noise(x, *step.draws[k])), (), None
     seen = memory
     if step.asks:
-        seen = ((step.t, (yield Question(x, step.t, plan.wants))), *memory)
+        seen = ((step.t, (yield x, step.t, plan.wants)), *memory)
     seen = seen[: plan.history]
     outputs, lower = [output for _, output in seen], None
     draws: dict[int, Tensor] = {}
@@ -305,7 +299,7 @@ def advance(
 
     for u, row in step.stages[:-1]:
         y = row(x, outputs[: len(row.m)], draw)
-        outputs.insert(0, (yield Question(y, u, plan.wants)))
+        outputs.insert(0, (yield y, u, plan.wants))
         if u == step.s:
             lower = y  # a stage that lands on s is an embedded solution
             if plan.reuse:
