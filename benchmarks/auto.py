@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 import scoreflow as sf
-from scoreflow.grid import GRIDS, default_t_min, ode
-from scoreflow.step import SAMPLERS, VARIANTS
+from scoreflow._core.grid import GRIDS, default_t_min, ode
+from scoreflow._samplers.step import SAMPLERS, VARIANTS
 
 NFE = (5, 6, 8, 10, 15, 20, 30, 50, 100, 200)
 NAMED = {"DDIM": "ddim", "DPM++2M": "dpm-solver++-2m", "UniPC-2": "unipc-2", "UniPC-3": "unipc-3"}

@@ -8,7 +8,7 @@ import hashlib
 import torch
 
 import scoreflow as sf
-from scoreflow.step import SAMPLERS, VARIANTS
+from scoreflow._samplers.step import SAMPLERS, VARIANTS
 
 MIXTURE = sf.GaussianMixture([0.3, 0.7], [[1.0, 0.2, -0.5], [-1.0, 0.0, 0.5]], [0.2, 0.1])
 PATHS = {"vp": sf.VPSDE(), "chain": sf.VPSDE.from_betas(sf.DDPMChain.linear().beta), "flow": sf.Flow(), "ve": sf.VESDE()}

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from scoreflow import zoo
-from scoreflow.chain import DDPMChain
+from scoreflow._core.chain import DDPMChain
 from scoreflow.nets import UNet
 
 

@@ -10,15 +10,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scoreflow import samplers as _chapters
-from scoreflow.asked import AskedRun, ask
-from scoreflow.bound import Bound, continuous_bound, vlb
-from scoreflow.chain import DDPMChain
-from scoreflow.cite import cite
-from scoreflow.conditions import each, shared
-from scoreflow.dequantise import Bits, Dequantiser, bits_per_dim
-from scoreflow.editing import image_to_image, interpolate
-from scoreflow.grid import grid
+from scoreflow import _samplers as _chapters
+from scoreflow._core.chain import DDPMChain
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.grid import grid
+from scoreflow._core.noise import Brownian, Replay, White
+from scoreflow._core.path import VESDE, VPSDE, Flow, SubVPSDE
+from scoreflow._core.row import Row
+from scoreflow._run.asked import AskedRun, ask
+from scoreflow._run.lockstep import solve_many
+from scoreflow._run.picard import Picard
+from scoreflow._run.solve import Solution, plan, sample, solve
+from scoreflow._run.walk import State, walk
+from scoreflow._samplers.cite import cite
+from scoreflow._samplers.health import Health
+from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.step import Linear, Sampler, Step, family, get_sampler, sampler
+from scoreflow._score.conditions import each, shared
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
+from scoreflow._score.variance import Levels, estimate_variance
+from scoreflow._uses.bound import Bound, continuous_bound, vlb
+from scoreflow._uses.dequantise import Bits, Dequantiser, bits_per_dim
+from scoreflow._uses.editing import image_to_image, interpolate
+from scoreflow._uses.invert import Inversion, invert
+from scoreflow._uses.likelihood import LogProb, decode, encode, log_prob
+from scoreflow._uses.optimal import dmn_grid, gits_grid
+from scoreflow._uses.table import Table, samplers
+from scoreflow._uses.transitions import Transitions, step_log_prob
 from scoreflow.guidance import (
     APG,
     Autoguidance,
@@ -28,25 +47,6 @@ from scoreflow.guidance import (
     Guided,
     Thresholding,
 )
-from scoreflow.health import Health
-from scoreflow.invert import Inversion, invert
-from scoreflow.likelihood import LogProb, decode, encode, log_prob
-from scoreflow.lockstep import solve_many
-from scoreflow.model import ScoreModel
-from scoreflow.noise import Brownian, Replay, White
-from scoreflow.optimal import dmn_grid, gits_grid
-from scoreflow.oracle import Empirical, Gaussian, GaussianMixture
-from scoreflow.path import GaussianPath
-from scoreflow.picard import Picard
-from scoreflow.plan import Plan
-from scoreflow.row import Row
-from scoreflow.run import State, walk
-from scoreflow.sde import VESDE, VPSDE, Flow, SubVPSDE
-from scoreflow.solve import Solution, plan, sample, solve
-from scoreflow.step import Linear, Sampler, Step, family, get_sampler, sampler
-from scoreflow.table import Table, samplers
-from scoreflow.transitions import Transitions, step_log_prob
-from scoreflow.variance import Levels, estimate_variance
 
 if TYPE_CHECKING:
     from scoreflow import analysis, data, latent, nets, training, zoo

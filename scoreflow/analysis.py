@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import number, one_of, whole
-from scoreflow.health import Symbolic, UnitVectors
-from scoreflow.noise import Brownian
-from scoreflow.oracle import Gaussian, GaussianMixture
-from scoreflow.path import GaussianPath, Prediction
-from scoreflow.plan import Plan, advance, drive
-from scoreflow.sde import VESDE, VPSDE
-from scoreflow.solve import plan as lay_out
-from scoreflow.solve import solve
-from scoreflow.step import Sampler, get_sampler
+from scoreflow._core.check import number, one_of, whole
+from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.noise import Brownian
+from scoreflow._core.path import VESDE, VPSDE
+from scoreflow._run.solve import plan as lay_out
+from scoreflow._run.solve import solve
+from scoreflow._samplers.health import Symbolic, UnitVectors
+from scoreflow._samplers.plan import Plan, advance, drive
+from scoreflow._samplers.step import Sampler, get_sampler
+from scoreflow._score.oracle import Gaussian, GaussianMixture
 
 
 class Law(NamedTuple):

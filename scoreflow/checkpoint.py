@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import nets
-from scoreflow.check import one_of
-from scoreflow.model import ScoreModel, placed, say, unwrapped
-from scoreflow.path import PREDICTIONS, GaussianPath
-from scoreflow.sde import PATHS
+from scoreflow._core.check import one_of
+from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
+from scoreflow._core.path import PATHS
+from scoreflow._score.model import ScoreModel, placed, say, unwrapped
 
 NETWORKS: dict[str, type[nn.Module]] = {
     made.__name__: made for made in (nets.MLP, nets.UNet, nets.DiT, nets.Autoencoder, nets.Classifier, nets.NoisyClassifier)
@@ -41,7 +41,7 @@ def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
 def save_model(model: ScoreModel, file: str | Path) -> None:
     """Write a score model: its network, and prediction, time and path, if these have names.
 
-    A path has one if it is among `scoreflow.sde.PATHS`; any other must be given again to `load_model`.
+    A path has one if it is among `PATHS`; any other must be given again to `load_model`.
 
     Raises:
         TypeError: no score model, or one whose network is no module. FileNotFoundError: no such folder.

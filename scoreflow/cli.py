@@ -19,19 +19,19 @@ import torch
 import typer
 
 from scoreflow import studies, training
-from scoreflow.auto import AUTO
-from scoreflow.check import options as check_options
-from scoreflow.check import whole
-from scoreflow.cite import cite as bibtex
+from scoreflow._core.check import options as check_options
+from scoreflow._core.check import whole
+from scoreflow._core.noise import White
+from scoreflow._core.path import PATHS
+from scoreflow._run.auto import AUTO
+from scoreflow._run.solve import plan as lay_out
+from scoreflow._run.solve import solve
+from scoreflow._samplers.cite import cite as bibtex
+from scoreflow._samplers.step import get_sampler
+from scoreflow._uses.table import samplers as table
 from scoreflow.data import DATA
 from scoreflow.guidance import ClassifierFree
-from scoreflow.noise import White
-from scoreflow.sde import PATHS
-from scoreflow.solve import plan as lay_out
-from scoreflow.solve import solve
-from scoreflow.step import get_sampler
 from scoreflow.studies.spec import parse, split
-from scoreflow.table import samplers as table
 
 app = typer.Typer(
     help="Samplers of diffusion models, swapped by name.",

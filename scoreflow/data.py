@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scoreflow.check import one_of, suggestion, whole
+from scoreflow._core.check import one_of, suggestion, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from scoreflow.check import whole
+from scoreflow._core.check import whole
+from scoreflow._run.solve import sample
+from scoreflow._score.model import ScoreModel, unwrapped
 from scoreflow.data import Images, read
-from scoreflow.model import ScoreModel, unwrapped
-from scoreflow.solve import sample
 
 
 class Autoencoder(Protocol):

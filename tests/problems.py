@@ -4,7 +4,7 @@ import torch
 
 import scoreflow as sf
 from scoreflow import analysis
-from scoreflow.step import SAMPLERS, VARIANTS
+from scoreflow._samplers.step import SAMPLERS, VARIANTS
 
 PATHS = {
     "vp": sf.VPSDE(),

@@ -7,8 +7,8 @@ from problems import LINEAR, PATHS, linear, mixture, states
 from torch import nn
 
 import scoreflow as sf
-from scoreflow.run import Run
-from scoreflow.schedule import Schedule
+from scoreflow._run.schedule import Schedule
+from scoreflow._run.walk import Run
 
 RATE = 1e-6
 ORACLE = mixture()

@@ -9,7 +9,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.samplers.adaptive import DPMAdaptive, GottaGoFast
+from scoreflow._samplers.adaptive import DPMAdaptive, GottaGoFast
 
 PATH = PATHS["vp"]
 MODEL, X = mixture().model(PATH), states(6, 3)

@@ -8,8 +8,8 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.aliases import ALIASES, GRID_ALIASES
-from scoreflow.step import SAMPLERS
+from scoreflow._core.aliases import ALIASES, GRID_ALIASES
+from scoreflow._samplers.step import SAMPLERS
 
 
 @pytest.mark.parametrize("name", ALIASES)

@@ -10,8 +10,8 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow import auto
-from scoreflow.auto import DEFAULT_NFE, EXACT, FLOW, GUIDED, TABLE, Choice, chosen_at
+from scoreflow._run import auto
+from scoreflow._run.auto import DEFAULT_NFE, EXACT, FLOW, GUIDED, TABLE, Choice, chosen_at
 
 CHAIN = PATHS["chain"]
 MODEL, X = mixture().model(CHAIN), states(32, 3)

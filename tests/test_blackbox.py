@@ -6,7 +6,7 @@ from problems import PATHS, mixture, states
 from torchdiffeq._impl.odeint import SOLVERS
 
 import scoreflow as sf
-from scoreflow.samplers.blackbox import SCIPY, TORCHDIFFEQ, TORCHDIFFEQ_ADAPTIVE, TORCHSDE, Field
+from scoreflow._samplers.blackbox import SCIPY, TORCHDIFFEQ, TORCHDIFFEQ_ADAPTIVE, TORCHSDE, Field
 
 DATA, X = mixture(), states(6, 3)
 MODEL = DATA.model(sf.VPSDE())

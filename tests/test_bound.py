@@ -9,10 +9,11 @@ import torch
 from problems import mixture, states
 
 import scoreflow as sf
-from scoreflow import analysis, bound
-from scoreflow.chain import discretised_nll
-from scoreflow.run import Watch
-from scoreflow.variance import Levels
+from scoreflow import analysis
+from scoreflow._core.chain import discretised_nll
+from scoreflow._run.walk import Watch
+from scoreflow._score.variance import Levels
+from scoreflow._uses import bound
 
 CHAIN = sf.DDPMChain.linear(T=50, beta_min=1e-3, beta_max=0.2)
 PATH = sf.VPSDE.from_betas(CHAIN.beta)

@@ -9,7 +9,7 @@ from runs import schedule
 from scipy.stats import beta
 
 import scoreflow as sf
-from scoreflow.grid import GRIDS
+from scoreflow._core.grid import GRIDS
 
 ON_CHAIN = ("trailing", "leading", "linspace")
 TO_INFINITY = ("logsnr", "karras", "polyexponential")

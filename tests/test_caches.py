@@ -9,8 +9,8 @@ import torch
 from problems import PATHS, states
 
 import scoreflow as sf
-from scoreflow.grid import rectified
-from scoreflow.path import curve
+from scoreflow._core.gaussian import curve
+from scoreflow._core.grid import rectified
 
 X = states(2, 2)
 

@@ -7,7 +7,7 @@ import torch
 from problems import states
 
 import scoreflow as sf
-from scoreflow.conditions import joined, known, none_given, plain, rounds, rows
+from scoreflow._score.conditions import joined, known, none_given, plain, rounds, rows
 
 VP, B = sf.VPSDE(), 4
 X = states(B + 1, 3) * torch.tensor([[1.0], [3.0], [0.2], [5.0], [2.0]])

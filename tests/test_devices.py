@@ -5,9 +5,10 @@ import torch
 from pretend import DEVICE, Pretended
 
 import scoreflow as sf
-from scoreflow import row, training
-from scoreflow.noise import White
-from scoreflow.step import SAMPLERS
+from scoreflow import training
+from scoreflow._core import row
+from scoreflow._core.noise import White
+from scoreflow._samplers.step import SAMPLERS
 
 PATH = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
 MIXTURE = sf.GaussianMixture([0.3, 0.7], [[1.0, 0.2, -0.5], [-1.0, 0.0, 0.5]], [0.2, 0.1])

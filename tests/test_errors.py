@@ -8,7 +8,7 @@ import torch
 from refusals import FLOW, INF, NAN, VP, X, both, zero, zero_model
 
 import scoreflow as sf
-from scoreflow.step import SAMPLERS
+from scoreflow._samplers.step import SAMPLERS
 
 # -- solve and sample: names, options, counts, times -------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 from refusals import CHAIN, COSINE, FLOW, INF, NAN, VP, X, run_sample, run_solve, zero_model
 
 import scoreflow as sf
-from scoreflow.step import SAMPLERS
+from scoreflow._samplers.step import SAMPLERS
 
 # -- paths and chains ---------------------------------------------------------------------------------------------------
 

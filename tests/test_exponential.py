@@ -11,8 +11,8 @@ from problems import LINEAR, PATHS, linear, mixture, states
 from scipy.integrate import quad
 
 import scoreflow as sf
-from scoreflow.grid import CHAIN_GRIDS, GRIDS
-from scoreflow.row import weights
+from scoreflow._core.grid import CHAIN_GRIDS, GRIDS
+from scoreflow._core.row import weights
 
 PATH = PATHS["vp"]
 EVERY = pytest.mark.parametrize(

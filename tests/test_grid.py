@@ -13,7 +13,7 @@ from runs import schedule
 from scipy.stats import beta
 
 import scoreflow as sf
-from scoreflow.grid import AYS, GRIDS, check_times, on_chain
+from scoreflow._core.grid import AYS, GRIDS, check_times, on_chain
 
 ON_CHAIN = ("trailing", "leading", "linspace")
 TO_INFINITY = ("logsnr", "karras", "polyexponential")

@@ -9,7 +9,7 @@ from guided import MIX, MODEL, VP, WRAPPERS, D, K, X, Y, net_model, posterior
 from problems import states
 
 import scoreflow as sf
-from scoreflow.auto import GUIDED, chosen_at
+from scoreflow._run.auto import GUIDED, chosen_at
 from scoreflow.studies.fingerprint import fingerprint
 
 # -- branches, and what they cost ---------------------------------------------------------------------------------------

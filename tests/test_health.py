@@ -7,7 +7,7 @@ import torch
 from problems import LINEAR, PATHS, linear
 
 import scoreflow as sf
-from scoreflow.health import Health
+from scoreflow._samplers.health import Health
 
 
 class Erring:

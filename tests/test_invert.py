@@ -12,7 +12,7 @@ from runs import Toy
 from torch import nn
 
 import scoreflow as sf
-from scoreflow.grid import GRIDS
+from scoreflow._core.grid import GRIDS
 
 EVERY = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 PATH, DATA = sf.VPSDE(), mixture()

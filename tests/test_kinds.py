@@ -9,10 +9,10 @@ from problems import mixture, states
 from refusals import CHAIN, VP, X, zero_model
 
 import scoreflow as sf
-from scoreflow.check import flag, number, whole
-from scoreflow.plan import Plan
-from scoreflow.row import Row
-from scoreflow.step import Linear
+from scoreflow._core.check import flag, number, whole
+from scoreflow._core.row import Row
+from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.step import Linear
 
 MODEL, PLAN = zero_model(), sf.plan("ddpm", VP, 3)
 STATES = sf.solve(MODEL, X, PLAN, seed=0, trajectory=True).states

@@ -10,7 +10,7 @@ from problems import mixture, states
 from scipy.integrate import solve_ivp
 
 import scoreflow as sf
-from scoreflow.likelihood import DOPRI5, LOWER, standard
+from scoreflow._uses.likelihood import DOPRI5, LOWER, standard
 
 PATHS = {"vp": sf.VPSDE(), "sub-vp": sf.SubVPSDE(), "ve": sf.VESDE(), "flow": sf.Flow()}
 STOP = 0.05

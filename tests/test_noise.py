@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import scoreflow as sf
-from scoreflow.noise import check_seed
+from scoreflow._core.noise import check_seed
 
 RATE = 1e-6
 CELL = 2.0**-18

@@ -9,7 +9,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
-from scoreflow.optimal import word_weights
+from scoreflow._uses.optimal import word_weights
 
 
 class Spoken(torch.nn.Module):

@@ -221,7 +221,7 @@ def test_samples_of_the_data_are_the_data():
 def test_components_beyond_torchs_limit(monkeypatch):
     """`torch.multinomial` ends at 2^24; beyond, by the inverse of the distribution, with the same law. 2 s, for so many."""
     assert sf.Empirical(torch.arange(2**24 + 1.0)[:, None]).sample(2, seed=0).shape == (2, 1)
-    monkeypatch.setattr("scoreflow.oracle.CATEGORIES", 2)
+    monkeypatch.setattr("scoreflow._score.oracle.CATEGORIES", 2)
     weights, n = torch.tensor([1.0, 5.0, 2.0, 0.5], dtype=F64), 40_000
     x = sf.GaussianMixture(weights, torch.arange(4.0)[:, None], 0.0).sample(n, seed=1)
     counts = [(x == k).sum().item() for k in range(4)]

@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import scoreflow as sf
 from scoreflow import analysis
-from scoreflow.samplers.er_sde import _scale
+from scoreflow._samplers.er_sde import _scale
 
 PATH = sf.VPSDE()
 DETERMINISTIC = [case for case in LINEAR if not linear(case).stochastic]

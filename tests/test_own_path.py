@@ -5,8 +5,8 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
+from scoreflow._samplers.step import Linear, Options
 from scoreflow.analysis import order
-from scoreflow.step import Linear, Options
 
 EVERY = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 

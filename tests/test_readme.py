@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scoreflow.step import SAMPLERS
+from scoreflow._samplers.step import SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)

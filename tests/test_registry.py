@@ -9,10 +9,10 @@ import torch
 from problems import LINEAR, linear, mixture, states
 
 import scoreflow as sf
-from scoreflow import picard
-from scoreflow.cite import references
-from scoreflow.grid import GRIDS, grid_rule
-from scoreflow.step import SAMPLERS, VARIANTS
+from scoreflow._core.grid import GRIDS, grid_rule
+from scoreflow._run import picard
+from scoreflow._samplers.cite import references
+from scoreflow._samplers.step import SAMPLERS, VARIANTS
 
 # -- the registry -------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from problems import PATHS, ROWS, linear
 from test_chain import betas
 
 import scoreflow as sf
-from scoreflow.path import PREDICTIONS
-from scoreflow.plan import Stage
-from scoreflow.row import Row
-from scoreflow.samplers.ancestral import ddpm_row
+from scoreflow._core.gaussian import PREDICTIONS
+from scoreflow._core.row import Row
+from scoreflow._samplers.ancestral import ddpm_row
+from scoreflow._samplers.plan import Stage
 
 CASES = [pytest.param(case, path, id=f"{case}-{name}") for case in ROWS for name, path in PATHS.items()]
 EVERY = pytest.mark.parametrize(("case", "path"), CASES)

@@ -10,7 +10,7 @@ from runs import ALL, CHAIN, ON, ORACLE, VP, Toy, X, by_hand, sampler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import scoreflow as sf
-from scoreflow.step import SAMPLERS
+from scoreflow._samplers.step import SAMPLERS
 
 # -- plans -----------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,9 @@ from runs import OTHERS, sampler
 
 import scoreflow as sf
 from scoreflow import analysis
-from scoreflow.plan import Draw, PlannedStep, Stage, Stages
-from scoreflow.row import Row
-from scoreflow.step import VARIANTS
+from scoreflow._core.row import Row
+from scoreflow._samplers.plan import Draw, PlannedStep, Stage, Stages
+from scoreflow._samplers.step import VARIANTS
 
 PATH, DATA = sf.VPSDE(), mixture()
 
@@ -73,7 +73,7 @@ def test_second_order(sampler, asked):
 
 def test_stepping_with_memory_is_running_the_plan():
     """The protocol's step with its memory handed on gives the plan's states to the bit."""
-    from scoreflow.run import Run
+    from scoreflow._run.walk import Run
 
     for chosen in (MULTISTEP, PEC, PECE):
         run, x, memory, times = Run(DATA.model(PATH), {}, 4), states(4, 3), (), (0.9, 0.7, 0.4, 0.2, 0.1)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from problems import mixture, states
 
 import scoreflow as sf
-from scoreflow.chain import discretised_nll, gaussian_kl
-from scoreflow.grid import inner_ends
-from scoreflow.path import PREDICTIONS
-from scoreflow.sde import PATHS
+from scoreflow._core.chain import discretised_nll, gaussian_kl
+from scoreflow._core.gaussian import PREDICTIONS
+from scoreflow._core.grid import inner_ends
+from scoreflow._core.path import PATHS
 from scoreflow.training import WEIGHTINGS, Objective, get_weighting
 
 CHAIN = PATHS["ddpm"]()

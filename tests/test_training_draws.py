@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from problems import states
 
 import scoreflow as sf
-from scoreflow.grid import inner_ends
-from scoreflow.sde import PATHS
+from scoreflow._core.grid import inner_ends
+from scoreflow._core.path import PATHS
 from scoreflow.training import LossHistory, Objective
 
 CHAIN = PATHS["ddpm"]()

@@ -12,8 +12,8 @@ from torch.distributions import MultivariateNormal
 
 import scoreflow as sf
 from scoreflow import analysis
-from scoreflow.noise import White
-from scoreflow.plan import Draw, Stages, advance, drive
+from scoreflow._core.noise import White
+from scoreflow._samplers.plan import Draw, Stages, advance, drive
 
 PATH, DATA = sf.VPSDE(), mixture()
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow import check
-from scoreflow.model import ScoreModel, say
-from scoreflow.path import PREDICTIONS, Prediction
-from scoreflow.row import double, double_on, per_sample
+from scoreflow._core import check
+from scoreflow._core.gaussian import PREDICTIONS, Prediction
+from scoreflow._core.row import double, double_on, per_sample
+from scoreflow._score.model import ScoreModel, say
 
 Scale = float | Callable[[float], float]
 """A number, or a function of t."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow import check
-from scoreflow.conditions import joined, none_given, plain
+from scoreflow._core import check
+from scoreflow._core.gaussian import Prediction
+from scoreflow._core.row import double_on, per_sample
+from scoreflow._score.conditions import joined, none_given, plain
+from scoreflow._score.model import ScoreModel, attribute, trains
 from scoreflow.guidance.base import Contrast, Scale, value_at
-from scoreflow.model import ScoreModel, attribute, trains
-from scoreflow.path import Prediction
-from scoreflow.row import double_on, per_sample
 
 
 class ClassifierFree(Contrast):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow import check
-from scoreflow.conditions import plain
+from scoreflow._core import check
+from scoreflow._core.row import double, double_on, per_sample
+from scoreflow._score.conditions import plain
+from scoreflow._score.model import ScoreModel
 from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, check_scale, value_at
-from scoreflow.model import ScoreModel
-from scoreflow.row import double, double_on, per_sample
 
 
 class Autoguidance(Contrast):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scoreflow.check import whole
+from scoreflow._core.check import whole
 
 
 class Autoencoder(nn.Module):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from scoreflow.check import number, whole
+from scoreflow._core.check import number, whole
 from scoreflow.nets.embedding import Embedding
 from scoreflow.nets.unet import ResidualBlock
 

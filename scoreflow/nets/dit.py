@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import flag, number, whole
+from scoreflow._core.check import flag, number, whole
 from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls, sinusoidal
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import number, one_of
+from scoreflow._core.check import number, one_of
 
 
 def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:

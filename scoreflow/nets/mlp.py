@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from scoreflow.check import flag, number, whole
+from scoreflow._core.check import flag, number, whole
 from scoreflow.nets.embedding import Embedding, nulls
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow.check import number, whole
+from scoreflow._core.check import number, whole
 from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls
 
 

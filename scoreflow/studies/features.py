@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import zoo
-from scoreflow.check import suggestion
+from scoreflow._core.check import suggestion
 from scoreflow.studies.fingerprint import fingerprint
 
 Features = Callable[[Tensor], Tensor]

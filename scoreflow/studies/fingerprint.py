@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoreflow.model import ScoreModel, unwrapped
-from scoreflow.path import GaussianPath
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._score.model import ScoreModel, unwrapped
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
 """What its text says all of."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreflow._score.oracle import Gaussian
 from scoreflow.analysis import Law, law
-from scoreflow.oracle import Gaussian
 from scoreflow.studies.registry import METRICS, Better, Metric, Need, Scene, draws, flat, get_metric, metric, table
 
 __all__ = ["METRICS", "Better", "Metric", "Need", "Scene", "draws", "flat", "get_metric", "metric", "table"]

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.check import one_of, suggestion
-from scoreflow.noise import stream_key
-from scoreflow.oracle import GaussianMixture
-from scoreflow.path import GaussianPath
-from scoreflow.plan import Plan
+from scoreflow._core.check import one_of, suggestion
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.noise import stream_key
+from scoreflow._samplers.plan import Plan
+from scoreflow._score.oracle import GaussianMixture
 from scoreflow.studies.features import featured
 
 Better = Literal["lower", "higher", "either"]

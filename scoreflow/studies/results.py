@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scoreflow.check import number, suggestion
-from scoreflow.cite import references
-from scoreflow.health import Health
+from scoreflow._core.check import number, suggestion
+from scoreflow._samplers.cite import references
+from scoreflow._samplers.health import Health
 from scoreflow.studies.answers import Answer, Failure
 from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric

@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from scoreflow.auto import AUTO
-from scoreflow.check import listed, whole
-from scoreflow.grid import grid as make_grid
-from scoreflow.model import ScoreModel
-from scoreflow.path import GaussianPath
-from scoreflow.plan import Plan
-from scoreflow.schedule import Schedule
-from scoreflow.solve import meant
-from scoreflow.step import Linear, Sampler, get_sampler, resolve
+from scoreflow._core.check import listed, whole
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.grid import grid as make_grid
+from scoreflow._run.auto import AUTO
+from scoreflow._run.schedule import Schedule
+from scoreflow._run.solve import meant
+from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.step import Linear, Sampler, get_sampler, resolve
+from scoreflow._score.model import ScoreModel
 
 TYPED = re.compile(r"^(?P<name>.*?)(?:\((?P<options>[^()]*(?:\([^()]*\)[^()]*)*)\))?(?:@(?P<grid>[\w-]+))?$", re.DOTALL)
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from scoreflow import analysis, zoo
-from scoreflow.check import number, one_of, suggestion, whole
+from scoreflow._core.check import number, one_of, suggestion, whole
+from scoreflow._core.grid import inner_ends
+from scoreflow._core.path import PATHS
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.oracle import Gaussian, GaussianMixture
 from scoreflow.checkpoint import load_model
 from scoreflow.data import Images
 from scoreflow.data import load as named_data
-from scoreflow.grid import inner_ends
 from scoreflow.guidance import Guided
-from scoreflow.model import ScoreModel
-from scoreflow.oracle import Gaussian, GaussianMixture
-from scoreflow.sde import PATHS
 from scoreflow.studies.features import Features, get_features
 from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, draws

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow.auto import AUTO
-from scoreflow.check import flag, listed, number, whole
-from scoreflow.grid import check_ends
-from scoreflow.model import ScoreModel
-from scoreflow.path import GaussianPath
-from scoreflow.step import Linear, Sampler
+from scoreflow._core.check import flag, listed, number, whole
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.grid import check_ends
+from scoreflow._run.auto import AUTO
+from scoreflow._samplers.step import Linear, Sampler
+from scoreflow._score.model import ScoreModel
 from scoreflow.studies import draw, report
 from scoreflow.studies.answers import Answer
 from scoreflow.studies.features import Features

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.noise import White
-from scoreflow.plan import Plan
-from scoreflow.solve import Solution, solve
-from scoreflow.step import Sampler
+from scoreflow._core.noise import White
+from scoreflow._run.solve import Solution, solve
+from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.step import Sampler
 from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, Scene
 from scoreflow.studies.spec import Spec

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from scoreflow.noise import stream_key
+from scoreflow._core.noise import stream_key
 from scoreflow.training.recipe import Recipe
 
 

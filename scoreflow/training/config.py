@@ -12,10 +12,10 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from scoreflow import checkpoint, data
-from scoreflow.check import one_of, suggestion, whole
-from scoreflow.model import ScoreModel
-from scoreflow.noise import stream_key
-from scoreflow.sde import PATHS
+from scoreflow._core.check import one_of, suggestion, whole
+from scoreflow._core.noise import stream_key
+from scoreflow._core.path import PATHS
+from scoreflow._score.model import ScoreModel
 from scoreflow.training.objective import Objective
 from scoreflow.training.recipe import Recipe
 from scoreflow.training.show import Show

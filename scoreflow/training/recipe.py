@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scoreflow.check import number, one_of, whole
+from scoreflow._core.check import number, one_of, whole
 
 PRECISIONS = (
     "32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "transformer-engine", "transformer-engine-float16",

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow.grid import inner_ends
-from scoreflow.noise import White
-from scoreflow.solve import solve
+from scoreflow._core.grid import inner_ends
+from scoreflow._core.noise import White
+from scoreflow._run.solve import solve
 from scoreflow.studies import picture
 from scoreflow.training.trainer import Progress
 

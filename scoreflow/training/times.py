@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow import check
-from scoreflow.grid import inner_ends
-from scoreflow.path import GaussianPath
+from scoreflow._core import check
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.grid import inner_ends
 
 Quantile = Callable[..., Tensor]
 """(path, u) to times, u uniform on (0, 1), (B,) in float64."""

@@ -21,10 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from scoreflow import checkpoint
-from scoreflow.check import flag, scalar
+from scoreflow._core.check import flag, scalar
+from scoreflow._core.noise import stream_key
+from scoreflow._score.model import ScoreModel, say, unwrapped
 from scoreflow.data import read
-from scoreflow.model import ScoreModel, say, unwrapped
-from scoreflow.noise import stream_key
 from scoreflow.training.batches import Batches, dataset
 from scoreflow.training.objective import Loss, Objective
 from scoreflow.training.recipe import Recipe

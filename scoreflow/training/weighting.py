@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow import check
-from scoreflow.grid import inner_ends
-from scoreflow.path import PREDICTIONS, GaussianPath, Prediction
+from scoreflow._core import check
+from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
+from scoreflow._core.grid import inner_ends
 
 Weighting = Callable[..., Tensor]
 """(path, t) to weights, t of shape (B,) in float64."""

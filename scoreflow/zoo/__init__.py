@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import data
-from scoreflow.chain import DDPMChain
+from scoreflow._core.chain import DDPMChain
+from scoreflow._core.path import VPSDE
+from scoreflow._score.model import ScoreModel
 from scoreflow.checkpoint import load, load_model, moved, save
-from scoreflow.model import ScoreModel
 from scoreflow.nets import Classifier
-from scoreflow.sde import VPSDE
 
 __all__ = [
     "Digits", "Features", "digits", "digits_classifier", "digits_data", "digits_features", "load", "mnist", "mnist_classifier",

@@ -1,0 +1,1 @@
+"""Numbers and the SDE: paths, their coefficients in float64, rows, grids and noise."""

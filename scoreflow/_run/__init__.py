@@ -1,0 +1,1 @@
+"""The front door: times, the loop, runs."""

@@ -1,0 +1,206 @@
+"""A run in the hands of its caller: it says what it asks of the network, and is told the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow._core.check import check_state, flag
+from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.grid import check_path
+from scoreflow._core.noise import Draws, Replay
+from scoreflow._core.row import wide
+from scoreflow._run.schedule import Grid, Schedule
+from scoreflow._run.solve import Noise, Prepared, prepare
+from scoreflow._run.walk import Watch
+from scoreflow._samplers.plan import Memory, Plan, advance
+from scoreflow._samplers.step import Sampler
+from scoreflow._score.model import ScoreModel, TimeLabel
+
+
+class AskedRun:
+    """A run that waits for the network's output.
+
+        run = sf.ask("unipc", x_T, path=path, nfe=10)
+        while not run.done:
+            run.tell(net(run.x, run.label))
+        x = run.x
+
+    It is a value between two calls: `copy.copy` gives another run from here on, and it is pickled as what it is, wherever it
+    stands. With the outputs that `solve` has it gives what `solve` gives, to the bit.
+
+    Attributes:
+        plan: its rows.
+        step: how many steps are taken.
+        nfe: how many outputs it was told.
+        memory: what the next step may want.
+    """
+
+    def __init__(self, model: ScoreModel, asked: Prepared, x: Tensor, draws: Draws, grad: bool = False) -> None:
+        assert asked.plan is not None
+        self.plan, self.step, self.nfe = asked.plan, 0, 0
+        self._model, self._grad, self._kept = model, grad, x.dtype
+        self._state, self._draws = wide(x if grad else x.detach()), draws
+        self.memory: Memory = asked.memory
+        self._analytic = next((i for i, step in enumerate(self.plan.steps) if step.nfe), -1)
+        """The step that begins with the exact answer of N(0, v I) data, if the plan has one."""
+        self._said: tuple[Tensor, Tensor, float] | None = None
+        self._told = list[Tensor]()
+        """The outputs of the step at hand, in the prediction of its rows."""
+        self._check = Watch()
+        self._begin()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has come to its end; `x` is the result then."""
+        return self.step == len(self.plan.steps)
+
+    @property
+    def x(self) -> Tensor:
+        """The states (B, ...) that the network is to be given; at the end those at the last time, in the dtype of x_T."""
+        return self._state.to(self._kept) if self.done else self._question[0]
+
+    @property
+    def t(self) -> float:
+        """Their time, from 1 (prior) to 0 (data)."""
+        return self.plan.times[-1] if self.done else self._question[1]
+
+    @property
+    def label(self) -> Tensor:
+        """What the network is to be told of the time, (B,), as `time` says.
+
+        Raises:
+            ValueError: the run is done.
+        """
+        self._check_waits()
+        return self._model.label(*self._question[:2])
+
+    @property
+    def x0(self) -> Tensor | None:
+        """x̂_0 (B, ...) of the output that it was told last, for a preview; None before."""
+        return None if self._said is None else self._model.express(*self._said, "x0")
+
+    @property
+    def noise_count(self) -> int:
+        """Draws made up to the beginning of the step at hand."""
+        return self._draws.count
+
+    def tell(self, output: Tensor) -> None:
+        """Go on with the network's output at `x`, `t`, to where it is asked next, or to the end.
+
+        Args:
+            output: in the shape of x, or with twice its channels, of which the second half, on the variance, is left out.
+
+        Raises:
+            ValueError: the run is done; an output of another shape. TypeError: no tensor. FloatingPointError: an output or a
+                state that is not finite; names the step and its times.
+        """
+        self._check_waits()
+        x, t, want = self._question
+        with torch.set_grad_enabled(self._grad):
+            said, _ = self._model.read(output, x)
+            self._check.word(said, t)
+            self._said = (said, x, t)
+            self._told.append(self._model.express(said, x, t, want))
+            self.nfe += 1
+            if not self._on(self._told[-1]):
+                self._begin()
+
+    def _check_waits(self) -> None:
+        if self.done:
+            raise ValueError(f"the run is done: it has taken its {self.step} steps, and x is the result")
+
+    def _begin(self) -> None:
+        """From the beginning of a step to the next question."""
+        with torch.set_grad_enabled(self._grad):
+            while not self.done:
+                step, path = self.plan.steps[self.step], self._model.path
+                self._check.step, self._check.span = self.step + 1, (step.t, step.s)
+                self._ahead = self._draws.fork()
+                self._asking = advance(step, self.plan, self._model, self._state, self.memory, self._ahead)
+                if not self._on(None):
+                    continue
+                if self.plan.analytic is None or self.step != self._analytic:
+                    return
+                x, t, want = self._question
+                if self._on(x * path.gaussian(t, want, self.plan.analytic)):
+                    return
+
+    def _on(self, output: Tensor | None) -> bool:
+        """Whether the step asks again, once it has this output; if not, it is taken."""
+        try:
+            self._question = self._asking.send(output)  # type: ignore[arg-type]
+            return True
+        except StopIteration as end:
+            self._state, self.memory, _ = end.value
+        self._draws, self.step = self._ahead, self.step + 1
+        self._told.clear()
+        self._check.state(self._state, last=True)
+        if self.done:
+            self._check.close()
+        return False
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name not in ("_asking", "_question", "_ahead")}
+        return state | {"_told": list(self._told), "_draws": self._draws.fork()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._begin()
+        with torch.set_grad_enabled(self._grad):
+            for output in self._told:
+                self._on(output)
+
+    def __repr__(self) -> str:
+        at = "done" if self.done else f"asks at t={self.t:g}"
+        return f"{type(self).__name__}({self.plan.sampler}, step {self.step} of {len(self.plan.steps)}, {at})"
+
+
+def ask(
+    sampler: str | Sampler | Plan,
+    x_T: Tensor,
+    *,
+    path: GaussianPath,
+    prediction: Prediction = "eps",
+    time: TimeLabel | Callable[[Tensor], Tensor] = "unit",
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: Grid = None,
+    start: float = 1.0,
+    stop: float = 0.0,
+    denoise: bool = False,
+    seed: int | Sequence[int] | None = None,
+    noise: Noise = None,
+    grad: bool = False,
+    **options: Any,
+) -> AskedRun:
+    """A run that the caller drives: it asks for the network's output, and is told it. Nothing is evaluated here.
+
+    Args:
+        sampler: "auto", a name (its options may stand among the keywords), a sampler, or a plan; made of rows.
+        x_T: states (B, ...) at the first time.
+        path, prediction, time: those of the network, as of `ScoreModel`.
+        steps, nfe, grid, start, stop, denoise, seed, noise, grad: as of `solve`.
+
+    Raises:
+        ValueError: a sampler that is not made of rows, such as an adaptive one or a solver of another library, which calls the
+            network by itself; and as `solve`. TypeError: as `solve`.
+    """
+    check_path(path)
+    check_state("x_T", x_T)
+    model = ScoreModel(_nobody, path, prediction, time)
+    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), options)
+    if asked.plan is None:
+        raise ValueError(f"{asked.sampler!r} is not made of rows: it calls its network by itself, and cannot be asked")
+    source, _ = asked.source(noise, seed, len(x_T), path)
+    if isinstance(source, Replay):
+        source.fit(x_T, asked.plan.noise_count)
+    return AskedRun(model, asked, x_T, source.draws("step"), flag("grad", grad))
+
+
+def _nobody(x: Tensor, t: Tensor) -> Tensor:
+    """The network of a run that is asked: it is the caller's."""
+    raise AssertionError

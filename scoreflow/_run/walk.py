@@ -1,0 +1,184 @@
+"""A run: the model with its conditions bound, its evaluations counted and its values watched; and the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreflow._core.check import finite, hidden
+from scoreflow._core.gaussian import Prediction
+from scoreflow._core.noise import Draws
+from scoreflow._samplers.plan import Plan, advance, drive
+from scoreflow._samplers.step import Linear, Sampler
+from scoreflow._score.model import ScoreModel
+
+T = TypeVar("T")
+
+
+class State(NamedTuple):
+    """Where a walk stands: how many steps it took, the time, the state (B, ...)."""
+
+    step: int
+    t: float
+    x: Tensor
+
+
+class Run:
+    """A model for one run: its conditions bound, its evaluations counted sample by sample, its outputs watched."""
+
+    def __init__(self, model: ScoreModel, conditions: dict[str, Any], batch: int, counts: np.ndarray | None = None) -> None:
+        self.model, self.path, self.prediction = model, model.path, model.prediction
+        self.conditions, self.batch = conditions, batch
+        self.counts = np.zeros(batch, dtype=int) if counts is None else counts
+        self.samples: Tensor | None = None
+        """Which of the batch it is for, by number; None for all."""
+        self.watch = Watch()
+        self.analytic: float | None = None
+        """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
+        self.memory: tuple[Any, ...] = ()
+        """What the next step may want: a walk begins with it, and leaves it."""
+        self.rounds = 0
+        """Calls of `ask`."""
+
+    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+        if self.analytic is not None:
+            v, self.analytic = self.analytic, None
+            return x * self.path.gaussian(t, want, v)
+        return self.express(self.evaluate(x, t)[0], x, t, want)
+
+    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """As of `ScoreModel`."""
+        if self.analytic is not None:
+            raise ValueError("analytic has no word on the variance: use it with a sampler that needs none")
+        if self.samples is None:
+            output = self.model.evaluate(x, t, **self.conditions)
+        else:
+            output = self.model.evaluate_some(x, t, self.samples, self.batch, self.conditions)
+        self.counts += int(self.model.evaluations(t))
+        self.watch.word(output[0], t)
+        return output
+
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
+        """As of `ScoreModel`."""
+        return self.model.express(output, x, t, want)
+
+    def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+        """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
+        output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
+        asked = self.model.evaluations(t)
+        np.add.at(self.counts, samples.tolist(), asked.tolist() if isinstance(asked, Tensor) else asked)
+        self.rounds += 1
+        self.watch.look(output, "the network's output")
+        return output
+
+    def rows(self, start: int, stop: int) -> Run:
+        """The same run for some samples of the batch."""
+        part = Run(self.model, self.conditions, self.batch, self.counts[start:stop])
+        part.samples, part.watch, part.analytic = torch.arange(start, stop), self.watch, self.analytic
+        return part
+
+
+class Watch:
+    """Raises where a value is not finite: at once on the host, at the end of the run elsewhere, so as not to wait.
+
+    With `every` above 1 only one state in so many is looked at, and the last: what is not finite stays so. The run then
+    goes once more to find where it broke.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.step, self.span, self.every = 0, (1.0, 0.0), every
+        self.seen: list[tuple[Tensor, str]] = []
+
+    def word(self, value: Tensor, t: float) -> None:
+        """Look at what the network says."""
+        if self.every == 1 or value.device.type != "cpu":
+            self.look(value, f"the network's output at t={t:.6g}")
+
+    def state(self, value: Tensor, last: bool = False) -> None:
+        """Look at a new state."""
+        if self.step % self.every == 0 or last or value.device.type != "cpu":
+            self.look(value, "the state")
+
+    def look(self, value: Tensor, what: str) -> None:
+        """Raise if it is not finite."""
+        if hidden(value):
+            return
+        message = f"{what} is not finite, in step {self.step} (t={self.span[0]:.6g} → {self.span[1]:.6g})"
+        if value.device.type != "cpu":
+            self.seen.append((value.isfinite().all(), message))
+        elif not finite(value):
+            raise FloatingPointError(message)
+
+    def close(self) -> None:
+        """Raise for the first value that was not finite."""
+        for found, message in self.seen:
+            if not found:
+                raise FloatingPointError(message)
+
+
+def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+    """Yield the state at every time of the grid. The only loop of the library.
+
+    A plan's rows are used as they are, a linear sampler's are laid out ahead; anything else steps by itself. A plan goes
+    through its own times: those of the grid and any that its sampler adds.
+
+    Args:
+        run: the model, bound to its conditions.
+        sampler: what steps.
+        times: decreasing, or rising to invert; for a plan, its own.
+        x: the state (B, ...) at `times[0]`.
+        noise: a cursor of a noise source.
+
+    Raises:
+        FloatingPointError: a network output or state that is not finite; names the step and its times.
+    """
+    plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
+    if not isinstance(plan, Plan):
+        yield from _steps(run, plan, times, x, noise)
+        return
+    memory, again = run.memory, noise.fork()
+    run.watch.every = 8
+    try:
+        yield from _steps(run, plan, plan.times, x, noise)
+    except FloatingPointError:
+        run.watch.every, run.memory = 1, memory
+        for _ in _steps(run, plan, plan.times, x, again):
+            pass
+        raise
+
+
+def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+    """The steps themselves."""
+    run.analytic = plan.analytic
+    yield State(0, times[0], x)
+    for i, (t, s) in enumerate(pairwise(times)):
+        run.watch.step, run.watch.span = i + 1, (t, s)
+        if isinstance(plan, Plan):
+            x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise), run)
+        else:
+            x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
+        if not isinstance(plan, Plan) or plan.steps[i].nfe:
+            run.analytic = None
+        run.watch.state(x, last=i + 2 == len(times))
+        yield State(i + 1, s, x)
+
+
+def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable[T]:
+    """The items, with a bar if asked."""
+    if not progress:
+        return items
+    from tqdm.auto import tqdm
+
+    bar: Iterable[T] = tqdm(items, total=total, desc=name)
+    return bar
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError unless it is a ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")

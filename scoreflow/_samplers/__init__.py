@@ -1,0 +1,43 @@
+"""The samplers, a kind a file. Importing this package registers every name."""
+
+from scoreflow._samplers import (
+    adaptive,
+    ancestral,
+    blackbox,
+    churn,
+    corrector,
+    dpm_solver,
+    er_sde,
+    exponential,
+    families,
+    invertible,
+    multistep,
+    reverse,
+    runge_kutta,
+    sde_singlestep,
+    singlestep,
+    sra,
+    stochastic,
+    unipc,
+)
+
+__all__ = [
+    "adaptive",
+    "ancestral",
+    "blackbox",
+    "churn",
+    "corrector",
+    "dpm_solver",
+    "er_sde",
+    "exponential",
+    "families",
+    "invertible",
+    "multistep",
+    "reverse",
+    "runge_kutta",
+    "sde_singlestep",
+    "singlestep",
+    "sra",
+    "stochastic",
+    "unipc",
+]

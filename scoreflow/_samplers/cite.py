@@ -1,0 +1,37 @@
+"""Citations come out of the code."""
+
+from __future__ import annotations
+
+import functools
+import re
+from importlib.resources import files
+
+from scoreflow._samplers.step import SAMPLERS, get_sampler, resolve
+
+
+@functools.cache
+def references() -> dict[str, str]:
+    """Every entry of references.bib, as BibTeX, by key."""
+    text = files("scoreflow._samplers").joinpath("references.bib").read_text(encoding="utf-8")
+    entries = [entry.strip() for entry in re.split(r"(?m)^(?=@)", text) if entry.startswith("@")]
+    return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}  # type: ignore[index]
+
+
+def cite(*names: str) -> str:
+    """BibTeX for samplers (their default options) or keys of references.bib; each work once.
+
+    Raises:
+        ValueError: a name that is neither.
+    """
+    keys: list[str] = []
+    for name in names:
+        if name in references():
+            keys.append(name)
+            continue
+        try:
+            keys.extend(get_sampler(resolve(name)[0]).cites)
+        except ValueError as error:
+            raise ValueError(
+                f"nothing to cite is called {name!r}; samplers: {', '.join(sorted(SAMPLERS))}; works: {', '.join(references())}"
+            ) from error
+    return "\n\n".join(references()[key] for key in dict.fromkeys(keys))

@@ -1,0 +1,320 @@
+"""A run laid out ahead: every row of a linear sampler on a grid, as plain numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoreflow._core.check import number, one_of
+from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
+from scoreflow._core.row import Row
+from scoreflow._samplers.health import VARIANCES, Health, Symbolic, UnitVectors
+
+Memory = tuple[tuple[float, Tensor], ...]
+
+
+class Model(Protocol):
+    """What a sampler asks of a model: its path, and a prediction at (x, t)."""
+
+    @property
+    def path(self) -> GaussianPath:
+        """The path the model stands on."""
+        ...
+
+    @property
+    def prediction(self) -> Prediction:
+        """What its network gives."""
+        ...
+
+    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
+
+
+class Stage(NamedTuple):
+    """A row, and the time at which the state it makes stands."""
+
+    t: float
+    row: Row
+
+
+class Draw(NamedTuple):
+    """A standard normal that a step takes: the noise's increment from t to s over its standard deviation.
+
+    With `area` the space-time area of the path between them, `∫ (W_u − its chord) du`, over its own; it is independent of
+    the increment. On white noise every draw is a new one.
+    """
+
+    t: float
+    s: float
+    area: bool = False
+
+
+class Stages(NamedTuple):
+    """The rows of one step with the draws that they share, where these are not one increment from t to s."""
+
+    rows: list[tuple[float, Row]]
+    draws: tuple[Draw, ...]
+
+
+class PlannedStep(NamedTuple):
+    """One step t → s. It may go up, s > t, where noise is added.
+
+    Attributes:
+        asks: whether the network is asked at t first, or its last word already stands there, or is not wanted.
+        stages: rows in order. The network is asked at the state of each but the last, which is x_s. A row weighs the
+            outputs in view, newest first: those of the earlier stages, then those remembered, as many as it has weights for.
+        draws: what the rows' z weigh, shared by the stages.
+    """
+
+    t: float
+    s: float
+    asks: bool
+    stages: tuple[Stage, ...]
+    draws: tuple[Draw, ...] = ()
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations."""
+        return self.asks + len(self.stages) - 1
+
+    @property
+    def noise_count(self) -> int:
+        """How many draws are taken; the stages of a step share them."""
+        return len({k for _, row in self.stages for k, _ in row.draws})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All rows of a run. Immutable, hashable, printable, JSON both ways; running it is running its sampler, to the bit.
+
+    Attributes:
+        sampler, options, path: what it was made from, as names and text.
+        wants: the prediction its rows weigh.
+        history: how many of the network's words a step may look back on.
+        reuse: whether the word spoken at a state that stands at s opens the next step (predict, evaluate, correct).
+        analytic: if not None, the first evaluation is replaced by the exact one of N(0, v I) data, v this number.
+        steps: the rows.
+        laid_on: the path itself, for `check`; no part of what a plan is, and not in its JSON.
+    """
+
+    sampler: str
+    path: str
+    wants: Prediction
+    steps: tuple[PlannedStep, ...]
+    history: int = 1
+    reuse: bool = False
+    options: tuple[tuple[str, Any], ...] = field(default=())
+    analytic: float | None = None
+    laid_on: GaussianPath | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The times it goes through: the grid, decreasing, unless a sampler adds steps of its own."""
+        return (*(step.t for step in self.steps), self.steps[-1].s)
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of the whole run."""
+        return sum(step.nfe for step in self.steps) - (self.analytic is not None)
+
+    @property
+    def asked(self) -> tuple[float, ...]:
+        """The times at which the network is asked, in order."""
+        times = [u for step in self.steps for u in (*([step.t] if step.asks else []), *(u for u, _ in step.stages[:-1]))]
+        return tuple(times[self.analytic is not None :])
+
+    @property
+    def noise_count(self) -> int:
+        """Draws of the size of the state that the run asks for, without the prior."""
+        return sum(step.noise_count for step in self.steps)
+
+    @property
+    def peak_tensors(self) -> int:
+        """The most tensors of the size of the state that are alive at once, outside the network."""
+        return max(self._alive())
+
+    def _alive(self) -> Iterator[int]:
+        remembered = 0
+        for step in self.steps:
+            remembered = min(remembered + step.asks, self.history)
+            taken: set[int] = set()
+            for i, (_, row) in enumerate(step.stages):
+                taken |= {k for k, _ in row.draws}
+                # x_t, what is remembered, the outputs of earlier stages, the state being made, the draws.
+                yield 2 + remembered + i + len(taken)
+            if self.reuse:
+                remembered += any(u == step.s for u, _ in step.stages[:-1])
+
+    def check(self, path: GaussianPath | None = None) -> Health:
+        """What the run does to Gaussian data and to an error of the network: exact, from the rows, without a network.
+
+        On N(0, v I) data a linear sampler is linear in x_T, its draws and the errors e_k of the network's words,
+        `x̂_0 = α v/(α² v + σ²) x + e_k`. The run goes once on these weights, for v = 1 and 0.01.
+
+        Args:
+            path: what it was laid out on; for a plan that was read from JSON, which keeps the path's text alone.
+
+        Raises:
+            ValueError: no path is known, or it is another one.
+        """
+        path = self.laid_on if path is None else path
+        if path is None:
+            raise ValueError(f"a plan from JSON keeps its path as text: give check the path, {self.path}")
+        if self.path != repr(path):
+            raise ValueError(f"the plan was made for {self.path}, not for {path}")
+        var, size = torch.tensor(VARIANCES, dtype=torch.float64), 2 + self.noise_count
+        model = Symbolic(path, torch.zeros_like(var), var, size, self.analytic, self.nfe)
+        x = torch.zeros(len(var), size + self.nfe, dtype=torch.float64)
+        x[:, 1] = path.prior_std(self.times[0])
+        memory, draws = (), UnitVectors()
+        for step in self.steps:
+            x, memory, _ = drive(advance(step, self, model, x, memory, draws), model)  # type: ignore[assignment]
+        alpha, sigma = path.alpha(self.times[-1]), path.sigma(self.times[-1])
+        std, std_tight = x[:, :size].square().sum(1).sqrt().nan_to_num(math.inf, math.inf).tolist()
+        data, data_tight = (math.hypot(alpha * math.sqrt(v), sigma) for v in VARIANCES)
+        errors = [0.0, *x[:, size:].abs().nan_to_num(math.inf, math.inf).amax(0).tolist()]
+        k = errors.index(max(errors))
+        at = self.asked[k - 1] if k else self.times[0]
+        last_row = sum(abs(float(m)) for m in self.steps[-1].stages[-1].row.m)
+        return Health(std, std_tight, data, data_tight, errors[k], at, last_row)
+
+    def to_json(self) -> str:
+        """The plan as JSON; numbers keep every digit.
+
+        Raises:
+            ValueError: an option is no text or number, such as a function, or a row's weights are tensors.
+        """
+        kept = {name: value for name, value in self.__dict__.items() if name != "laid_on"}
+        try:
+            return json.dumps({**kept, "options": dict(self.options)})
+        except TypeError as error:
+            for name, value in self.options:
+                if not _fits(value):
+                    raise ValueError(f"the option {name}={value!r} of this plan does not fit into JSON") from error
+            for k, step in enumerate(self.steps):
+                if not _fits(step):
+                    raise ValueError(
+                        f"step {k + 1} of this plan ({step.t:g} → {step.s:g}) does not fit into JSON: the weights of its rows "
+                        "are tensors, a value a sample, and only numbers can be written"
+                    ) from error
+            raise ValueError(f"this plan does not fit into JSON: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ValueError: the text is no plan.
+        """
+        try:
+            data = json.loads(text)
+            steps = tuple(
+                PlannedStep(
+                    t, s, asks,
+                    tuple(Stage(u, Row(x, tuple(m), tuple(z) if isinstance(z, list) else z)) for u, (x, m, z) in stages),
+                    tuple(Draw(*draw) for draw in draws),
+                )
+                for t, s, asks, stages, draws in data.pop("steps")
+            )  # fmt: skip
+            options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
+            plan = cls(steps=steps, options=options, **data)
+            one_of("wants", plan.wants, PREDICTIONS)
+            if not steps or not all(step.stages for step in steps):
+                raise ValueError("it has no steps, or a step without rows")
+            for step in steps:
+                for u, row in step.stages:
+                    for value in (step.t, step.s, u, row.x, *row.m, *(row.z if isinstance(row.z, tuple) else (row.z,))):
+                        number("a time or weight", value)
+            return plan
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"this text is no plan: {error}") from error
+
+    def __str__(self) -> str:
+        options = "".join(f", {name}={value}" for name, value in self.options if value is not None)
+        head = (
+            f"{self.sampler}{options} on {self.path}: {len(self.steps)} steps, {self.nfe} evaluations, "
+            f"{self.noise_count} draws; outputs are {self.wants}\n{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.wants} + z·ε"
+        )
+        lines = [
+            f"{step.t:10.6f} {stage.t:10.6f}  {stage.row.x:+.6e}·x "
+            + " ".join(f"{m:+.6e}·{self.wants}" for m in stage.row.m)
+            + "".join(f" {z:+.6e}·ε{k + 1 if isinstance(stage.row.z, tuple) else ''}" for k, z in stage.row.draws)
+            for step in self.steps
+            for stage in step.stages
+        ]
+        return "\n".join([head, *lines])
+
+
+def _fits(value: Any) -> bool:
+    """Whether it can be JSON."""
+    try:
+        return bool(json.dumps(value))
+    except TypeError:
+        return False
+
+
+Question = tuple[Tensor, float, Prediction]
+"""What a step asks of a network: at the states x (B, ...) and the time t this prediction."""
+Stepped = tuple[Tensor, Memory, Tensor | None]
+"""The new state, what the next step may want, an embedded error estimate or None."""
+
+
+def advance(
+    step: PlannedStep,
+    plan: Plan,
+    model: Model,
+    x: Tensor,
+    memory: Memory,
+    noise: Callable[[Tensor, float, float, bool], Tensor],
+) -> Generator[Question, Tensor, Stepped]:
+    """Take one planned step. It yields what it asks of the network, is sent the output, and returns the step's end.
+
+    Args:
+        model: whose path the plan was laid on, and what its network predicts. It is not called.
+    """
+    row = step.stages[0].row
+    if step.asks and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
+        # Nobody else looks at this word: weigh what the network gives, and convert nothing.
+        a, b = model.path.convert(model.prediction, plan.wants, step.t)
+        if math.isfinite(a) and math.isfinite(b):
+            row = row.through(a, b)
+            word = yield x, step.t, model.prediction
+            return row(x, [word], lambda k: noise(x, *step.draws[k])), (), None
+    seen = memory
+    if step.asks:
+        seen = ((step.t, (yield x, step.t, plan.wants)), *memory)
+    seen = seen[: plan.history]
+    outputs, lower = [output for _, output in seen], None
+    draws: dict[int, Tensor] = {}
+
+    def draw(k: int) -> Tensor:
+        if k not in draws:
+            draws[k] = noise(x, *step.draws[k])
+        return draws[k]
+
+    for u, row in step.stages[:-1]:
+        y = row(x, outputs[: len(row.m)], draw)
+        outputs.insert(0, (yield y, u, plan.wants))
+        if u == step.s:
+            lower = y  # a stage that lands on s is an embedded solution
+            if plan.reuse:
+                seen = ((u, outputs[0]), *seen)
+    last = step.stages[-1].row
+    x_s = last(x, outputs[: len(last.m)], draw)
+    return x_s, seen, None if lower is None else x_s - lower
+
+
+def drive(asked: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, float, Prediction], Tensor]) -> Stepped:
+    """The end of a step whose questions the model answers."""
+    try:
+        question = next(asked)
+        while True:
+            question = asked.send(model(*question))
+    except StopIteration as end:
+        stepped: Stepped = end.value
+        return stepped

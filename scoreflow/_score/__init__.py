@@ -1,0 +1,1 @@
+"""The score: networks read as any prediction, and exact scores."""
