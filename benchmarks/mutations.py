@@ -18,6 +18,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONTROL, TIMES = ROOT / ".coverage", ROOT / ".mutations.xml"
 SINGLE = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def heard():
+    """A run in the background hears Ctrl-C, as one of its tests sends, like one in the foreground."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
              ast.Pow: ast.Mult, ast.MatMult: ast.Add, ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr,
@@ -113,7 +120,7 @@ def control():
         "--cov-report=",
         f"--junitxml={TIMES}",
     ]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **SINGLE, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **SINGLE, "PYTHONPATH": str(ROOT)}, preexec_fn=heard)
     if done.returncode:
         raise SystemExit("the control run fails: nothing can be said of changes")
 
@@ -146,7 +153,9 @@ def tests_fail(tree, chosen, seconds_left, workers=0):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-n", str(workers), f"@{names.name}"]
         env = {**os.environ, **SINGLE, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
-            done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=seconds_left)
+            done = subprocess.run(
+                command, cwd=tree, env=env, capture_output=True, text=True, timeout=seconds_left, preexec_fn=heard
+            )
         except subprocess.TimeoutExpired:
             return "no end"
         found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)

@@ -46,7 +46,7 @@ TABLE = (
 )
 """For a network as it is."""
 EXACT = (
-    Choice(5, "ipndm-3", {"damping": 0.4}, 0.6, 1.5),
+    Choice(5, "ipndm-3", {"damping": 0.2}, 0.6, 1.5),
     Choice(7, "ipndm-3", {"damping": 0.4}, 0.63, 1.2),
     Choice(21, "ipndm-3", {"damping": 0.4}, 0.65, 2.0),
     Choice(22, "unipc-3", NOISE, 0.55, 2.0),
