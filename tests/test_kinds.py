@@ -21,7 +21,7 @@ FLAGS = {
     **{f"solve {name}": (lambda v, name=name: sf.solve(MODEL, X, steps=2, **{name: v}), name)
        for name in ("trajectory", "progress", "grad", "denoise")},
     **{f"sample {name}": (lambda v, name=name: sf.sample(MODEL, (2, 3), steps=2, **{name: v}), name)
-       for name in ("trajectory", "progress", "grad", "denoise")},
+       for name in ("progress", "grad", "denoise")},
     **{f"invert {name}": (lambda v, name=name: sf.invert(MODEL, X, "ddim", steps=2, **{name: v}), name)
        for name in ("trajectory", "progress", "grad")},
     "plan denoise": (lambda v: sf.plan("ddim", VP, 3, stop=0.1, denoise=v), "denoise"),
