@@ -13,8 +13,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from scoreflow import zoo
-from scoreflow._core.chain import DDPMChain
+from scoreflow import DDPMChain, zoo
 from scoreflow.nets import UNet
 
 

@@ -9,8 +9,8 @@ import torch
 from problems import PATHS, states
 
 import scoreflow as sf
-from scoreflow._core.gaussian import curve
 from scoreflow._core.grid import rectified
+from scoreflow.path import curve
 
 X = states(2, 2)
 

@@ -26,7 +26,7 @@ FLOORS = [
     {"_samplers"},
     {"_run"},
     {"_uses"},
-    {"analysis", "nets", "data"},
+    {"analysis", "nets", "data", "path"},
     {"checkpoint", "latent"},
     {"zoo"},
     {"studies"},
