@@ -179,7 +179,7 @@ def _ask(run: Run, words: dict[int, Word], states: dict[int, Tensor], asked: dic
     places = {n: torch.tensor(chosen, device=states[n].device) for n, chosen in asked.items()}
     x = [states[n][at] for n, at in places.items()]
     times = torch.tensor([words[n].t for n, chosen in asked.items() for _ in chosen], dtype=torch.float64)
-    said = run.ask(torch.cat(x), times, torch.cat(list(places.values())))
+    said = run.evaluate_samples(torch.cat(x), times, torch.cat(list(places.values())))
     for (n, at), y, part in zip(places.items(), x, torch.split(said, [len(y) for y in x]), strict=True):
         word = words[n]
         word.said = word.said.index_put((at,), run.express(part, y, word.t, word.want))

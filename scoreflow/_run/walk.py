@@ -43,7 +43,7 @@ class Run:
         self.memory: tuple[Any, ...] = ()
         """What the next step may want: a walk begins with it, and leaves it."""
         self.rounds = 0
-        """Calls of `ask`."""
+        """Calls of `evaluate_samples`."""
 
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
@@ -67,7 +67,7 @@ class Run:
         """As of `ScoreModel`."""
         return self.model.express(output, x, t, want)
 
-    def ask(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+    def evaluate_samples(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
         """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
         output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
         asked = self.model.evaluations(t)
@@ -76,7 +76,7 @@ class Run:
         self.watch.look(output, "the network's output")
         return output
 
-    def rows(self, start: int, stop: int) -> Run:
+    def part(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
         part = Run(self.model, self.conditions, self.batch, self.counts[start:stop])
         part.samples, part.watch, part.analytic = torch.arange(start, stop), self.watch, self.analytic

@@ -15,7 +15,7 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import BrownianDraws, Draws
 from scoreflow._core.row import Row, double, double_on
 from scoreflow._samplers.dpm_solver import dpm_solver_rows
-from scoreflow._samplers.plan import Model
+from scoreflow._samplers.plan import Network
 from scoreflow._samplers.runge_kutta import check_clock, reverse_family
 from scoreflow._samplers.step import Sampler, Step, family, landing
 
@@ -30,16 +30,13 @@ class Pace(NamedTuple):
 class Ask(NamedTuple):
     """The model at states (n, ...) and times, one a sample, for these samples of the batch."""
 
-    model: Any
+    model: Network
     samples: list[int]
 
     def __call__(self, x: Tensor, t: Sequence[float]) -> Tensor:
         """ε̂."""
         times = torch.tensor(t, dtype=double_on(x.device), device=x.device)
-        if hasattr(self.model, "ask"):
-            said = self.model.ask(x, times, torch.tensor(self.samples))
-        else:
-            said, _ = self.model.evaluate(x, times)
+        said = self.model.evaluate_samples(x, times, torch.tensor(self.samples))
         eps: Tensor = self.model.express(said, x, times, "eps")
         return eps
 
@@ -80,7 +77,7 @@ class Adaptive(Sampler):
         """The new states and the lower solution, for samples (n, ...) from their times t to theirs s."""
         raise NotImplementedError
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         path = model.path
         if path.sigma(s) == 0:
             return Step(landing(path, t, s, "eps")(x, [model(x, t, "eps")]))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 from torch import Tensor
 
 from scoreflow._core.chain import VARIANCES, Variance
 from scoreflow._core.check import number, one_of
-from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row
-from scoreflow._samplers.plan import Model
+from scoreflow._samplers.plan import Network
 from scoreflow._samplers.step import Linear, Sampler, Step, family, sampler
 from scoreflow._score.variance import Levels
 
@@ -58,13 +57,8 @@ def ddpm_row(
     if variance == "posterior" or path.sigma(s) == 0:
         return posterior
     beta = path.forward(s, t).z
-    share = 1.0 if variance == "beta" else float(cast(float, v))
+    share = 1.0 if variance == "beta" else float(v or 0.0)
     return posterior._replace(z=float(beta) ** share * float(posterior.z) ** (1 - share))
-
-
-class _Speaks(Protocol):
-    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]: ...
-    def express(self, output: Tensor, x: Tensor, t: float, want: Prediction) -> Tensor: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,16 +74,16 @@ class LearnedVariance(Sampler):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:
         return len(times) - 1
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
-        network, path = cast(_Speaks, model), model.path
-        output, word = network.evaluate(x, t)
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
+        path = model.path
+        output, word = model.evaluate(x, t)
         if word is None:
             raise ValueError(
                 f"variance={self.variance!r} needs a network with twice the channels; this one returned the shape of "
                 "its input. Use variance='posterior', 'beta', or 'interpolated' with v="
             )
         row = path.bridge(t, s, eta=1.0)
-        x_s = row._replace(z=0.0)(x, [network.express(output, x, t, "x0")])
+        x_s = row._replace(z=0.0)(x, [model.express(output, x, t, "x0")])
         if path.sigma(s) == 0:
             return Step(x_s)
         if self.variance == "learned":

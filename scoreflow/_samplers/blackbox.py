@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from scoreflow._core.check import flag, number, one_of, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import BrownianDraws, Draws, stream_key
 from scoreflow._core.row import double_on, flat
-from scoreflow._samplers.plan import Model
+from scoreflow._samplers.plan import Model, Network
 from scoreflow._samplers.runge_kutta import Variable, check_clock, reverse_family, wants
 from scoreflow._samplers.step import Sampler, Step, family, landing
 
@@ -130,7 +129,7 @@ class BlackBox(Sampler):
     def stochastic(self) -> bool:
         return False
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
         if model.path.sigma(s) == 0:
             return Step(landing(model.path, t, s, "x0")(x, [model(x, t, "x0")]))
         check_clock(model.path, t, self.variable, 0.0)
@@ -138,10 +137,9 @@ class BlackBox(Sampler):
             return Step(x)
         if self.control == "batch":
             return Step(self._integrate(model, x, t, s, noise))
-        select: Callable[[int, int], Model] = getattr(model, "rows", lambda start, stop: model)
-        return Step(torch.cat([self._integrate(select(i, i + 1), x[i : i + 1], t, s, noise) for i in range(len(x))]))
+        return Step(torch.cat([self._integrate(model.part(i, i + 1), x[i : i + 1], t, s, noise) for i in range(len(x))]))
 
-    def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
+    def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         raise NotImplementedError
 
 
@@ -171,7 +169,7 @@ class TorchDiffEq(BlackBox):
         asked = (per_step or 0) * self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
         return None if per_step is None else asked
 
-    def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
+    def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchdiffeq import odeint
 
         field = Field(model, t, s, self.variable)
@@ -206,7 +204,7 @@ def worst_sample(e: Tensor) -> Tensor:
 class SciPy(BlackBox):
     """See `scipy`."""
 
-    def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
+    def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from scipy.integrate import solve_ivp
 
         field = Field(model, t, s, self.variable)
@@ -243,7 +241,7 @@ class TorchSDE(BlackBox):
         asked = self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
         return asked if plain else None
 
-    def _integrate(self, model: Model, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
+    def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchsde import sdeint
 
         if not isinstance(noise, BrownianDraws):

@@ -12,7 +12,7 @@ from scoreflow._core.check import number, one_of, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row
-from scoreflow._samplers.plan import Model
+from scoreflow._samplers.plan import Network
 from scoreflow._samplers.step import Linear, Sampler, Step, family, get_sampler
 
 
@@ -85,7 +85,7 @@ class PredictorCorrector(Sampler):
         again = sum(path.sigma(s) > 0 for s in times[1:-1]) if getattr(self.predictor, "reuse", False) else 0
         return None if predictor is None else predictor + again + self.n * corrected - (self.analytic is not None)
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         out = self.predictor.step(model, x, t, s, memory, noise)
         x = out.x
         if model.path.sigma(s) == 0:
@@ -96,10 +96,10 @@ class PredictorCorrector(Sampler):
             return Step(x, out.memory)
         return Step(x, tuple(m for m in out.memory if m[0] != s))  # what was said of the old x_s is stale
 
-    def _langevin(self, model: Model, x: Tensor, s: float, noise: Draws) -> Tensor:
+    def _langevin(self, model: Network, x: Tensor, s: float, noise: Draws) -> Tensor:
         e = min(2 * self.snr**2, 1.0) * model.path.sigma(s) ** 2
         return Row(1.0, (e,), math.sqrt(2 * e))(x, [model(x, s, "score")], lambda k: noise(x, s, s))
 
-    def _bridge(self, model: Model, x: Tensor, s: float, noise: Draws) -> Tensor:
+    def _bridge(self, model: Network, x: Tensor, s: float, noise: Draws) -> Tensor:
         row = model.path.bridge(s, s, std=math.sqrt(self.delta) * model.path.sigma(s))
         return row(x, [model(x, s, "x0")], lambda k: noise(x, s, s))

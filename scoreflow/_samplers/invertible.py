@@ -14,7 +14,7 @@ from torch import Tensor
 from scoreflow._core.check import number
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import Draws
-from scoreflow._samplers.plan import Model
+from scoreflow._samplers.plan import Network
 from scoreflow._samplers.step import Sampler, Step, family
 
 
@@ -59,7 +59,7 @@ class BDIA(Invertible):
 
     gamma: float = 1.0
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         for u, x_u in memory:
             if u == s:
                 return Step(x_u, ((t, x),))
@@ -96,7 +96,7 @@ class EDICT(Invertible):
 
     p: float = 0.93
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         path, p, upper = model.path, self.p, max(t, s)
         if path.alpha(upper) == 0:
             raise ValueError(f"edict divides by alpha, and alpha=0 at t={upper}: use a start below it, or bdia-ddim")

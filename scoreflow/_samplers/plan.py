@@ -35,6 +35,26 @@ class Model(Protocol):
     def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
 
 
+class Network(Model, Protocol):
+    """What a sampler that is not made of rows may ask beside: a `ScoreModel`, or the run of one."""
+
+    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
+        """The network's own prediction at states (B, ...) and a time, and its variance output or None."""
+        ...
+
+    def evaluate_samples(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
+        """The network's own prediction at states (n, ...) and times (n,) of these samples of the batch, by number."""
+        ...
+
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
+        """The network's own prediction at (x, t) said as `want`."""
+        ...
+
+    def part(self, start: int, stop: int) -> Network:
+        """The same for these samples of the batch."""
+        ...
+
+
 class Stage(NamedTuple):
     """A row, and the time at which the state it makes stands."""
 

@@ -19,7 +19,7 @@ from scoreflow._core.grid import GRIDS, NAMES
 from scoreflow._core.noise import Draws
 from scoreflow._core.path import VPSDE
 from scoreflow._core.row import Row
-from scoreflow._samplers.plan import Draw, Model, Plan, PlannedStep, Stage, Stages, advance, drive
+from scoreflow._samplers.plan import Draw, Network, Plan, PlannedStep, Stage, Stages, advance, drive
 
 Rows = Callable[..., Row | list[tuple[float, Row]] | Stages]
 GROWTH = 4.0
@@ -101,7 +101,7 @@ class Sampler:
         """The grid of a run that names none; None for the chain's nodes, or uniform t where there is no chain."""
         return None
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         """From the state x (B, ...) at t to s < t."""
         raise NotImplementedError
 
@@ -158,7 +158,7 @@ class Linear(Sampler):
                 spoken = self._spoken(step, spoken)
         return self._planned(path, tuple(steps))
 
-    def step(self, model: Model, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
+    def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
         plan, error = self._planned(None, self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
             x, memory, error = drive(advance(planned, plan, model, x, memory, noise), model)

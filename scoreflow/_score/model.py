@@ -189,6 +189,14 @@ class ScoreModel:
         words = [word for _, word in said if word is not None]
         return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if len(words) == len(said) else None
 
+    def evaluate_samples(self, x: Tensor, t: float | Tensor, samples: Tensor) -> Tensor:
+        """`evaluate` at states x (n, ...) of a batch without conditions, whichever its samples are."""
+        return self.evaluate(x, t)[0]
+
+    def part(self, start: int, stop: int) -> ScoreModel:
+        """The model for some samples of a batch without conditions: itself."""
+        return self
+
     @property
     def with_rows(self) -> frozenset[str]:
         """Names of the conditions that have a row a sample, where they are as long as the batch."""

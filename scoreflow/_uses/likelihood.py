@@ -225,11 +225,11 @@ class _Flow:
             self.run.watch.step, self.run.watch.span = self.run.rounds + 1, (float(t.max()), float(t.min()))
         x = per_sample(alpha, y) * y
         if vectors is None and not exact:
-            eps = self.run.express(self.run.ask(x, t, at), x, t, "eps")
+            eps = self.run.express(self.run.evaluate_samples(x, t, at), x, t, "eps")
             return per_sample(kappa, y) * eps.to(y), u.new_zeros(len(y), 1)
         with torch.enable_grad():
             state = x if self.grad and x.requires_grad else x.detach().requires_grad_()
-            output = self.run.ask(state, t, at)
+            output = self.run.evaluate_samples(state, t, at)
             traces = []
             for v in _basis(state) if exact else vectors[:, at]:  # type: ignore[index]
                 back = self._back(output, state, v)
