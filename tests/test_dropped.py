@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import scoreflow as sf
+from scoreflow._score import conditions
 from scoreflow.training import Objective, Recipe, train
 
 N, VP, CHAIN = 6, sf.VPSDE(), sf.VPSDE.from_betas(sf.DDPMChain.linear(20).beta)
@@ -63,9 +64,9 @@ def test_the_loss_of_a_batch_is_that_of_its_samples(kind):
         assert sorted(net.seen) == ([N] if calls == "one" else sorted([int(draw.dropped.sum()), int((~draw.dropped).sum())]))
         for i in range(N):
             one = draw._replace(**{name: getattr(draw, name)[i : i + 1] for name in draw._fields})
-            given = sf.conditions.rows({"c": c, **more}, torch.tensor([i]), N, ("c", "size"))
+            given = conditions.rows({"c": c, **more}, torch.tensor([i]), N, ("c", "size"))
             if draw.dropped[i]:
-                given["c"] = sf.conditions.none_given("c", given["c"], null, 1)
+                given["c"] = conditions.none_given("c", given["c"], null, 1)
             torch.testing.assert_close(found.each[i : i + 1], plain(model, X[i : i + 1], one, **given).each)
         found.mean.backward()
         assert bool(net.layer.weight.grad.any())

@@ -13,6 +13,7 @@ from torch import nn
 
 import scoreflow as sf
 from scoreflow._core.grid import GRIDS
+from scoreflow._run.walk import Run
 
 EVERY = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 PATH, DATA = sf.VPSDE(), mixture()
@@ -75,7 +76,7 @@ def test_31_encode_undoes_decode(sampler, options):
     """31. The other way round too: from what decoding leaves, the latent."""
     model = DATA.model(PATH)
     up = sf.invert(model, states(4, 3), sampler, steps=10, start=0.9, **options)
-    walker, run = up.sampler, sf.run.Run(model, {}, 4)
+    walker, run = up.sampler, Run(model, {}, 4)
     run.memory = up.decode(model).memory
     *_, last = sf.walk(run, walker, up.times, up.decode(model).x, sf.White(0).draws())
     torch.testing.assert_close(last.x, up.x, rtol=1e-9, atol=1e-9)

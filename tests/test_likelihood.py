@@ -10,7 +10,7 @@ from problems import mixture, states
 from scipy.integrate import solve_ivp
 
 import scoreflow as sf
-from scoreflow._uses.likelihood import DOPRI5, LOWER, standard
+from scoreflow._uses.likelihood import DOPRI5, LOWER, LogProb, standard
 
 PATHS = {"vp": sf.VPSDE(), "sub-vp": sf.SubVPSDE(), "ve": sf.VESDE(), "flow": sf.Flow()}
 STOP = 0.05
@@ -238,7 +238,7 @@ def test_there_and_back(name, method):
 
 def test_bits_per_dim():
     """Of a uniform density over 256 levels, 8 bits an entry; of one level, none."""
-    uniform = sf.likelihood.LogProb(torch.full((1,), -5 * math.log(256 * 2 / 255)), torch.zeros(1), torch.zeros(1, 5), 0)
+    uniform = LogProb(torch.full((1,), -5 * math.log(256 * 2 / 255)), torch.zeros(1), torch.zeros(1, 5), 0)
     assert float(uniform.bits_per_dim()) == pytest.approx(8)
     certain = uniform._replace(value=torch.full((1,), -5 * math.log(2 / 255)))
     assert float(certain.bits_per_dim()) == pytest.approx(0, abs=1e-9)
