@@ -42,7 +42,7 @@ def test_it_is_the_default_and_says_what_it_took():
 
 
 def test_guided_models_and_runs_from_alpha_zero_have_tables_of_their_own():
-    guided, free = mixture().model(CHAIN), sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0")
+    guided, free = sf.ScoreModel(MODEL.net, CHAIN, "x0"), sf.ScoreModel(lambda x, t: x.tanh(), PATHS["cosine"], "x0")
     guided.guided = True
     for model, table in ((guided, GUIDED), (free, FLOW)):
         choice, sol = chosen_at(table, 12), sf.solve(model, X, nfe=12)
