@@ -41,6 +41,7 @@ class Oracles:
         self.bank = Bank(mixtures, PATHS[path], n, scale)
         self.names = [f"{name}, {path}" for name in mixtures]
         self.model, self.x_T, self.path = self.bank.model(), self.bank.start(), PATHS[path]
+        self.model.guided = scale is not None
         self.answer, _ = reference(self.bank, self.x_T)
 
     def errors(self, x):

@@ -1,13 +1,7 @@
-"""What a path of one's own is made of: `GaussianPath`, and `curve` for its methods.
+"""What a path of one's own is made of: `GaussianPath`, and `curve`, the decorator of its methods.
 
-class Exponential(sf.GaussianPath):
-    @curve
-    def log_alpha(self, t):
-        return -3 * t
-
-    @curve
-    def log_sigma(self, t):
-        return torch.log(-torch.expm1(-6 * t)) / 2
+A path defines `log_alpha(self, t)` and `log_sigma(self, t)` on float64 tensors, each under `@curve`, which lets it take
+numbers and tensors of any dtype. All else follows.
 """
 
 from scoreflow._core.gaussian import GaussianPath, curve

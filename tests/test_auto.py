@@ -47,7 +47,6 @@ def test_guided_models_and_runs_from_alpha_zero_have_tables_of_their_own():
     for model, table in ((guided, GUIDED), (free, FLOW)):
         choice, sol = chosen_at(table, 12), sf.solve(model, X, nfe=12)
         assert sol.sampler == sf.get_sampler(choice.sampler, **choice.options)
-        assert sol.sampler.options["form"] == "data"
         assert sol.times == sf.grid(model.path, 12, "ode", power=choice.power, shift=choice.shift)
 
 

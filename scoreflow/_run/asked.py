@@ -22,7 +22,7 @@ from scoreflow._score.model import ScoreModel, TimeLabel
 
 
 class AskedRun:
-    """A run that waits for the network's output.
+    """A run that waits for the network's output::
 
         run = sf.ask("unipc", x_T, path=path, nfe=10)
         while not run.done:

@@ -54,14 +54,15 @@ EXACT = (
 )
 """For the score of an oracle, which is right at all times."""
 GUIDED = (
-    Choice(5, "ipndm-2", {}, 0.57, 2.0),
-    Choice(10, "ipndm-2", {}, 0.55, 2.4),
-    Choice(11, "unipc-2", DATA, 0.5, 1.6),
-    Choice(14, "unipc-2", DATA, 0.45, 1.2),
-    Choice(20, "unipc-2", DATA, 0.4, 1.1),
-    Choice(100, "unipc-2", DATA, 0.4, 1.4),
+    Choice(5, "unipc-1", DATA, 0.58, 2.4),
+    Choice(6, "ipndm-2", {}, 0.55, 2.4),
+    Choice(8, "ipndm-3", {"damping": 0.7}, 0.55, 2.4),
+    Choice(10, "ipndm-3", {"damping": 0.4}, 0.55, 2.4),
+    Choice(17, "ipndm-3", {"damping": 0.4}, 0.45, 2.4),
+    Choice(18, "unipc-2", NOISE, 0.5, 2.4),
+    Choice(30, "unipc-2", NOISE, 0.45, 2.4),
 )
-"""For a guided or thresholded network: of order 2, in data form where there are the evaluations."""
+"""For a guided or thresholded network: orders rise later."""
 FLOW = (
     Choice(5, "unipc-2", DATA, 0.65, 0.6),
     Choice(20, "unipc-2", DATA, 0.55, 0.4),
