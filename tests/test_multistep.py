@@ -298,7 +298,7 @@ def test_one_step_is_the_denoiser(name):
     ("name", "options", "match"),
     [
         ("lms", {"order": 5}, "order must be a whole number from 1 to 4, got 5"),
-        ("ipndm", {"order": 0}, "order must be a whole number ≥ 1, got 0"),
+        ("ipndm", {"order": 0}, "order must be a whole number from 1 to 4, got 0"),
         ("gradient-estimation", {"gamma": math.inf}, "gamma must be a finite number, got inf"),
         ("edm", {"method": "midpoint"}, "method must be one of euler, heun"),
         ("res", {"method": "3s"}, "method must be one of 2s, 2m"),
