@@ -169,6 +169,22 @@ def test_conditions_and_guidance_together():
             assert found.nfe == alone.nfe
 
 
+def test_conditions_are_those_of_all_runs():
+    """Not of one, and never taken for an option."""
+    model = sf.ScoreModel(lambda x, t, y=0.0, eta=0.0: net(x, t) + y + eta, CHAIN, time="index")
+    with pytest.raises(TypeError, match=r"'y' is no option of 'ddim'; conditions are those of all runs"):
+        sf.solve_many([{"sampler": "ddim", "nfe": 4, "y": 1.0}, ("unipc", 4)], model, X)
+    (found,) = sf.solve_many([("ddim", 4)], model, X, eta=0.5)
+    torch.testing.assert_close(found.x, sf.solve(model, X, "ddim", nfe=4, conditions={"eta": 0.5}).x, rtol=1e-9, atol=1e-9)
+
+
+def test_the_callers_states_stay():
+    x_T = X.clone()
+    run = sf.ask("ddim", x_T, steps=2, **ASK)
+    run.x.fill_(7.0)
+    assert torch.equal(x_T, X) and bool((run.x == 7).all())
+
+
 def test_runs_refused():
     with pytest.raises(TypeError, match="a run must be a plan, a sampler, a pair"):
         sf.solve_many([5], MODEL, X)

@@ -43,7 +43,7 @@ class AskedRun:
         assert asked.plan is not None
         self.plan, self.step, self.nfe = asked.plan, 0, 0
         self._model, self._grad, self._kept = model, grad, x.dtype
-        self._state, self._draws = wide(x if grad else x.detach()), draws
+        self._state, self._draws = wide(x if grad else x.detach()).clone(), draws  # what the caller does to `x` stays here
         self.memory: Memory = asked.memory
         self._analytic = next((i for i, step in enumerate(self.plan.steps) if step.nfe), -1)
         """The step that begins with the exact answer of N(0, v I) data, if the plan has one."""

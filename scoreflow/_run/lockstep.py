@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow._core.check import check_state, whole
 from scoreflow._run.asked import AskedRun
 from scoreflow._run.schedule import Schedule
-from scoreflow._run.solve import Prepared, Solution, carry, prepare
+from scoreflow._run.solve import ARGUMENTS, Prepared, Solution, carry, options_of, prepare
 from scoreflow._run.walk import Run, check_model
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
@@ -53,7 +53,7 @@ def solve_many(
     check_state("x_T", x_T)
     check_settled(model)
     most = None if batch is None else max(1, whole("batch", batch) // max(1, len(x_T)))
-    told = keywords if conditions is None else {**keywords, "conditions": conditions}
+    told = model.check_conditions(keywords if conditions is None else {**keywords, "conditions": conditions}, ARGUMENTS)
     found: list[Solution | None] = []
     waiting: list[tuple[int, AskedRun, Run, Prepared, Any]] = []
     for each in runs:
@@ -61,7 +61,9 @@ def solve_many(
         sampler, noise = chosen.pop("sampler", "auto"), chosen.pop("noise", None)
         own = chosen.pop("seed", seed if noise is None else None)
         times = Schedule(**{name: chosen.pop(name) for name in TIMES if name in chosen})
-        asked = prepare(model, sampler, times, {**chosen, **told})
+        if other := set(chosen) - set(options_of(sampler, chosen)):
+            raise TypeError(f"{min(other)!r} is no option of {sampler!r}; conditions are those of all runs: give them beside")
+        asked = replace(prepare(model, sampler, times, chosen), conditions=told)
         source, kept = asked.source(noise, own, len(x_T), model.path)
         if asked.plan is None or model.begin(asked.plan) is not model:
             found.append(carry(model, x_T, asked, source, seed=kept))
