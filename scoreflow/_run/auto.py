@@ -62,7 +62,7 @@ GUIDED = (
     Choice(18, "unipc-2", NOISE, 0.5, 2.4),
     Choice(30, "unipc-2", NOISE, 0.45, 2.4),
 )
-"""For a guided or thresholded network: orders rise later."""
+"""For a guided or thresholded network, where higher orders pay only at larger budgets."""
 FLOW = (
     Choice(5, "unipc-2", DATA, 0.65, 0.6),
     Choice(20, "unipc-2", DATA, 0.55, 0.4),
