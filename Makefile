@@ -41,4 +41,4 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo.png docs/_build docs/gallery
+	rm -rf $(VENV) demo.png docs/_build docs/gallery docs/sampler

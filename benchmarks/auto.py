@@ -137,7 +137,7 @@ def fit(console, groups, kind, budgets):
                     rule = partial(ode, power=power, shift=shift)
                     parts = []
                     for group, members in groups.items():
-                        chosen = [p for p in members if p.path.alpha(1.0) > 0 or sampler.wants == "x0"]
+                        chosen = [p for p in members if p.path.alpha(1.0) > 0 or sampler.prediction == "x0"]
                         grids = [sf.grid(p.path, nfe, partial(rule, exact=group == "oracles")) for p in chosen]
                         errors = [run(p, sampler.plan(p.path, g)) for p, g in zip(chosen, grids, strict=True)]
                         parts.append(mean(np.concatenate(errors)))
@@ -158,7 +158,7 @@ def fit(console, groups, kind, budgets):
 def registered(path, nfe, alive):
     """Every registered deterministic sampler on every grid at this budget; names that mean the same rows are run once.
 
-    `alive`: those to lay out; None for all.
+    `alive`: those to plan; None for all.
     """
     seen, known = set(), {}
     for name in (*SAMPLERS, *VARIANTS):
@@ -224,8 +224,8 @@ def regret(console, groups, budgets):
             alive = [near] * len(members)
             rose = taken[:, 0] / last
             last = taken[:, 0]
-            said = f"{group}, nfe={nfe}: {len(every)} choices; auto's error over that before: {np.max(rose):.2f} at most"
-            console.print(f"{said}; {time.perf_counter() - begun:.0f} s", style="dim")
+            text = f"{group}, nfe={nfe}: {len(every)} choices; auto's error over that before: {np.max(rose):.2f} at most"
+            console.print(f"{text}; {time.perf_counter() - begun:.0f} s", style="dim")
         for table in tables:
             console.print(table)
 

@@ -22,7 +22,7 @@ for path_name, path in PATHS.items():
             try:
                 keywords = {**BUDGET.get(own, {"nfe": 12}), "grid": grid, "start": 1.0 if path.alpha(1.0) > 0 else 0.999}
                 x = sf.sample(model, (4, 3), name, seed=[1, 2, 3, 4], dtype=torch.float64, **keywords)
-                said = hashlib.blake2b(x.numpy().tobytes(), digest_size=8).hexdigest()
+                text = hashlib.blake2b(x.numpy().tobytes(), digest_size=8).hexdigest()
             except (ValueError, RuntimeError, FloatingPointError) as error:
-                said = f"{type(error).__name__}: {error}"
-            print(path_name, name, grid, said)
+                text = f"{type(error).__name__}: {error}"
+            print(path_name, name, grid, text)

@@ -72,7 +72,7 @@ def bits(log_p):
 
 def main():
     draws = torch.Generator().manual_seed(0)
-    noised = PATH.noised(DATA.sample(4), STOP, torch.randn(4, D, generator=draws, dtype=torch.float64))
+    noised = PATH.q_sample(DATA.sample(4), STOP, torch.randn(4, D, generator=draws, dtype=torch.float64))
     x = torch.randn(4, D, generator=draws, dtype=torch.float64) / 2
     cases = {"Gaussian, known": (DATA.model(PATH), noised)}
     cases |= {f"random network × {gain}": (network(gain), x) for gain in (2.0, 2.5, 2.75)}

@@ -1,6 +1,11 @@
 """The book: `make docs`, offline, strict."""
 
 import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pages  # of the samplers
 
 project = "scoreflow"
 author = "The scoreflow developers"
@@ -48,4 +53,5 @@ def plain(app, what, name, obj, options, lines):
 
 
 def setup(app):
+    app.connect("builder-inited", pages.write)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, which writes markup

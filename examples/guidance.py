@@ -19,7 +19,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 import scoreflow as sf
-from scoreflow.studies.metrics import Scene, get_metric
+from scoreflow.studies.metrics import MetricInput, get_metric
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -38,7 +38,7 @@ def noisy_classifier(model, data, steps):
 
     def noisy(x, y, step):
         draw = objective.draw(model, x, seed=0, step=step)
-        return net(path.noised(x, draw.t, draw.eps), model.label(x, draw.t)), draw.t
+        return net(path.q_sample(x, draw.t, draw.eps), model.label(x, draw.t)), draw.t
 
     for step in range(steps):
         pick = torch.randint(len(data.train), (128,))
@@ -59,7 +59,7 @@ def judge(x, y, held_out):
     """Accuracy of the class asked for, precision and recall."""
     with torch.no_grad():
         right = (sf.zoo.digits_classifier()(x).argmax(1) == y).float().mean().item()
-    found = get_metric("manifold").measure(Scene(x, 0, data=held_out, features=sf.zoo.digits_features()))
+    found = get_metric("manifold").measure(MetricInput(x, 0, data=held_out, features=sf.zoo.digits_features()))
     return right, float(found["precision"]), float(found["recall"])
 
 

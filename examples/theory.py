@@ -53,8 +53,8 @@ def gaussian(data):
 @functools.cache
 def spectrum(data):
     """The variances in all directions, and these."""
-    var, turn = torch.linalg.eigh(gaussian(data).cov)
-    return var.clamp(min=0), turn
+    var, eigenvectors = torch.linalg.eigh(gaussian(data).cov)
+    return var.clamp(min=0), eigenvectors
 
 
 def analytic(path, times, s, *, data="white"):
@@ -64,9 +64,9 @@ def analytic(path, times, s, *, data="white"):
     return row._replace(z=math.hypot(row.z, row.m[0] * math.sqrt(mean)) if path.sigma(s) else 0.0)
 
 
-def made(said, data):
+def made(label, data):
     """A sampler of `SAMPLERS` on these data."""
-    name, options = SAMPLERS[said]
+    name, options = SAMPLERS[label]
     if name == "analytic-known":
         return sf.Linear(name, rows=functools.partial(analytic, data=data), order=1, lands=True, marginal=False)
     return sf.get_sampler(name, **options)
@@ -75,9 +75,9 @@ def made(said, data):
 def typed(data):
     """The samplers as a study takes them, and what they are called here."""
     names = {}
-    for said, (name, options) in SAMPLERS.items():
+    for label, (name, options) in SAMPLERS.items():
         inside = ", ".join(f"{option}={value or data!r}" for option, value in options.items())
-        names[f"{name}({inside})" if inside else name] = said
+        names[f"{name}({inside})" if inside else name] = label
     return names
 
 
@@ -134,9 +134,9 @@ def perfect(data, start=1.0, stop=0.0, path=PATH):
 
 def forgetful(data):
     """The law of the exact reverse SDE from N(0, I) instead of p_1: x_0 ~ p(x_0 | x_1), with Cov[x_0 | x_1] on top of x̂_0."""
-    d, (var, turn) = len(gaussian(data).mean), spectrum(data)
+    d, (var, eigenvectors) = len(gaussian(data).mean), spectrum(data)
     law = landed(torch.zeros(d).double(), torch.eye(d).double(), data, 1.0)
-    return law._replace(cov=law.cov + (turn * PATH.posterior_variance(1.0, var)) @ turn.mT)
+    return law._replace(cov=law.cov + (eigenvectors * PATH.posterior_variance(1.0, var)) @ eigenvectors.mT)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------------
@@ -152,8 +152,8 @@ def values(cells, figure, names):
     """A figure by what the sampler is called here and the budget asked."""
     frame = cells.frame[cells.frame["figure"] == figure]
     asked = frame["asked"].fillna(frame["steps"]).astype(int)
-    said = [names[name] if name in names else names[name.removesuffix("@trailing")] for name in frame["sampler"]]
-    return {(name, n): value for name, n, value in zip(said, asked, frame["value"], strict=True)}
+    label = [names[name] if name in names else names[name.removesuffix("@trailing")] for name in frame["sampler"]]
+    return {(name, n): value for name, n, value in zip(label, asked, frame["value"], strict=True)}
 
 
 def table(console, title, heads, rows):
@@ -170,19 +170,19 @@ def shown(numbers, form="{:.2g}"):
 
 def errors(console, data, seen):
     """W₂ by evaluations, the least in bold, and what the last step alone costs."""
-    least = {n: min(seen[said, n] for said in SAMPLERS) for n in BUDGETS}
+    least = {n: min(seen[label, n] for label in SAMPLERS) for n in BUDGETS}
     rows = []
-    for said in SAMPLERS:
-        texts = zip(shown(seen[said, n] for n in BUDGETS), BUDGETS, strict=True)
-        rows.append([said, *(f"**{text}**" if seen[said, n] == least[n] else text for text, n in texts)])
+    for label in SAMPLERS:
+        texts = zip(shown(seen[label, n] for n in BUDGETS), BUDGETS, strict=True)
+        rows.append([label, *(f"**{text}**" if seen[label, n] == least[n] else text for text, n in texts)])
     rows.append([LAST, *shown(w2(landing(data, n)) for n in BUDGETS)])
     table(console, f"W₂ on {data}", [data, *map(str, BUDGETS)], rows)
 
 
-def before(said, data, steps):
+def before(label, data, steps):
     """`excess` at the last node, over that of p_t there."""
     times = sf.grid(PATH, steps)[:-1]
-    law = analysis.law(made(said, data), PATH, gaussian(data), grid=times)
+    law = analysis.law(made(label, data), PATH, gaussian(data), grid=times)
     return excess(law._replace(target=marginal(data, times[-1])))
 
 
@@ -194,9 +194,9 @@ def variances(console, seen):
     """Excess of variance, in the end and before the last step."""
     ends, nodes, rows = (5, 10, 20, 50, 100, 1000), (10, 50), []
     for data in DATA:
-        for said in list(SAMPLERS)[:5]:
-            found = [*(seen[data][said, n] for n in ends), *(before(said, data, n) for n in nodes)]
-            rows.append([data, said, *map(percent, found)])
+        for label in list(SAMPLERS)[:5]:
+            found = [*(seen[data][label, n] for n in ends), *(before(label, data, n) for n in nodes)]
+            rows.append([data, label, *map(percent, found)])
         rows.append([data, LAST, *(percent(excess(landing(data, n))) for n in ends), *(percent(0) for _ in nodes)])
     heads = [*map(str, ends), *(f"before the last step, {n}" for n in nodes)]
     table(console, "Variance beyond that of the data", ["data", "variance", *heads], rows)
@@ -205,7 +205,7 @@ def variances(console, seen):
 def divergences(console, seen):
     """KL."""
     data, some = ("white", "power-law"), (10, 50, 100, 1000)
-    rows = [[said, *shown(seen[of][said, n] for of in data for n in some)] for said in SAMPLERS]
+    rows = [[label, *shown(seen[of][label, n] for of in data for n in some)] for label in SAMPLERS]
     table(console, "KL in nats", ["KL", *(f"{of}, {n}" for of in data for n in some)], rows)
 
 
@@ -214,8 +214,8 @@ def equal_steps(console, seen):
     some, rows = (10, 50, 100, 500), []
     for data in DATA:
         heun = values(study(data, ["pf-ode(method='heun')"], steps=some), "w2-exact", typed(data))
-        for said in ("ODE by Heun", "DDIM", "DPM-Solver++ 2M"):
-            rows.append([data, said, *shown({**seen[data], **heun}[said, n] for n in some)])
+        for label in ("ODE by Heun", "DDIM", "DPM-Solver++ 2M"):
+            rows.append([data, label, *shown({**seen[data], **heun}[label, n] for n in some)])
     table(console, "W₂ at equal steps", ["data", "steps", *map(str, some)], rows)
 
 
@@ -223,11 +223,11 @@ def grids(console):
     """W₂ at 20 evaluations on four grids."""
     seen, some = {}, DATA[1:]
     for data in some:
-        names = {f"{name}@{grid}": (data, grid, said) for name, said in typed(data).items() for grid in GRIDS}
+        names = {f"{name}@{grid}": (data, grid, label) for name, label in typed(data).items() for grid in GRIDS}
         cells = study(data, typed(data), nfe=[20], grids=GRIDS)
         seen |= {of: value for (of, _), value in values(cells, "w2-exact", names).items()}
         seen |= {(data, grid, LAST): w2(landing(data, 20, grid)) for grid in GRIDS}
-    rows = [[said, *shown(seen[data, grid, said] for data in some for grid in GRIDS)] for said in [*SAMPLERS, LAST]]
+    rows = [[label, *shown(seen[data, grid, label] for data in some for grid in GRIDS)] for label in [*SAMPLERS, LAST]]
     table(console, "W₂ at 20 evaluations by grid", ["20", *(f"{data}, {grid}" for data in some for grid in GRIDS)], rows)
 
 
@@ -252,9 +252,9 @@ def slopes(errors, steps):
     return [-math.log(b / a) / math.log(n / m) for (a, b), (m, n) in zip(pairwise(errors), pairwise(steps), strict=True)]
 
 
-def inside(said, data, steps=160):
+def inside(label, data, steps=160):
     """The order seen in how far the laws of n and 2n steps, and of 2n and 4n, lie apart, away from both ends."""
-    laws = {n: analysis.law(made(said, data), PATH, gaussian(data), n, **INSIDE) for n in (steps, 2 * steps, 4 * steps)}
+    laws = {n: analysis.law(made(label, data), PATH, gaussian(data), n, **INSIDE) for n in (steps, 2 * steps, 4 * steps)}
     off = [apart(laws[n], laws[2 * n]) for n in (steps, 2 * steps)]
     return "exact" if max(off) < 1e-9 else f"{slopes(off, (steps, 2 * steps))[0]:.2f}"
 
@@ -262,10 +262,10 @@ def inside(said, data, steps=160):
 def orders(console, seen):
     """Declared, observed inside the path, and observed to data."""
     rows = []
-    for said in SAMPLERS:
-        own = [inside(said, data) for data in DATA]
-        ends = [order for data in DATA for order in slopes([seen[data][said, n] for n in (500, 1000)], (500, 1000))]
-        rows.append([said, str(made(said, "white").order), *own, *shown(ends, "{:.2f}")])
+    for label in SAMPLERS:
+        own = [inside(label, data) for data in DATA]
+        ends = [order for data in DATA for order in slopes([seen[data][label, n] for n in (500, 1000)], (500, 1000))]
+        rows.append([label, str(made(label, "white").order), *own, *shown(ends, "{:.2f}")])
     heads = [f"{where}, {data}" for where in ("inside", "to data") for data in DATA]
     table(console, "Order", ["order", "declared", *heads], rows)
 
@@ -294,9 +294,9 @@ def picture(studies, file):
         ax.get_legend().remove()
         ax.set(title=title, ylabel="W₂ to the data, RMS an entry" if ax is axes[0] else "")
     lines = {typed(data).get(label, label): line for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    said = [*SAMPLERS, LAST.strip("*")]
-    plain = [line[0] if isinstance(line, ErrorbarContainer) else line for line in (lines[name] for name in said)]
-    figure.legend(plain, said, loc="outside lower center", ncols=5, frameon=False, handlelength=3.2)
+    label = [*SAMPLERS, LAST.strip("*")]
+    plain = [line[0] if isinstance(line, ErrorbarContainer) else line for line in (lines[name] for name in label)]
+    figure.legend(plain, label, loc="outside lower center", ncols=5, frameon=False, handlelength=3.2)
     figure.savefig(file, dpi=110)
 
 

@@ -60,7 +60,7 @@ def law(
     weights on (1, x_T, draw 1, …, draw n), the k-th draw the k-th unit vector: no Monte Carlo.
 
     Args:
-        sampler: a plan; or a sampler or its name, laid out by `plan` with the steps and keywords: grid, nfe, start, ….
+        sampler: a plan; or a sampler or its name, planned by `plan` with the steps and keywords: grid, nfe, start, ….
         path: the path. gaussian: the data.
 
     Raises:
@@ -71,8 +71,8 @@ def law(
     plan = sampler if isinstance(sampler, Plan) else lay_out(sampler, path, steps, **keywords)
     if plan.path != repr(path):
         raise ValueError(f"the plan was made for {plan.path}, not for {path}")
-    var, turn = torch.linalg.eigh(gaussian.cov)
-    mean = turn.mT @ gaussian.mean
+    var, eigenvectors = torch.linalg.eigh(gaussian.cov)
+    mean = eigenvectors.mT @ gaussian.mean
     size = plan.noise_count + 2
     model = Symbolic(path, mean, var, size, plan.analytic)
     x = torch.zeros(len(var), size, dtype=torch.float64)
@@ -81,12 +81,12 @@ def law(
     for step in plan.steps:
         x, memory, _ = drive(advance(step, plan, model, x, memory, draws), model)  # type: ignore[assignment]
     spread = x[:, 1:].square().sum(1)
-    return Law(turn @ x[:, 0], (turn * spread) @ turn.mT, gaussian)
+    return Law(eigenvectors @ x[:, 0], (eigenvectors * spread) @ eigenvectors.mT, gaussian)
 
 
 def _root(cov: Tensor) -> Tensor:
-    var, turn = torch.linalg.eigh(cov)
-    root: Tensor = (turn * var.clamp(min=0).sqrt()) @ turn.mT
+    var, eigenvectors = torch.linalg.eigh(cov)
+    root: Tensor = (eigenvectors * var.clamp(min=0).sqrt()) @ eigenvectors.mT
     return root
 
 
@@ -181,8 +181,8 @@ class Scaled:
     def __init__(self, path: GaussianPath, mu: Tensor) -> None:
         self.path, self.mu = path, mu
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
-        a, b = self.path.convert("eps", want, t)
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
+        a, b = self.path.convert("eps", prediction, t)
         wanted: Tensor = a * x + b * self.mu / self.path.sigma(t) * x
         return wanted
 
@@ -218,7 +218,7 @@ def stability(sampler: str | Sampler, mu: Tensor, h: float = 0.5, steps: int = 6
 
 
 def coefficients(plan: Plan, ax: Any = None) -> Any:
-    """Draw the weights of a plan's last rows against t: on the state, on each word, newest first, and on the noise.
+    """Draw the weights of a plan's last rows against t: on the state, on each output, newest first, and on the noise.
 
     Args:
         ax: a matplotlib axes to draw on; a new one if None. It is returned.
@@ -230,7 +230,7 @@ def coefficients(plan: Plan, ax: Any = None) -> Any:
     t = [step.t for step in plan.steps]
     ax.plot(t, [row.x for row in rows], label="state", color="black")
     for j in range(max(len(row.m) for row in rows)):
-        ax.plot(t, [row.m[j] if j < len(row.m) else np.nan for row in rows], ".-", label=f"{plan.wants} {j}")
+        ax.plot(t, [row.m[j] if j < len(row.m) else np.nan for row in rows], ".-", label=f"{plan.prediction} {j}")
     if plan.noise_count:
         ax.plot(t, [math.hypot(*(float(z) for _, z in row.draws)) for row in rows], ":", label="noise")
     ax.set(xlabel="t", ylabel="weight", title=plan.sampler)

@@ -34,8 +34,8 @@ def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
         FileNotFoundError: no such folder.
     """
     inner = unwrapped(net)
-    said = {"network": type(inner).__name__, "config": json.dumps(getattr(inner, "config", None), default=as_json)}
-    write(weights_of(inner), file, {**said, **metadata})
+    header = {"network": type(inner).__name__, "config": json.dumps(getattr(inner, "config", None), default=as_json)}
+    write(weights_of(inner), file, {**header, **metadata})
 
 
 def save_model(model: ScoreModel, file: str | Path) -> None:
@@ -52,8 +52,8 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
             "Latent, write its model with save_model and its autoencoder with save"
         )
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
-    said = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
-    save(model.net, file, **said, time=model.time if isinstance(model.time, str) else "")
+    header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
+    save(model.net, file, **header, time=model.time if isinstance(model.time, str) else "")
 
 
 def load(file: str | Path) -> nn.Module:
@@ -127,7 +127,7 @@ def moved(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype 
 
 
 def as_json(value: Any) -> Any:
-    """What JSON has no word for: numbers of numpy as Python's, the rest as text."""
+    """What JSON has no form for: numbers of numpy as Python's, the rest as text."""
     return value.item() if isinstance(value, np.generic) else say(value)
 
 

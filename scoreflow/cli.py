@@ -24,7 +24,7 @@ from scoreflow._core.check import whole
 from scoreflow._core.noise import White
 from scoreflow._core.path import PATHS
 from scoreflow._run.auto import AUTO
-from scoreflow._run.solve import plan as lay_out
+from scoreflow._run.solve import plan as make_plan
 from scoreflow._run.solve import solve
 from scoreflow._samplers.cite import cite as bibtex
 from scoreflow._samplers.step import get_sampler
@@ -54,6 +54,13 @@ def samplers(
 
 
 @app.command()
+def show(sampler: Annotated[str, typer.Argument(help="A sampler as typed: unipc, or ddim(eta=0.5).")]) -> None:
+    """A sampler's page: formula, options, order, cost, citation, file and tests."""
+    name, options, _ = parse(sampler)
+    typer.echo(get_sampler(name, **options).doc)
+
+
+@app.command()
 def plan(
     sampler: Annotated[str, typer.Argument(help="A sampler's name, or auto.")],
     path: Annotated[str, typer.Option(help=f"One of {', '.join(PATHS)}.")] = "ddpm",
@@ -68,7 +75,7 @@ def plan(
     """Every coefficient of a run, before it runs, and what it does to Gaussian data and to an error of the network."""
     if path not in PATHS:
         raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
-    rows = lay_out(sampler, PATHS[path](), steps, nfe=nfe, grid=grid, start=start, stop=stop, **_options(option or []))
+    rows = make_plan(sampler, PATHS[path](), steps, nfe=nfe, grid=grid, start=start, stop=stop, **_options(option or []))
     typer.echo(rows.to_json() if as_json else f"{rows}\n{rows.check()}")
 
 
@@ -133,8 +140,8 @@ def sample(
         np.save(out, x.numpy())
     else:
         out.write_bytes(studies.picture(x.numpy(), shown=n))
-    said = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(x.shape), "seed": seed, "file": str(out)}
-    typer.echo(json.dumps(said) if as_json else f"{n} samples by {said['sampler']}, {sol.nfe} evaluations: {out}")
+    summary = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(x.shape), "seed": seed, "file": str(out)}
+    typer.echo(json.dumps(summary) if as_json else f"{n} samples by {summary['sampler']}, {sol.nfe} evaluations: {out}")
 
 
 def _in_turn(value: Any, n: int) -> Any:
@@ -226,8 +233,10 @@ def train(
     if int(os.environ.get("RANK", 0)):
         return
     last = json.loads((out / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    said = f"{last['step']} steps, loss {last['loss']:.4g}, held out {last['held_out']:.4g}. Model: {out / 'model.safetensors'}"
-    typer.echo(json.dumps({**last, "folder": str(out)}) if as_json else said)
+    summary = (
+        f"{last['step']} steps, loss {last['loss']:.4g}, held out {last['held_out']:.4g}. Model: {out / 'model.safetensors'}"
+    )
+    typer.echo(json.dumps({**last, "folder": str(out)}) if as_json else summary)
 
 
 @app.command()
@@ -264,8 +273,8 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
         told = {"report": str(file), "findings": findings, "warnings": done.warnings, "failures": failures, "figures": lines}
         typer.echo(json.dumps(told, indent=1))
         return
-    for figure, said in findings.items():
-        typer.echo(f"{figure}\n" + "\n".join(f"  {line}" for line in said))
+    for figure, sentences in findings.items():
+        typer.echo(f"{figure}\n" + "\n".join(f"  {line}" for line in sentences))
     for line in done.warnings:
         typer.echo(f"not sensible: {line}")
     for failure in done.failures:
@@ -275,7 +284,7 @@ def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
 
 def _numbers(name: str, text: str) -> list[int]:
     try:
-        return [int(word) for word in split(text)]
+        return [int(part) for part in split(text)]
     except ValueError:
         raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}") from None
 

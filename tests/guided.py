@@ -8,10 +8,9 @@ import scoreflow as sf
 K, D = 5, 3
 MIX = mixture(d=D)
 VP = sf.VPSDE()
-PARTS = [
-    sf.GaussianMixture(torch.ones(1), MIX.means[k : k + 1], torch.diag_embed(MIX._var[k : k + 1]) if MIX._turn is None else
-                       (MIX._turn[k] * MIX._var[k]) @ MIX._turn[k].T[None]) for k in range(K)
-]  # fmt: skip
+AXES = torch.eye(D).double().expand(K, D, D) if MIX._eigenvectors is None else MIX._eigenvectors
+COV = (AXES * MIX._var[:, None]) @ AXES.mT
+PARTS = [sf.GaussianMixture(torch.ones(1), MIX.means[k : k + 1], COV[k : k + 1]) for k in range(K)]
 Y = torch.tensor([0, 3, 1, 3])
 X = states(4, D)
 

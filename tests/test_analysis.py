@@ -15,7 +15,7 @@ GAUSSIAN = sf.Gaussian(torch.tensor([0.7, -0.4]), torch.tensor([[0.6, 0.3], [0.3
 
 
 def test_a_law_by_name():
-    """As of the plan that the name, the steps and the keywords lay out."""
+    """As of the plan that the name, the steps and the keywords give."""
     plan = sf.plan("ddim", PATH, 7, grid="logsnr", stop=0.01, eta=0.5)
     a = analysis.law(plan, PATH, GAUSSIAN)
     b = analysis.law("ddim", PATH, GAUSSIAN, 7, grid="logsnr", stop=0.01, eta=0.5)

@@ -11,7 +11,7 @@ from problems import mixture, states
 import scoreflow as sf
 from scoreflow import analysis
 from scoreflow._core.chain import discretised_nll
-from scoreflow._run.walk import Watch
+from scoreflow._run.walk import FiniteCheck
 from scoreflow._score.variance import Levels
 from scoreflow._uses import bound
 
@@ -52,7 +52,7 @@ def test_the_discrete_decoder_is_the_mass_of_the_bin():
     found = sf.vlb(MODEL, x_0, bins=9, grid=[0.3, 0.2, 0.0], variance="beta", seed=3)
     noise = sf.White(3).draws("probe")
     noise(x_0)
-    x_t = PATH.noised(x_0, 0.2, noise(x_0))
+    x_t = PATH.q_sample(x_0, 0.2, noise(x_0))
     law = torch.distributions.Normal(MODEL.x0(x_t, 0.2), PATH.forward(0.0, 0.2).z)
     above, below = law.cdf(x_0 + 1 / 8), law.cdf(x_0 - 1 / 8)
     above[x_0 == 1], below[x_0 == -1] = 1.0, 0.0
@@ -66,7 +66,9 @@ def expected(model, x_0, path, times):
     for t, s in itertools.pairwise(times):
         for sign in (1.0, -1.0):
             eps = torch.full_like(x_0, sign)
-            total = total + bound._term(model, x_0, eps, t, s, "posterior", {}, watch=Watch(), decoder="gaussian") / 2
+            total = (
+                total + bound._term(model, x_0, eps, t, s, "posterior", {}, finite_check=FiniteCheck(), decoder="gaussian") / 2
+            )
     return total
 
 
@@ -110,7 +112,12 @@ def test_more_steps_tend_to_the_continuous_bound():
         total = 0.0
         for a, b in itertools.pairwise(times):
             for sign in (1.0, -1.0):
-                total += float(bound._term(model, x_0, torch.full_like(x_0, sign), a, b, "posterior", {}, watch=Watch())) / 2
+                total += (
+                    float(
+                        bound._term(model, x_0, torch.full_like(x_0, sign), a, b, "posterior", {}, finite_check=FiniteCheck())
+                    )
+                    / 2
+                )
         gaps.append(total - limit)
     assert all(g > 0 for g in gaps)
     assert 1.8 < gaps[0] / gaps[1] < 2.2 and 1.9 < gaps[1] / gaps[2] < 2.1
@@ -130,7 +137,7 @@ def test_the_continuous_bound_is_its_integral():
     error = float((found.diffusion - exact).std()) / 4000**0.5
     assert abs(float((found.diffusion - exact).mean())) < 4.5 * error < 0.02 * float(exact.mean())
     decoded = sum(
-        bound._term(model, x_0, torch.full_like(x_0, e), 1e-3, 0.0, "beta", {}, watch=Watch(), decoder="gaussian")
+        bound._term(model, x_0, torch.full_like(x_0, e), 1e-3, 0.0, "beta", {}, finite_check=FiniteCheck(), decoder="gaussian")
         for e in (1.0, -1.0)
     )
     gap = found.decoder - decoded / 2
@@ -176,7 +183,12 @@ def test_with_the_analytic_variance_the_bound_is_tight():
     for t, s in itertools.pairwise(times):
         for sign in (1.0, -1.0):
             eps = torch.full_like(x_0, sign)
-            total += bound._term(model, x_0, eps, t, s, "analytic", {}, watch=Watch(), decoder="gaussian", levels=levels) / 2
+            total += (
+                bound._term(
+                    model, x_0, eps, t, s, "analytic", {}, finite_check=FiniteCheck(), decoder="gaussian", levels=levels
+                )
+                / 2
+            )
     torch.testing.assert_close(total, 0.5 * (x_0[:, 0] ** 2 + math.log(2 * math.pi)), rtol=1e-9, atol=1e-9)
 
 
@@ -210,7 +222,7 @@ def test_learned_variances():
         one = [sf.vlb(m, x_0, variance=v, grid=[0.5, 0.0]) for m, v in ((speaking(word), "interpolated"), (MODEL, "beta"))]
         torch.testing.assert_close(one[0].decoder, one[1].decoder, rtol=1e-9, atol=1e-9)
     flat = sf.vlb(speaking(math.log(0.5)), x_0, variance="learned", grid=[1.0, 0.5, 0.0], decoder="gaussian", seed=1)
-    x_t = PATH.noised(x_0, 1.0, sf.White(1).draws("probe")(x_0))
+    x_t = PATH.q_sample(x_0, 1.0, sf.White(1).draws("probe")(x_0))
     row, normal = PATH.bridge(1.0, 0.5, 1.0), torch.distributions.Normal
     means = (row.x * x_t + row.m[0] * x for x in (x_0, MODEL.x0(x_t, 1.0)))
     q, p = (normal(mean, std) for mean, std in zip(means, (row.z, 0.5**0.5), strict=True))

@@ -56,6 +56,11 @@ def test_samplers():
     assert text.endswith(run("samplers", "--markdown").stdout)
 
 
+def test_show_is_the_page():
+    assert run("show", "ddim(eta=0.5)").stdout.strip() == sf.get_sampler("ddim", eta=0.5).doc
+    assert "no sampler is called" in run("show", "ddimm").stderr
+
+
 def test_plan():
     """What auto picks at a budget with its health, and any sampler with its options."""
     shown = run("plan", "auto", "--nfe", "8")

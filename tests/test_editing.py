@@ -78,7 +78,7 @@ def test_the_noise_has_the_level_of_the_first_time():
             again = {"start": 0.5, **given} if "grid" not in given or "start" in given else given
         else:
             again = {}
-        x_t = path.noised(x_0, found.times[0], draw)
+        x_t = path.q_sample(x_0, found.times[0], draw)
         torch.testing.assert_close(found.x, sf.solve(model, x_t, sampler, seed=7, **again).x, rtol=0, atol=0)
     for clash in ({"sampler": sf.plan("ddim", path, steps=4, start=0.7)}, {"grid": [0.4, 0.0]}):
         with pytest.raises(ValueError, match=r"start=0.5 and .* exclude each other"):

@@ -32,7 +32,7 @@ def without(name):
         without("steps"), without("sampler"), without("path"), without("wants"), without("options"),
         plan_json(steps=3), plan_json(steps=[]), plan_json(steps=[[1.0, 0.5]]), plan_json(steps=[[1.0, 0.0, True, []]]),
         plan_json(steps=[[1.0, 0.0, True, [[0.0, [1.0]]]]]), plan_json(steps=[["a", 0, True, [[0, ["b", [1], 0]]]]]),
-        plan_json(wants="banana"), plan_json(options=3), plan_json(rows=[]),
+        plan_json(prediction="banana"), plan_json(options=3), plan_json(rows=[]),
     ],
 )  # fmt: skip
 def test_text_that_is_no_plan(text):

@@ -22,7 +22,7 @@ EVERY = pytest.mark.parametrize(
 
 @st.composite
 def four_times(draw):
-    """s below three times at which the network has spoken, newest first; a non-uniform grid."""
+    """s below three times at which the network was evaluated, newest first; a non-uniform grid."""
     ratios = draw(st.lists(st.floats(0.4, 0.95), min_size=3, max_size=3))
     oldest = draw(st.floats(0.3, 0.98))
     middle, newest, s = (oldest * math.prod(ratios[: i + 1]) for i in range(3))

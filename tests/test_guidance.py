@@ -153,7 +153,7 @@ def test_cfg_plus_plus_on_other_rows():
     guided = sf.CFGPlusPlus(MODEL, lambda t: 0.4 + t / 2)
     ours = sf.solve(guided, X, "ddim", steps=5, start=0.9, y=Y)
     eps = sf.solve(guided, X, "exponential-ab", order=1, form="noise", steps=5, start=0.9, y=Y)
-    assert eps.plan.wants == "eps" != ours.plan.wants
+    assert eps.plan.prediction == "eps" != ours.plan.prediction
     side = sf.solve(guided, X, "ddim", steps=5, start=0.9, parallel=sf.Picard(3, 0.0), y=Y)
     other = sf.solve(sf.CFGPlusPlus(net_model("v"), guided.scale), X, "ddim", steps=5, start=0.9, y=Y)
     for found in (eps, side, other):

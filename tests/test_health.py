@@ -46,7 +46,9 @@ def test_health_is_what_runs_show(case):
     assert (health.std, health.std_tight) == pytest.approx((std, tight), rel=1e-9)
     worst = torch.maximum(wide, narrow)
     assert health.amplification == pytest.approx(float(worst.max()), rel=1e-9)
-    assert max(e for e, t in zip(worst, plan.asked, strict=True) if t == health.at) == pytest.approx(health.amplification)
+    assert max(e for e, t in zip(worst, plan.evaluation_times, strict=True) if t == health.at) == pytest.approx(
+        health.amplification
+    )
     assert (health.data, health.data_tight) == (1.0, 0.1)
 
 
@@ -125,7 +127,7 @@ def test_a_study_tells_the_health_of_its_cells(tmp_path):
     path = sf.VPSDE()
     wrong, right = (sf.plan(name, path, nfe=5, grid=grid).check() for name, grid in (("edm", "logsnr"), ("ddim", None)))
     for done in (study, sf.studies.Study.open(tmp_path)):
-        assert {str(spec): health for spec, health in done.health.items() if spec.asked == 5} == {
+        assert {str(spec): health for spec, health in done.health.items() if spec.size == 5} == {
             "edm@logsnr, nfe=5": wrong, "ddim, nfe=5": right,
         }  # fmt: skip
         assert len(done.health) == 4  # an adaptive solver has no plan

@@ -166,7 +166,7 @@ def test_9_euler_ancestral_is_ddim(path, times, seed, eta):
 def test_21_a_point_is_reached_in_one_step(path, case):
     """21. When the data are one point, rows that carry the marginal are exact in one step, from anywhere."""
     point = states(1, 3)
-    start = 1.0 if path.alpha(1.0) > 0 or linear(case).wants == "x0" else 0.99  # noise form needs α > 0
+    start = 1.0 if path.alpha(1.0) > 0 or linear(case).prediction == "x0" else 0.99  # noise form needs α > 0
     sol = sf.solve(sf.Empirical(point).model(path), states(4, 3, seed=1), linear(case), steps=1, seed=0, start=start)
     close(sol.x, point.expand(4, 3), 1e-12)
 

@@ -22,11 +22,11 @@ NEW = ["lms", "ipndm-v", "ipndm", "pndm", "gradient-estimation", "edm", "edm-eul
 
 @st.composite
 def five_times(draw):
-    """Four times at which the network has spoken, newest first, and s below them; uneven."""
+    """Four times at which the network was evaluated, newest first, and s below them; uneven."""
     ratios = draw(st.lists(st.floats(0.5, 0.9), min_size=4, max_size=4))
     oldest = draw(st.floats(0.3, 0.98))
-    *spoken, s = (oldest * math.prod(ratios[:i]) for i in range(5))
-    return tuple(reversed(spoken)), s
+    *evaluated, s = (oldest * math.prod(ratios[:i]) for i in range(5))
+    return tuple(reversed(evaluated)), s
 
 
 def row(name, path, times, s, **options):

@@ -12,29 +12,31 @@ import scoreflow as sf
 from scoreflow._uses.optimal import word_weights
 
 
-class Spoken(torch.nn.Module):
-    """A network that says given words in turn."""
+class Outputs(torch.nn.Module):
+    """A network that says given outputs in turn."""
 
-    def __init__(self, words):
+    def __init__(self, outputs):
         super().__init__()
-        self.words, self.said = words, 0
+        self.outputs, self.said = outputs, 0
 
     def forward(self, x, t):
         self.said += 1
-        return self.words[self.said - 1].expand_as(x)
+        return self.outputs[self.said - 1].expand_as(x)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm-solver++-3m", "exponential-ab-3", "unipc-3", "dpm-solver-3"])
 def test_word_weights_are_those_of_a_run(name):
-    """A run from x_T = 0 on fixed words gives the sum of the words by their weights."""
+    """A run from x_T = 0 on fixed outputs gives the sum of the outputs by their weights."""
     path = PATHS["vp"]
     plan = sf.plan(name, path, grid=sf.grid(path, 7, "logsnr", stop=0.01))
-    words = states(plan.nfe, 1, 2)
-    model = sf.ScoreModel(Spoken(words), path, prediction=plan.wants)
+    outputs = states(plan.nfe, 1, 2)
+    model = sf.ScoreModel(Outputs(outputs), path, prediction=plan.prediction)
     x = sf.solve(model, torch.zeros(1, 2, dtype=torch.float64), plan).x
     weights = word_weights(plan, path)
-    spoken = sum(w / path.convert("x0", plan.wants, t)[1] * word for (t, w), word in zip(weights, words, strict=True))
-    torch.testing.assert_close(x, spoken, rtol=1e-11, atol=1e-12)
+    weighed = sum(
+        w / path.convert("x0", plan.prediction, t)[1] * output for (t, w), output in zip(weights, outputs, strict=True)
+    )
+    torch.testing.assert_close(x, weighed, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("path", ["vp", "ve"])

@@ -44,7 +44,7 @@ def test_32_the_limit_is_the_sequential_run(case, window):
 
 
 @pytest.mark.parametrize("case", ["ddim", "ddpm", "deis tAB3", "dpm-solver 3", "sa-solver", "reverse-sde heun t"])
-def test_32_round_k_has_the_first_k_words(case):
+def test_32_round_k_has_the_first_k_outputs(case):
     """32. In round k the k-th question is asked at the state of the sequential run, and it is not asked again."""
     one, many = noted(), noted()
     sf.solve(one, X, linear(case), steps=8, seed=2)

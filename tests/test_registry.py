@@ -1,8 +1,10 @@
 """The registry of samplers: what is written down of each, what it cites, and that a sampler is a value."""
 
 import pickle
+import pydoc
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +13,8 @@ from problems import LINEAR, linear, mixture, states
 import scoreflow as sf
 from scoreflow._core.grid import GRIDS, grid_rule
 from scoreflow._run import picard
-from scoreflow._samplers.cite import references
 from scoreflow._samplers.step import SAMPLERS, VARIANTS
+from scoreflow._samplers.works import entry_field, references, short, untex
 
 # -- the registry -------------------------------------------------------------------------------------------------------
 
@@ -51,6 +53,41 @@ def test_options_of_a_sampler_have_values(name):
     options = SAMPLERS[name].options
     assert all(p.default is not p.empty for p in options.values())
     assert set(sf.get_sampler(name).options) == set(options)
+
+
+@every_sampler
+def test_a_page_of_a_sampler(name):
+    """Docstring, options, cost, works and file; `help` shows it, and a class keeps its own docstring."""
+    chosen = sf.get_sampler(name)
+    page = chosen.doc
+    assert SAMPLERS[name].doc in page
+    facts = dict(line.split(maxsplit=1) for line in page.rpartition("\n\n")[2].splitlines())
+    assert [f.split("=")[0] for f in facts["options"].split(", ")] == list(SAMPLERS[name].options)
+    assert facts["order"] == ("by tolerance" if chosen.order is None else str(chosen.order))
+    cost = {line.name: line.evaluations for line in sf.samplers()}[name]
+    assert facts["cost"].startswith("what" if cost is None else f"{cost} evaluation")
+    assert [re.search(r"\((\w+)\)", work)[1] for work in facts["cite"].split("; ")] == list(chosen.cites)
+    file, line = facts["file"].split(":")
+    assert f'"{name}"' in (Path(sf.__file__).parent.parent / file).read_text().splitlines()[int(line) - 1]
+    assert SAMPLERS[name].doc.splitlines()[0] in pydoc.render_doc(chosen, renderer=pydoc.plaintext)
+    assert type(chosen).__doc__ != page == pickle.loads(pickle.dumps(chosen)).__doc__
+
+
+def test_a_page_has_the_options_chosen_and_the_names_elsewhere():
+    page = sf.get_sampler("unipc", order=2).doc
+    assert page.startswith("unipc(B='bh2', form='data', order=2)")
+    assert "options  order=2, B='bh2'" in page
+    assert "unipc-2" in page and "UniPCMultistepScheduler" in page
+    assert "not registered" in sf.Linear(rows=lambda path, times, s: sf.Row(1.0, (0.0,))).doc
+    assert sf.Linear.__doc__.startswith("A sampler given by its rows.")
+
+
+def test_works_print_as_text():
+    assert short("rossler2010srk") == "Rößler, 2010"
+    assert short("hairer1993solving") == "Hairer et al., 1993"
+    assert untex(r"Pich{\'e}-Taillefer, R{\'e}mi and N{\o}rsett and {\v{S}}mid") == "Piché-Taillefer, Rémi and Nørsett and Šmid"
+    for key in references():
+        assert not set(entry_field(key, "author") + entry_field(key, "title")) & set("\\{}")
 
 
 def test_every_reference_is_cited():

@@ -34,7 +34,7 @@ def effect(case, path, t, s):
     x_t, x_0, *eps = torch.eye(3 + len(step.draws), dtype=torch.float64)
 
     def speak(x, u):
-        weight, m = path.convert("x0", sampler.wants, u)
+        weight, m = path.convert("x0", sampler.prediction, u)
         return weight * x + m * x_0
 
     outputs = [speak(x_t, t)]
@@ -57,7 +57,7 @@ def rounding(case, path, t, s):
         if words:
             size = abs(row.x) + sum(abs(m) * word for m, (word, _) in zip(row.m, words, strict=True))
             lost = size * 1e-15 + sum(abs(m) * gone for m, (_, gone) in zip(row.m, words, strict=True))
-        weight = abs(path.convert("x0", sampler.wants, u)[0])
+        weight = abs(path.convert("x0", sampler.prediction, u)[0])
         words.insert(0, (weight * size, weight * (lost + size * 1e-15)))
     return lost
 
@@ -85,12 +85,12 @@ def test_every_row_of_a_run_keeps_the_invariants(case, path):
         for u, row in step.stages:
             x, m, (alpha, sigma) = row.x, sum(row.m), (path.alpha(step.t), path.sigma(step.t))
             size = sum(map(abs, row.m))
-            if sampler.wants == "x0":
+            if sampler.prediction == "x0":
                 assert x * alpha + m == pytest.approx(path.alpha(u), rel=1e-11, abs=1e-13 * size)
                 if sampler.marginal:
                     assert (x * sigma) ** 2 + sum(z**2 for _, z in row.draws) == pytest.approx(path.sigma(u) ** 2, rel=1e-10)
             else:
-                assert sampler.wants == "eps" and row.z == 0
+                assert sampler.prediction == "eps" and row.z == 0
                 assert x * alpha == pytest.approx(path.alpha(u), rel=1e-11)
                 assert x * sigma + m == pytest.approx(path.sigma(u), rel=1e-10, abs=1e-13 * size)
 
@@ -119,7 +119,7 @@ def test_the_last_row_is_the_denoiser(case, path):
         sampler = linear(case)
         (step,) = sampler.plan(path, (t, 0.0)).steps
         ((_, row),) = step.stages
-        weight, m = path.convert(sampler.wants, "x0", t)
+        weight, m = path.convert(sampler.prediction, "x0", t)
         assert row.z == 0
         assert (row.x, row.m[0]) == pytest.approx((weight, m), rel=1e-12, abs=1e-14)
 

@@ -223,7 +223,7 @@ def test_churn_is_algorithm_2():
         assert PATH.kappa(step.s) == pytest.approx(1.2 * PATH.kappa(step.t), rel=1e-9)
         noise = PATH.alpha(step.s) * math.sqrt(PATH.kappa(step.s) ** 2 - PATH.kappa(step.t) ** 2) * 1.1
         assert (up.row.x, up.row.z) == pytest.approx((PATH.alpha(step.s) / PATH.alpha(step.t), noise), rel=1e-9)
-        assert not step.asks
+        assert not step.evaluates
     most = sf.plan("edm-churn", PATH, grid=grid(10), S_churn=1e3)
     assert PATH.kappa(most.steps[3].s) < PATH.kappa(most.steps[3].t) or PATH.kappa(most.steps[3].s) == pytest.approx(
         math.sqrt(2) * PATH.kappa(most.steps[3].t), rel=1e-9

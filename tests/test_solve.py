@@ -51,8 +51,8 @@ def test_a_plan_is_its_sampler(case, on):
 def test_plans_where_alpha_is_zero(case, on):
     """At t = 1 the rows are finite, and run as the sampler does; or the clock is infinite there and says so."""
     model, chosen = ORACLE.model(PATHS[on]), linear(case)
-    noise_form = chosen.wants == "eps" and case != "reverse-diffusion"  # x/α is infinite there
-    in_lambda = chosen.wants == "x0" and any(
+    noise_form = chosen.prediction == "eps" and case != "reverse-diffusion"  # x/α is infinite there
+    in_lambda = chosen.prediction == "x0" and any(
         u != step.s for step in sf.plan(chosen, VP.path, steps=2, stop=0.1).steps for u, _ in step.stages
     )
     if noise_form or in_lambda or chosen.name in ("er-sde", "richardson") or case == "res 2s c2=1":

@@ -45,7 +45,7 @@ def test_a_plan_knows_its_memory():
     plans = [sampler.plan(PATH, times) for sampler in (MULTISTEP, PEC, PECE)]
     assert [plan.nfe for plan in plans] == [8, 9, 16]
     assert [len(step.stages[-1].row.m) for step in plans[0].steps] == [1, *[2] * 7]
-    assert [step.asks for step in plans[1].steps] == [True, *[False] * 7]
+    assert [step.evaluates for step in plans[1].steps] == [True, *[False] * 7]
     assert [plan.peak_tensors for plan in plans] == [4, 4, 4]
     assert [sf.plan(f"unipc-{p}", PATH, steps=9).peak_tensors for p in (1, 2, 3, 4)] == [4, 5, 6, 7]
     assert "8 steps, 8 evaluations, 0 draws" in str(plans[0])
@@ -116,10 +116,10 @@ def test_draws_of_parts_of_a_step():
 class UpAndDown(sf.Linear):
     """DDIM whose every step begins by going up a little, by the path's own forward row."""
 
-    def lay(self, path, spoken, t, s):
+    def build(self, path, evaluated, t, s):
         up = (t + 1) / 2
         climb = PlannedStep(t, up, False, (Stage(up, path.forward(t, up)),), (Draw(t, up),))
-        return climb, *super().lay(path, (), up, s)
+        return climb, *super().build(path, (), up, s)
 
 
 def test_steps_up():
@@ -163,7 +163,7 @@ def test_the_analytic_first_answer_in_laws_and_where_alpha_is_zero():
     for bad in (-1, math.nan, "v"):
         with pytest.raises((TypeError, ValueError), match="analytic must be"):
             sf.get_sampler("ddim", analytic=bad)
-    with pytest.raises(ValueError, match="analytic has no word on the variance"):
+    with pytest.raises(ValueError, match="analytic has no variance output"):
         sf.sample(net, (2, 3), "ddpm", variance="learned", steps=4, analytic=1.0)
 
 

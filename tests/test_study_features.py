@@ -7,12 +7,12 @@ import types
 import numpy as np
 import pytest
 import torch
+from metric_inputs import two
 from problems import states
-from scenes import two
 
 from scoreflow import zoo
 from scoreflow.studies.features import FEATURES, Inception, featured, get_features
-from scoreflow.studies.metrics import METRICS, Scene
+from scoreflow.studies.metrics import METRICS, MetricInput
 
 
 class Counted(torch.nn.Module):
@@ -40,9 +40,9 @@ def test_features_of_a_module_are_computed_once():
     Counted.calls.clear()
     x, y = two(7, 8, 2)
     for name in ("kid", "frechet", "manifold"):
-        METRICS[name](Scene(x, 0, data=y, features=Counted(2.0)))
+        METRICS[name](MetricInput(x, 0, data=y, features=Counted(2.0)))
     assert Counted.calls == [7, 8]
-    METRICS["kid"](Scene(x + 1, 0, data=y.clone(), features=pickle.loads(pickle.dumps(Counted(2.0)))))
+    METRICS["kid"](MetricInput(x + 1, 0, data=y.clone(), features=pickle.loads(pickle.dumps(Counted(2.0)))))
     assert Counted.calls == [7, 8, 7]
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from metric_inputs import figures, same, two, value
 from problems import states
-from scenes import figures, same, two, value
 
 import scoreflow as sf
-from scoreflow.studies.metrics import METRICS, Scene
+from scoreflow.studies.metrics import METRICS, MetricInput
 from scoreflow.studies.subject import ring
 
 ON_DATA = [name for name, m in METRICS.items() if "data" in m.needs]
@@ -161,13 +161,13 @@ def test_floor_of_manifold():
 
 
 def all_figures():
-    """Of every metric on one scene."""
+    """Of every metric on one inputs."""
     mixture, gaussian, path = ring(), sf.Gaussian(torch.zeros(2)), sf.VPSDE()
     x, y = two(80, 300, 2)
-    scene = Scene(x, 3, x + 0.1, x - 0.1, y, same, mixture, path, sf.plan("ddim", path, 5), 2.0, 0.5)
+    inputs = MetricInput(x, 3, x + 0.1, x - 0.1, y, same, mixture, path, sf.plan("ddim", path, 5), 2.0, 0.5)
     out = {}
     for m in METRICS.values():
-        out |= m(scene._replace(oracle=gaussian) if "gaussian" in m.needs else scene)
+        out |= m(inputs._replace(oracle=gaussian) if "gaussian" in m.needs else inputs)
     return out
 
 

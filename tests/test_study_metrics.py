@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from metric_inputs import figures, same, two, value
 from problems import states
-from scenes import figures, same, two, value
 from scipy import optimize, stats
 
 import scoreflow as sf
 from scoreflow.studies import metrics as measures
-from scoreflow.studies.metrics import METRICS, Scene, get_metric, metric, table
+from scoreflow.studies.metrics import METRICS, MetricInput, get_metric, metric, table
 from scoreflow.studies.subject import ring
 
 SIZES = [(5, 5, (1,)), (7, 4, (2,)), (6, 9, (1, 2, 3)), (30, 50, (4,))]
@@ -235,11 +235,11 @@ def test_exact_laws_of_ddim(d):
     """`|s − √v|` and `(s²/v − 1 − ln(s²/v)) d/2`."""
     v, path = 0.3, sf.VPSDE()
     plan, std = ddim(v, 8, path)
-    scene = Scene(torch.empty(0), 0, oracle=sf.Gaussian(torch.zeros(d), v), path=path, plan=plan)
+    inputs = MetricInput(torch.empty(0), 0, oracle=sf.Gaussian(torch.zeros(d), v), path=path, plan=plan)
     assert abs(std - math.sqrt(v)) > 1e-3
-    assert METRICS["w2-exact"](scene) == pytest.approx({"w2-exact": abs(std - math.sqrt(v))}, rel=1e-9)
+    assert METRICS["w2-exact"](inputs) == pytest.approx({"w2-exact": abs(std - math.sqrt(v))}, rel=1e-9)
     ratio = std**2 / v
-    assert METRICS["kl-exact"](scene) == pytest.approx({"kl-exact": d / 2 * (ratio - 1 - math.log(ratio))}, rel=1e-9)
+    assert METRICS["kl-exact"](inputs) == pytest.approx({"kl-exact": d / 2 * (ratio - 1 - math.log(ratio))}, rel=1e-9)
 
 
 def test_w2_tends_to_the_exact_one():
@@ -284,20 +284,20 @@ def test_samples_that_are_not_finite_are_refused(bad):
     """Also by metrics that would count them somewhere."""
     x, y = two(9, 9, 2)
     x[1, 0] = x[4, 1] = bad
-    scene = Scene(x, 0, y, y, y, same, ring(), seconds=1.0, evaluation=1.0)
+    inputs = MetricInput(x, 0, y, y, y, same, ring(), seconds=1.0, evaluation=1.0)
     for name, m in METRICS.items():
         if m.samples:
             with pytest.raises(ValueError, match=rf"metric '{name}': 2 of 9 samples are not finite"):
-                m(scene)
+                m(inputs)
 
 
 def test_nan_is_no_figure(registry):
     with pytest.raises(ValueError, match="metric 'time' gives NaN for its figure 'time'"):
         value("time", states(2, 1))
-    metric("odd", parts=("a", "b"))(lambda scene: {"a": 1.0, "b": math.nan})
+    metric("odd", parts=("a", "b"))(lambda inputs: {"a": 1.0, "b": math.nan})
     with pytest.raises(ValueError, match="metric 'odd' gives NaN for its figure 'odd/b'"):
         figures("odd", states(2, 1))
-    metric("far")(lambda scene: math.inf)
+    metric("far")(lambda inputs: math.inf)
     assert value("far", states(2, 1)) == math.inf
     with pytest.raises(ValueError, match="metric 'mmd' needs data that differ"):
         value("mmd", states(4, 2), torch.ones(5, 2))
@@ -308,20 +308,22 @@ def test_names(registry):
     with pytest.raises(ValueError, match=r"no metric is called 'frechett'; did you mean frechet\? Known: energy, frechet, "):
         get_metric("frechett")
     with pytest.raises(ValueError, match="the metric name 'kid' is taken"):
-        metric("kid")(lambda scene: 0.0)
+        metric("kid")(lambda inputs: 0.0)
     assert METRICS["kid"].measure is measures.kid
 
 
 def test_a_metric_of_ones_own(registry):
     @metric("spread", better="either", needs=("data",), positive=False, parts=("x", "y"))
-    def spread(scene):
+    def spread(inputs):
         """Standard deviations of samples and data."""
-        x, y = scene.pair()
+        x, y = inputs.pair()
         return {"x": x.std(), "y": y.std()}
 
     x, y = two(9, 9, 2)
     mine = METRICS["spread"]
-    assert mine(Scene(x, 0, data=y)) == pytest.approx({"spread/x": float(x.std(correction=0)), "spread/y": y.numpy().std()})
+    assert mine(MetricInput(x, 0, data=y)) == pytest.approx(
+        {"spread/x": float(x.std(correction=0)), "spread/y": y.numpy().std()}
+    )
     assert (mine.meaning, mine.floor, mine.reference) == ("Standard deviations of samples and data.", "", "")
     assert mine.figures == ("spread/x", "spread/y")
     assert "| `spread/x`<br>`spread/y` | Standard deviations of samples and data. | either | data |  |  |" in table()

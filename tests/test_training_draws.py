@@ -73,14 +73,16 @@ def test_importance_is_unbiased():
     """Levels are drawn in proportion to √E[L²], and the loss's expectation stays the uniform one."""
     history, model = LossHistory(bins=4), sf.ScoreModel(lambda x, t: torch.zeros_like(x), sf.VPSDE())
     x_0, objective = torch.zeros(40_000, 1, dtype=torch.float64), Objective(times="importance")
-    assert torch.equal(objective.draw(model, x_0, 0, history=history).even, torch.ones(40_000, dtype=torch.float64))
+    assert torch.equal(
+        objective.draw(model, x_0, 0, history=history).importance_weight, torch.ones(40_000, dtype=torch.float64)
+    )
     for k, size in enumerate((1.0, 2.0, 3.0, 10.0)):
         history.update(history.sums(torch.full((20,), (k + 0.5) / 4), torch.full((20,), size)))
     draw = objective.draw(model, x_0, 0, history=history)
     share = torch.bincount((draw.t * 4).long().clamp(max=3), minlength=4) / 40_000
     torch.testing.assert_close(share, torch.tensor([1.0, 2.0, 3.0, 10.0]) / 16, rtol=0, atol=0.01)
-    assert float(draw.even.mean()) == pytest.approx(1, abs=5 * float(draw.even.std()) / 200)
-    value = (draw.even * draw.t**2).mean()
+    assert float(draw.importance_weight.mean()) == pytest.approx(1, abs=5 * float(draw.importance_weight.std()) / 200)
+    value = (draw.importance_weight * draw.t**2).mean()
     assert float(value) == pytest.approx(1 / 3, abs=0.01)
 
 

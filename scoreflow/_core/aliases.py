@@ -47,7 +47,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sample_dpmpp_sde": ("sde-dpm-solver++", {"method": "2s"}),
     "DPM++ 2S a": ("dpm-solver++-2s-ancestral", {}),
     "sample_dpmpp_2s_ancestral": ("dpm-solver++-2s-ancestral", {}),
-    "sample_seeds_2": ("sde-dpm-solver++", {"method": "2s"}),  # in data form there; `seeds` is in noise form
+    "sample_seeds_2": ("seeds", {"order": 2}),
     "uni_pc_bh2": ("unipc", {"B": "bh2"}),
     # plain words
     "probability-flow-ode": ("pf-ode", {}),
@@ -70,3 +70,8 @@ def plain(name: str) -> str:
 
 
 PLAIN = {plain(name): meant for name, meant in ALIASES.items()}
+
+
+def elsewhere(name: str) -> list[str]:
+    """What a sampler of ours, whatever its options, is called elsewhere."""
+    return [other for other, (base, _) in ALIASES.items() if base == name]

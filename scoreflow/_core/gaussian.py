@@ -96,7 +96,7 @@ def _stamp(value: Any, levels: int) -> Hashable:
 
 
 def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
-    """What `make` gives, kept with the path while its parameters stay: runs ask for the same numbers again and again."""
+    """What `make` gives, kept with the path while its parameters stay: runs need the same numbers again and again."""
     stamp = path.stamp
     held: tuple[Hashable, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
     if held is None or held[0] != stamp or len(held[1]) > 100_000:
@@ -211,7 +211,7 @@ class GaussianPath(Parameters):
         x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
         return Row(x, (), _lift(_spread, self.sigma(u), self.lam(u), self.lam(t)))
 
-    def noised(self, x_0: Tensor, t: S, eps: Tensor) -> Tensor:
+    def q_sample(self, x_0: Tensor, t: S, eps: Tensor) -> Tensor:
         """`x_t = α_t x_0 + σ_t ε` of states (B, ...), t a float or (B,)."""
         return Row(self.alpha(t), (), self.sigma(t))(x_0, draw=lambda _: eps)
 
@@ -283,13 +283,13 @@ class GaussianPath(Parameters):
         """The time where κ is `factor` times that at t, held to [0, 1]."""
         return self.time(self.lam(t) - math.log(factor))
 
-    def gaussian(self, t: S, want: Prediction = "x0", v: float = 1.0) -> S:
-        """The exact prediction on N(0, v I) data, over the state: `x̂_0 = α v/(α² v + σ²) · x_t`, said as `want`."""
+    def gaussian(self, t: S, prediction: Prediction = "x0", v: float = 1.0) -> S:
+        """The exact prediction on N(0, v I) data, over the state: `x̂_0 = α v/(α² v + σ²) · x_t`, as `prediction`."""
 
         def gain(alpha: Tensor, sigma: Tensor) -> Tensor:
             return alpha * v / (alpha**2 * v + sigma**2)
 
-        a, b = self.convert("x0", want, t)
+        a, b = self.convert("x0", prediction, t)
         return a + b * _lift(gain, self.alpha(t), self.sigma(t))
 
     def posterior_variance(self, t: float, v: float = 1.0) -> float:

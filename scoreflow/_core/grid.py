@@ -31,7 +31,7 @@ CHAIN_GRIDS = ("trailing", "leading", "linspace")
 def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
     """Register a rule `(path, steps, start, stop, **options) → float64 times (steps + 1,)` by name.
 
-    Times that were laid are kept with the path: a budget tries several counts, and runs ask for the same again and again.
+    Times are kept with the path: a budget tries several counts, and runs need the same again and again.
     """
 
     def register(rule: GridRule) -> GridRule:
@@ -90,22 +90,22 @@ def build(
     options = {option: check.scalar(value) for option, value in options.items()}
     name = ("uniform" if path.T is None else "trailing") if name is None else name
     if callable(name):
-        laid = check_times(name(path, steps, start, stop, **options))
-        if len(laid) != steps + 1 or laid[0] > start + 1e-9 or abs(laid[-1] - stop) > 1e-9:
+        times = check_times(name(path, steps, start, stop, **options))
+        if len(times) != steps + 1 or times[0] > start + 1e-9 or abs(times[-1] - stop) > 1e-9:
             raise ValueError(
                 f"a rule must give {steps + 1} times, from start={start} or below to stop={stop}; "
-                f"it gave {len(laid)}, from {laid[0]} to {laid[-1]}"
+                f"it gave {len(times)}, from {times[0]} to {times[-1]}"
             )
-        return (start if laid[0] > start - 1e-9 else laid[0], *laid[1:-1], stop)
+        return (start if times[0] > start - 1e-9 else times[0], *times[1:-1], stop)
     name = NAMES.get(plain(name), name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
     known = list(inspect.signature(GRIDS[name]).parameters)[4:]
     if unknown := set(options) - set(known):
         raise ValueError(f"grid {name!r} has no option {min(unknown)!r}; it has {', '.join(known) or 'none'}")
-    times = GRIDS[name](path, steps, start, stop, **options)
-    times[0], times[-1] = start if name not in CHAIN_GRIDS else times[0], stop
-    return check_times(times)
+    nodes = GRIDS[name](path, steps, start, stop, **options)
+    nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
+    return check_times(nodes)
 
 
 def check_path(path: GaussianPath) -> None:

@@ -249,8 +249,8 @@ class Replay:
         if self.given.shape[1:] != like.shape:
             raise ValueError(f"noise holds draws of shape {tuple(self.given.shape[1:])}, the state is {tuple(like.shape)}")
         if count is not None and count + self.prior != len(self):
-            asked = f"{count + self.prior}{', the prior’s included' if self.prior else ''}"
-            raise ValueError(f"noise holds {len(self)} draws and the run makes {asked}")
+            count_text = f"{count + self.prior}{', the prior’s included' if self.prior else ''}"
+            raise ValueError(f"noise holds {len(self)} draws and the run makes {count_text}")
 
     def __repr__(self) -> str:
         return f"Replay({len(self)} draws of shape {tuple(self.given.shape[1:])})"
@@ -285,7 +285,7 @@ class ReplayedDraws(Draws):
 Source = White | Replay
 
 
-def other(seeds: Seeds, *key: object) -> Seeds:
+def fold_in(seeds: Seeds, *key: object) -> Seeds:
     """Seeds of streams that have nothing to do with those of these seeds, the same whenever the key is the same."""
     return stream_key(seeds, *key) if isinstance(seeds, int) else tuple(stream_key(seed, *key) for seed in seeds)
 

@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     Attributes:
         x: the weight of the state x_t.
-        m: the weights of what the network said, M_j, newest first.
+        m: the weights of the outputs, M_j, newest first.
         z: the standard deviation of the noise; or a tuple, a weight for each of the step's independent draws.
 
     The coefficients are floats, or tensors of shape (B,) with one value a sample.
@@ -60,7 +60,7 @@ class Row(NamedTuple):
         return x_s
 
     def through(self, a: Scalar, b: Scalar) -> Row:
-        """The same step said in another prediction N, where `M_0 = a·x_t + b·N_0` (one output only)."""
+        """The same step for another prediction N, where `M_0 = a·x_t + b·N_0` (one output only)."""
         (m,) = self.m
         return Row(self.x + m * a, (m * b,), self.z)
 
@@ -117,16 +117,16 @@ def weights(
     knots: Sequence[float],
     lo: float,
     hi: float,
-    clock: Callable[[np.ndarray], np.ndarray] | None = None,
+    variable: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[float, ...]:
-    """`w_j = ∫_lo^hi measure(u) ℓ_j(clock(u)) du`, with ℓ_j the Lagrange basis through the knots.
+    """`w_j = ∫_lo^hi measure(u) ℓ_j(variable(u)) du`, with ℓ_j the Lagrange basis through the knots.
 
     This is the one quadrature of all exponential integrators and multistep methods: the function that they integrate is
-    replaced by its interpolant through what the network said. Gauss–Legendre with 32 nodes, in float64; short intervals
+    replaced by its interpolant through the outputs. Gauss–Legendre with 32 nodes, in float64; short intervals
     lose no digits.
     """
     u, mass = lo + (hi - lo) * (LEGENDRE[0] + 1) / 2, (hi - lo) / 2 * LEGENDRE[1]
-    at, mass = u if clock is None else clock(u), mass * measure(u)
+    at, mass = u if variable is None else variable(u), mass * measure(u)
     return tuple(float(sum(_lagrange(knots, j, at) * mass)) for j in range(len(knots)))
 
 

@@ -15,7 +15,7 @@ from scoreflow._core.noise import Draws, Replay
 from scoreflow._core.row import wide
 from scoreflow._run.schedule import Grid, Schedule
 from scoreflow._run.solve import Noise, Prepared, prepare
-from scoreflow._run.walk import Watch
+from scoreflow._run.walk import FiniteCheck
 from scoreflow._samplers.plan import Memory, Plan, advance
 from scoreflow._samplers.step import Sampler
 from scoreflow._score.model import ScoreModel, TimeLabel
@@ -36,21 +36,21 @@ class AskedRun:
         plan: its rows.
         step: how many steps are taken.
         nfe: how many outputs it was told.
-        memory: what the next step may want.
+        memory: what the next step may use.
     """
 
-    def __init__(self, model: ScoreModel, asked: Prepared, x: Tensor, draws: Draws, grad: bool = False) -> None:
-        assert asked.plan is not None
-        self.plan, self.step, self.nfe = asked.plan, 0, 0
+    def __init__(self, model: ScoreModel, prepared: Prepared, x: Tensor, draws: Draws, grad: bool = False) -> None:
+        assert prepared.plan is not None
+        self.plan, self.step, self.nfe = prepared.plan, 0, 0
         self._model, self._grad, self._kept = model, grad, x.dtype
         self._state, self._draws = wide(x if grad else x.detach()).clone(), draws  # what the caller does to `x` stays here
-        self.memory: Memory = asked.memory
+        self.memory: Memory = prepared.memory
         self._analytic = next((i for i, step in enumerate(self.plan.steps) if step.nfe), -1)
         """The step that begins with the exact answer of N(0, v I) data, if the plan has one."""
-        self._said: tuple[Tensor, Tensor, float] | None = None
+        self._last: tuple[Tensor, Tensor, float] | None = None
         self._told = list[Tensor]()
         """The outputs of the step at hand, in the prediction of its rows."""
-        self._check = Watch()
+        self._check = FiniteCheck()
         self._begin()
 
     @property
@@ -81,7 +81,7 @@ class AskedRun:
     @property
     def x0(self) -> Tensor | None:
         """x̂_0 (B, ...) of the output that it was told last, for a preview; None before."""
-        return None if self._said is None else self._model.express(*self._said, "x0")
+        return None if self._last is None else self._model.express(*self._last, "x0")
 
     @property
     def noise_count(self) -> int:
@@ -99,12 +99,12 @@ class AskedRun:
                 state that is not finite; names the step and its times.
         """
         self._check_waits()
-        x, t, want = self._question
+        x, t, prediction = self._question
         with torch.set_grad_enabled(self._grad):
-            said, _ = self._model.read(output, x)
-            self._check.word(said, t)
-            self._said = (said, x, t)
-            self._told.append(self._model.express(said, x, t, want))
+            own, _ = self._model.read(output, x)
+            self._check.output(own, t)
+            self._last = (own, x, t)
+            self._told.append(self._model.express(own, x, t, prediction))
             self.nfe += 1
             if not self._on(self._told[-1]):
                 self._begin()
@@ -125,8 +125,8 @@ class AskedRun:
                     continue
                 if self.plan.analytic is None or self.step != self._analytic:
                     return
-                x, t, want = self._question
-                if self._on(x * path.gaussian(t, want, self.plan.analytic)):
+                x, t, prediction = self._question
+                if self._on(x * path.gaussian(t, prediction, self.plan.analytic)):
                     return
 
     def _on(self, output: Tensor | None) -> bool:
@@ -192,13 +192,13 @@ def ask(
     check_path(path)
     check_state("x_T", x_T)
     model = ScoreModel(_nobody, path, prediction, time)
-    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), options)
-    if asked.plan is None:
-        raise ValueError(f"{asked.sampler!r} is not made of rows: it calls its network by itself, and cannot be asked")
-    source, _ = asked.source(noise, seed, len(x_T), path)
+    prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), options)
+    if prepared.plan is None:
+        raise ValueError(f"{prepared.sampler!r} is not made of rows: it calls its network by itself, and cannot be asked")
+    source, _ = prepared.source(noise, seed, len(x_T), path)
     if isinstance(source, Replay):
-        source.fit(x_T, asked.plan.noise_count)
-    return AskedRun(model, asked, x_T, source.draws("step"), flag("grad", grad))
+        source.fit(x_T, prepared.plan.noise_count)
+    return AskedRun(model, prepared, x_T, source.draws("step"), flag("grad", grad))
 
 
 def _nobody(x: Tensor, t: Tensor) -> Tensor:

@@ -63,21 +63,21 @@ def solve_many(
         times = Schedule(**{name: chosen.pop(name) for name in TIMES if name in chosen})
         if other := set(chosen) - set(options_of(sampler, chosen)):
             raise TypeError(f"{min(other)!r} is no option of {sampler!r}; conditions are those of all runs: give them beside")
-        asked = replace(prepare(model, sampler, times, chosen), conditions=told)
-        source, kept = asked.source(noise, own, len(x_T), model.path)
-        if asked.plan is None or model.begin(asked.plan) is not model:
-            found.append(carry(model, x_T, asked, source, seed=kept))
+        prepared = replace(prepare(model, sampler, times, chosen), conditions=told)
+        source, kept = prepared.source(noise, own, len(x_T), model.path)
+        if prepared.plan is None or model.begin(prepared.plan) is not model:
+            found.append(carry(model, x_T, prepared, source, seed=kept))
             continue
-        run = Run(model, asked.conditions, len(x_T))
-        waiting.append((len(found), AskedRun(model, asked, x_T, source.draws("step")), run, asked, kept))
+        run = Run(model, prepared.conditions, len(x_T))
+        waiting.append((len(found), AskedRun(model, prepared, x_T, source.draws("step")), run, prepared, kept))
         found.append(None)
     samples = torch.arange(len(x_T), device=x_T.device)
     with torch.no_grad():
         while left := [one for one in waiting if not one[1].done]:
             for begin in range(0, len(left), most or len(left)):
                 _answer(model, left[begin : begin + (most or len(left))], samples)
-    for place, asking, run, asked, kept in waiting:
-        found[place] = asked.solution(
+    for place, asking, run, prepared, kept in waiting:
+        found[place] = prepared.solution(
             model, asking.x, run.counts, asking.noise_count, states=None, memory=asking.memory, seed=kept
         )
     return [one for one in found if one is not None]

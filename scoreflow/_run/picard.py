@@ -1,4 +1,4 @@
-"""Parallel in time: the steps of a plan taken at once, with the network's words of the round before."""
+"""Parallel in time: the steps of a plan taken at once, with the outputs of the network of the round before."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ CITES = ("shih2023parallel",)
 class Picard(NamedTuple):
     """Picard iteration over a sliding window of steps.
 
-    Every round takes the steps of the window with the words that the network said in the round before, and asks it anew, in
-    one call, wherever the state has moved. The window begins at each sample's first word that has not settled. Round k has
-    the first k words of the sequential run, whatever the network; most settle sooner.
+    Every round takes the steps of the window with the outputs of the round before, and evaluates the network anew, in
+    one call, wherever the state has moved. The window begins at each sample's first output that has not settled. Round k has
+    the first k outputs of the sequential run, whatever the network; most settle sooner.
 
     Attributes:
         window: how many steps are taken at once; the network's batch is up to so many times larger (times the stages).
-        tol: a word has settled once the state that it was said at moves by no more than tol · σ_t, root mean square over the
-            sample's entries. 0: not at all, and the result is that of the sequential run.
+        tol: an output has settled once its state moves by no more than tol · σ_t, root mean square over the sample's entries.
+            0: not at all, and the result is that of the sequential run.
 
     Reference:
         Parallel Sampling of Diffusion Models (Shih et al., 2023), Algorithm 1.
@@ -49,41 +49,41 @@ class Picard(NamedTuple):
 
 
 @dataclass
-class Word:
-    """What the network said last, sample by sample: at time t, in the state `at`; and which samples it was asked for."""
+class Output:
+    """What the network gave last, sample by sample: at time t, in the state `at`; and for which samples it is known."""
 
     t: float
-    want: Prediction
+    prediction: Prediction
     at: Tensor
-    said: Tensor
-    asked: np.ndarray
+    value: Tensor
+    known: np.ndarray
 
 
 class Sweep:
-    """Answers in the place of the network with the words known, and notes the states that it is asked at.
+    """Answers in the place of the network with the outputs known, and notes the states that it is evaluated at.
 
-    A word not yet said is taken to be the one before it.
+    An output not yet known is taken to be the one before it.
     """
 
-    def __init__(self, run: Run, words: dict[int, Word], n: int, before: Tensor | None) -> None:
-        self.path, self.prediction, self.words, self.n, self.before = run.path, run.prediction, words, n, before
+    def __init__(self, run: Run, outputs: dict[int, Output], n: int, before: Tensor | None) -> None:
+        self.path, self.prediction, self.outputs, self.n, self.before = run.path, run.prediction, outputs, n, before
         self.states: dict[int, Tensor] = {}
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
         n, self.n = self.n, self.n + 1
         self.states[n] = x
-        word = self.words.setdefault(n, Word(t, want, x, x, np.zeros(len(x), dtype=bool)))
-        said = word.said
-        if not word.asked.all():
+        output = self.outputs.setdefault(n, Output(t, prediction, x, x, np.zeros(len(x), dtype=bool)))
+        value = output.value
+        if not output.known.all():
             if self.before is None:
-                raise NothingSaid
-            said = torch.where(_like(torch.from_numpy(word.asked), x), said, self.before)
-        self.before = said
-        return said
+                raise NothingKnown
+            value = torch.where(_like(torch.from_numpy(output.known), x), value, self.before)
+        self.before = value
+        return value
 
 
-class NothingSaid(Exception):
-    """A sweep has come to the first word of a run, before the network was asked at all."""
+class NothingKnown(Exception):
+    """A sweep has come to the first output of a run, before the network was evaluated at all."""
 
 
 class Kept:
@@ -118,73 +118,75 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         yield from walk(run, plan, plan.times, x, noise)
         return
     steps, samples = plan.steps, range(len(x))
-    first = [0, *accumulate(step.nfe for step in steps)]  # the number of each step's first word
+    first = [0, *accumulate(step.nfe for step in steps)]  # the number of each step's first output
 
     def step_of(n: int) -> int:
         return min(bisect_right(first, n) - 1, len(steps))
 
-    words: dict[int, Word] = {}
+    outputs: dict[int, Output] = {}
     kept = [Kept(noise) for _ in steps]
-    settled = [0 for _ in samples]  # how many words are settled
+    settled = [0 for _ in samples]  # how many outputs are settled
     base, before = 0, None
     run.analytic = plan.analytic
     yield State(0, steps[0].t, x)
     while base < len(steps):
-        run.watch.step, run.watch.span = base + 1, (steps[base].t, steps[base].s)
-        sweep = Sweep(run, words, first[base], before)
+        run.finite_check.step, run.finite_check.span = base + 1, (steps[base].t, steps[base].s)
+        sweep = Sweep(run, outputs, first[base], before)
         after: list[tuple[Tensor, Memory, Tensor | None]] = [(x, run.memory, before)]
-        with suppress(NothingSaid):
-            # As far as a window beyond the words that may now prove settled.
+        with suppress(NothingKnown):
+            # As far as a window beyond the outputs that may now prove settled.
             for i in range(base, min(len(steps), max(map(step_of, settled)) + 2 * how.window)):
                 y, memory, _ = drive(advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again()), sweep)
                 after.append((y, memory, sweep.before))
-        still = {n: _still(run.path, words[n], state, how.tol) for n, state in sweep.states.items()}
+        still = {n: _still(run.path, outputs[n], state, how.tol) for n, state in sweep.states.items()}
         for b in samples:
             while (n := settled[b]) in still and still[n][b]:
                 settled[b] += 1
         done = min(map(step_of, settled))
         for i in range(base, done):
             x, run.memory, before = after[i + 1 - base]
-            run.watch.state(x)
+            run.finite_check.state(x)
             yield State(i + 1, steps[i].s, x)
             kept[i].draws.clear()
         for n in range(first[base], first[done]):
-            del words[n]
+            del outputs[n]
         base = done
         ends = [first[min(len(steps), step_of(n) + how.window)] for n in settled]
-        asked = {n: [b for b in samples if settled[b] <= n < ends[b] and not still[n][b]] for n in sweep.states}
-        _ask(run, words, sweep.states, {n: chosen for n, chosen in asked.items() if chosen})
+        wanted = {n: [b for b in samples if settled[b] <= n < ends[b] and not still[n][b]] for n in sweep.states}
+        _evaluate(run, outputs, sweep.states, {n: chosen for n, chosen in wanted.items() if chosen})
 
 
-def _still(path: GaussianPath, word: Word, x: Tensor, tol: float) -> list[bool]:
-    """For which samples the word was said at this state, to the tolerance."""
-    if not word.asked.any():
+def _still(path: GaussianPath, output: Output, x: Tensor, tol: float) -> list[bool]:
+    """For which samples the output was taken at this state, to the tolerance."""
+    if not output.known.any():
         return [False] * len(x)
-    moved = (x - word.at).detach().reshape(len(x), -1).float().square().mean(1).sqrt()
+    moved = (x - output.at).detach().reshape(len(x), -1).float().square().mean(1).sqrt()
     # What is not finite does not move: where it is not seen at once, the run must still end.
-    moves: list[bool] = (moved > tol * path.sigma(word.t)).tolist()
-    return [bool(asked) and not m for asked, m in zip(word.asked, moves, strict=True)]
+    moves: list[bool] = (moved > tol * path.sigma(output.t)).tolist()
+    return [bool(wanted) and not m for wanted, m in zip(output.known, moves, strict=True)]
 
 
-def _ask(run: Run, words: dict[int, Word], states: dict[int, Tensor], asked: dict[int, list[int]]) -> None:
-    """Ask the network for words of some samples each, in one call."""
-    if not asked:
+def _evaluate(run: Run, outputs: dict[int, Output], states: dict[int, Tensor], wanted: dict[int, list[int]]) -> None:
+    """Evaluate outputs of some samples each, in one call."""
+    if not wanted:
         return
     if run.analytic is not None:
-        (n,) = asked
-        word = words[n]
-        words[n] = Word(word.t, word.want, states[n], run(states[n], word.t, word.want), np.ones_like(word.asked))
+        (n,) = wanted
+        output = outputs[n]
+        outputs[n] = Output(
+            output.t, output.prediction, states[n], run(states[n], output.t, output.prediction), np.ones_like(output.known)
+        )
         run.analytic = None
         return
-    places = {n: torch.tensor(chosen, device=states[n].device) for n, chosen in asked.items()}
+    places = {n: torch.tensor(chosen, device=states[n].device) for n, chosen in wanted.items()}
     x = [states[n][at] for n, at in places.items()]
-    times = torch.tensor([words[n].t for n, chosen in asked.items() for _ in chosen], dtype=torch.float64)
-    said = run.evaluate_samples(torch.cat(x), times, torch.cat(list(places.values())))
-    for (n, at), y, part in zip(places.items(), x, torch.split(said, [len(y) for y in x]), strict=True):
-        word = words[n]
-        word.said = word.said.index_put((at,), run.express(part, y, word.t, word.want))
-        word.at = word.at.index_put((at,), y)
-        word.asked[asked[n]] = True
+    times = torch.tensor([outputs[n].t for n, chosen in wanted.items() for _ in chosen], dtype=torch.float64)
+    value = run.evaluate_samples(torch.cat(x), times, torch.cat(list(places.values())))
+    for (n, at), y, part in zip(places.items(), x, torch.split(value, [len(y) for y in x]), strict=True):
+        output = outputs[n]
+        output.value = output.value.index_put((at,), run.express(part, y, output.t, output.prediction))
+        output.at = output.at.index_put((at,), y)
+        output.known[wanted[n]] = True
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

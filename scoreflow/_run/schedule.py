@@ -84,11 +84,11 @@ class Schedule:
                 steps = nodes if steps >= 1000 else min(steps, nodes)
         named: Any = sampler.default_grid(path) if self.grid is None else self.grid
 
-        def lay(n: int) -> tuple[float, ...]:
+        def built(n: int) -> tuple[float, ...]:
             times = build(path, n, named, start, stop)
             return (*(on_chain(times, path.T) if labels and path.T else times), *tail)
 
-        return lay(steps) if steps is not None else lay(_within(sampler, path, lay, self.nfe or 0, per_call))
+        return built(steps) if steps is not None else built(_within(sampler, path, built, self.nfe or 0, per_call))
 
     def on(self, grid: Grid) -> Schedule:
         """The same on this grid, if none was named."""
@@ -103,7 +103,7 @@ def explicit(grid: Grid) -> bool:
 def _within(
     sampler: Sampler,
     path: GaussianPath,
-    lay: Callable[[int], tuple[float, ...]],
+    built: Callable[[int], tuple[float, ...]],
     nfe: int,
     per_call: Callable[[float], int] | None,
 ) -> int:
@@ -111,21 +111,23 @@ def _within(
 
     def cost(n: int) -> int:
         try:
-            times = lay(n)
-            asked = sampler.evaluations(path, times)
-            if per_call is not None and asked is not None:
+            times = built(n)
+            count = sampler.evaluations(path, times)
+            if per_call is not None and count is not None:
                 if isinstance(sampler, Linear):
-                    asked = sum(map(per_call, sampler.plan(path, times).asked))
-                else:  # it may ask between the times
+                    count = sum(map(per_call, sampler.plan(path, times).evaluation_times))
+                else:  # it may be evaluated between the times
                     among = (times[0] + (times[-1] - times[0]) * k / 64 for k in range(65))
-                    asked *= max(map(per_call, (*times, *among)))
+                    count *= max(map(per_call, (*times, *among)))
         except ValueError:
             if n == 1:
                 raise
             return 10**9  # more steps than the grid has
-        if asked is None:
-            raise ValueError(f"{sampler!r} cannot be held to nfe={nfe}: only its run tells what it asks; set its tolerance")
-        return asked
+        if count is None:
+            raise ValueError(
+                f"{sampler!r} cannot be held to nfe={nfe}: only its run tells how many it takes; set its tolerance"
+            )
+        return count
 
     if nfe < cost(1):
         raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")

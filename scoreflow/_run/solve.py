@@ -43,7 +43,7 @@ class Solution:
         sampler: what stepped, with its options.
         plan: the rows of a linear sampler; None for others.
         seed: of the run, so that it can be had again; None when the noise was given.
-        memory: what a further step would want of the run.
+        memory: what a further step would use.
         rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
         model: the score model with its guidance, as text.
         cites: keys of the works that sampler and guidance rest on.
@@ -95,14 +95,14 @@ def plan(
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
     check_path(path)
-    asked = Schedule(steps, nfe, grid, start, stop, denoise)
+    schedule = Schedule(steps, nfe, grid, start, stop, denoise)
     if sampler == AUTO:
-        linear, times = choose(path, asked, **options)
+        linear, times = choose(path, schedule, **options)
         return linear.plan(path, times)
     chosen = get_sampler(sampler, **options)
     if not isinstance(chosen, Linear):
         raise ValueError(f"{chosen!r} is not made of rows and has no plan")
-    return chosen.plan(path, asked.times(chosen, path))
+    return chosen.plan(path, schedule.times(chosen, path))
 
 
 def solve(
@@ -162,10 +162,10 @@ def solve(
     """
     check_model(model)
     check_state("x_T", x_T)
-    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
-    source, kept = asked.source(noise, seed, len(x_T), model.path)
+    prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
+    source, kept = prepared.source(noise, seed, len(x_T), model.path)
     return carry(
-        model, x_T, asked, source,
+        model, x_T, prepared, source,
         parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ class Prepared:
     plan: Plan | None
     conditions: dict[str, Any]
     memory: tuple[Any, ...] = ()
-    """What the first step may want."""
+    """What the first step may use."""
 
     def source(
         self, noise: Noise, seed: int | Sequence[int] | None, batch: int, path: GaussianPath
@@ -227,9 +227,9 @@ def prepare(
     """
     path = model.path
     if isinstance(sampler, Plan):
-        for asked in fields(schedule):
-            if (value := getattr(schedule, asked.name)) != asked.default:
-                raise ValueError(f"a plan has its times, but {asked.name}={value} was given too")
+        for option in fields(schedule):
+            if (value := getattr(schedule, option.name)) != option.default:
+                raise ValueError(f"a plan has its times, but {option.name}={value} was given too")
         if sampler.path != repr(path):
             raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
         chosen, plan, options = get_sampler(sampler.sampler, **dict(sampler.options)), sampler, {}
@@ -252,7 +252,7 @@ def prepare(
 def carry(
     model: ScoreModel,
     x: Tensor,
-    asked: Prepared,
+    prepared: Prepared,
     source: Source,
     *,
     steps: Sampler | None = None,
@@ -269,31 +269,31 @@ def carry(
         raise TypeError(f"callback must be a function of a State, got {callback!r}")
     check_settled(model, grad)
     how = None if parallel is None else Picard.of(parallel)
-    if how is not None and asked.plan is None:
-        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {asked.sampler!r} is not made of rows")
+    if how is not None and prepared.plan is None:
+        raise ValueError(f"parallel={parallel} takes the steps of a plan, and {prepared.sampler!r} is not made of rows")
     if isinstance(source, Replay):
-        source.fit(x, None if asked.plan is None else asked.plan.noise_count)
-    stepper = asked.plan or steps or asked.sampler
-    run, draws = Run(model.begin(stepper), asked.conditions, len(x)), source.draws("step")
-    run.memory = asked.memory
+        source.fit(x, None if prepared.plan is None else prepared.plan.noise_count)
+    stepper = prepared.plan or steps or prepared.sampler
+    run, draws = Run(model.begin(stepper), prepared.conditions, len(x)), source.draws("step")
+    run.memory = prepared.memory
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
         x = wide(x) if callback is None or how is not None else wide(x).clone()  # a callback may edit its state
-        if how is not None and asked.plan is not None:
-            walked = picard(run, asked.plan, x, draws, how)
+        if how is not None and prepared.plan is not None:
+            walked = picard(run, prepared.plan, x, draws, how)
         else:
-            walked = walk(run, stepper, asked.times, x, draws)
-        for state in chain([next(walked)], shown(walked, len(asked.times) - 1, asked.sampler.name, progress)):
+            walked = walk(run, stepper, prepared.times, x, draws)
+        for state in chain([next(walked)], shown(walked, len(prepared.times) - 1, prepared.sampler.name, progress)):
             if callback is not None:
                 callback(state if how is None else state._replace(x=state.x.clone()))
             if trajectory:
                 states.append(state.x.to(kept))
         kept_states = torch.stack(states) if trajectory else None
-    run.watch.close()
+    run.finite_check.close()
     if isinstance(source, Replay):
         source.fit(x, draws.count)
-    return asked.solution(
+    return prepared.solution(
         model, state.x.to(kept), run.counts, draws.count,
         states=kept_states, memory=run.memory, seed=seed, rounds=None if how is None else run.rounds,
     )  # fmt: skip
@@ -342,7 +342,7 @@ def sample(
     dtype = dtype or model.state_dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-    asked = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
+    prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
     like = torch.empty(size, dtype=dtype, device=placed(device) or model.device)
     if noise is None or isinstance(noise, str):
         seed = check_seed(seed, size[0])
@@ -350,9 +350,9 @@ def sample(
         noise = Replay(noise.given if isinstance(noise, Replay) else noise, prior=True)
         noise.fit(like, None)
     prior, _ = _source(noise, seed, size[0], None)
-    x_T = prior.draws("prior")(like) * model.path.prior_std(asked.times[0])
-    source, kept = asked.source(noise, seed, size[0], model.path)
-    return carry(model, x_T, asked, source, parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad).x
+    x_T = prior.draws("prior")(like) * model.path.prior_std(prepared.times[0])
+    source, kept = prepared.source(noise, seed, size[0], model.path)
+    return carry(model, x_T, prepared, source, parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad).x
 
 
 def options_of(sampler: str | Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:

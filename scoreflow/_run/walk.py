@@ -37,53 +37,53 @@ class Run:
         self.counts = np.zeros(batch, dtype=int) if counts is None else counts
         self.samples: Tensor | None = None
         """Which of the batch it is for, by number; None for all."""
-        self.watch = Watch()
+        self.finite_check = FiniteCheck()
         self.analytic: float | None = None
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
         self.memory: tuple[Any, ...] = ()
-        """What the next step may want: a walk begins with it, and leaves it."""
+        """What the next step may use: a walk begins with it, and leaves it."""
         self.rounds = 0
         """Calls of `evaluate_samples`."""
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
             v, self.analytic = self.analytic, None
-            return x * self.path.gaussian(t, want, v)
-        return self.express(self.evaluate(x, t)[0], x, t, want)
+            return x * self.path.gaussian(t, prediction, v)
+        return self.express(self.evaluate(x, t)[0], x, t, prediction)
 
     def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor | None]:
         """As of `ScoreModel`."""
         if self.analytic is not None:
-            raise ValueError("analytic has no word on the variance: use it with a sampler that needs none")
+            raise ValueError("analytic has no variance output: use it with a sampler that needs none")
         if self.samples is None:
             output = self.model.evaluate(x, t, **self.conditions)
         else:
             output = self.model.evaluate_some(x, t, self.samples, self.batch, self.conditions)
         self.counts += int(self.model.evaluations(t))
-        self.watch.word(output[0], t)
+        self.finite_check.output(output[0], t)
         return output
 
-    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, prediction: Prediction) -> Tensor:
         """As of `ScoreModel`."""
-        return self.model.express(output, x, t, want)
+        return self.model.express(output, x, t, prediction)
 
     def evaluate_samples(self, x: Tensor, t: Tensor, samples: Tensor) -> Tensor:
-        """What the network says, as it was trained to, at states (n, ...) and times (n,) of these samples of the batch."""
+        """The network's own prediction at states (n, ...) and times (n,) of these samples of the batch."""
         output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
-        asked = self.model.evaluations(t)
-        np.add.at(self.counts, samples.tolist(), asked.tolist() if isinstance(asked, Tensor) else asked)
+        nfe = self.model.evaluations(t)
+        np.add.at(self.counts, samples.tolist(), nfe.tolist() if isinstance(nfe, Tensor) else nfe)
         self.rounds += 1
-        self.watch.look(output, "the network's output")
+        self.finite_check.look(output, "the network's output")
         return output
 
     def part(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
         part = Run(self.model, self.conditions, self.batch, self.counts[start:stop])
-        part.samples, part.watch, part.analytic = torch.arange(start, stop), self.watch, self.analytic
+        part.samples, part.finite_check, part.analytic = torch.arange(start, stop), self.finite_check, self.analytic
         return part
 
 
-class Watch:
+class FiniteCheck:
     """Raises where a value is not finite: at once on the host, at the end of the run elsewhere, so as not to wait.
 
     With `every` above 1 only one state in so many is looked at, and the last: what is not finite stays so. The run then
@@ -94,7 +94,7 @@ class Watch:
         self.step, self.span, self.every = 0, (1.0, 0.0), every
         self.seen: list[tuple[Tensor, str]] = []
 
-    def word(self, value: Tensor, t: float) -> None:
+    def output(self, value: Tensor, t: float) -> None:
         """Look at what the network says."""
         if self.every == 1 or value.device.type != "cpu":
             self.look(value, f"the network's output at t={t:.6g}")
@@ -124,7 +124,7 @@ class Watch:
 def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
     """Yield the state at every time of the grid. The only loop of the library.
 
-    A plan's rows are used as they are, a linear sampler's are laid out ahead; anything else steps by itself. A plan goes
+    A plan's rows are used as they are, a linear sampler's are planned ahead; anything else steps by itself. A plan goes
     through its own times: those of the grid and any that its sampler adds.
 
     Args:
@@ -142,11 +142,11 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
         yield from _steps(run, plan, times, x, noise)
         return
     memory, again = run.memory, noise.fork()
-    run.watch.every = 8
+    run.finite_check.every = 8
     try:
         yield from _steps(run, plan, plan.times, x, noise)
     except FloatingPointError:
-        run.watch.every, run.memory = 1, memory
+        run.finite_check.every, run.memory = 1, memory
         for _ in _steps(run, plan, plan.times, x, again):
             pass
         raise
@@ -157,14 +157,14 @@ def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, no
     run.analytic = plan.analytic
     yield State(0, times[0], x)
     for i, (t, s) in enumerate(pairwise(times)):
-        run.watch.step, run.watch.span = i + 1, (t, s)
+        run.finite_check.step, run.finite_check.span = i + 1, (t, s)
         if isinstance(plan, Plan):
             x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise), run)
         else:
             x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         if not isinstance(plan, Plan) or plan.steps[i].nfe:
             run.analytic = None
-        run.watch.state(x, last=i + 2 == len(times))
+        run.finite_check.state(x, last=i + 2 == len(times))
         yield State(i + 1, s, x)
 
 

@@ -16,18 +16,18 @@ from scoreflow._core.noise import BrownianDraws, Draws
 from scoreflow._core.row import Row, double, double_on
 from scoreflow._samplers.dpm_solver import dpm_solver_rows
 from scoreflow._samplers.plan import Network
-from scoreflow._samplers.runge_kutta import check_clock, reverse_family
+from scoreflow._samplers.runge_kutta import check_variable, reverse_family
 from scoreflow._samplers.step import Sampler, Step, family, landing
 
 
 class Pace(NamedTuple):
-    """Of every sample the next step in the clock, and the last error that was taken."""
+    """Of every sample the next step in u, and the last error that was taken."""
 
     h: list[float]
     error: list[float]
 
 
-class Ask(NamedTuple):
+class Evaluate(NamedTuple):
     """The model at states (n, ...) and times, one a sample, for these samples of the batch."""
 
     model: Network
@@ -36,8 +36,8 @@ class Ask(NamedTuple):
     def __call__(self, x: Tensor, t: Sequence[float]) -> Tensor:
         """ε̂."""
         times = torch.tensor(t, dtype=double_on(x.device), device=x.device)
-        said = self.model.evaluate_samples(x, times, torch.tensor(self.samples))
-        eps: Tensor = self.model.express(said, x, times, "eps")
+        output = self.model.evaluate_samples(x, times, torch.tensor(self.samples))
+        eps: Tensor = self.model.express(output, x, times, "eps")
         return eps
 
 
@@ -46,10 +46,10 @@ class Adaptive(Sampler):
     """Steps from t to s of a size of their own for every sample; who has arrived leaves the batch.
 
     A step is taken if `E = RMS((x_s − x')/max(atol, rtol max(|x_t|, |x'|)))` ≤ 1, x' the lower solution, and the next is
-    `0.9 E^{−integral} E_before^{proportional}` times as long, held to 0.2 … 5. A step refused keeps its word at t.
+    `0.9 E^{−integral} E_before^{proportional}` times as long, held to 0.2 … 5. A step refused keeps its output at t.
 
     Attributes:
-        rtol, atol, first: the tolerances, and the first step in the clock.
+        rtol, atol, first: the tolerances, and the first step in u.
         integral, proportional: the exponents of the controller.
     """
 
@@ -63,16 +63,23 @@ class Adaptive(Sampler):
     def stochastic(self) -> bool:
         return self.brownian
 
-    def clock(self, path: GaussianPath, t: float) -> float:
+    def variable(self, path: GaussianPath, t: float) -> float:
         """What the steps are measured in: it rises along the run."""
         raise NotImplementedError
 
     def time(self, path: GaussianPath, u: float) -> float:
-        """The time of the clock u."""
+        """The time at u."""
         raise NotImplementedError
 
     def attempt(
-        self, path: GaussianPath, x: Tensor, word: Tensor, t: list[float], s: list[float], ask: Ask, draws: list[Draws]
+        self,
+        path: GaussianPath,
+        x: Tensor,
+        output: Tensor,
+        t: list[float],
+        s: list[float],
+        evaluate: Evaluate,
+        draws: list[Draws],
     ) -> tuple[Tensor, Tensor]:
         """The new states and the lower solution, for samples (n, ...) from their times t to theirs s."""
         raise NotImplementedError
@@ -83,18 +90,18 @@ class Adaptive(Sampler):
             return Step(landing(path, t, s, "eps")(x, [model(x, t, "eps")]))
         cursors = self._cursors(noise, len(x))
         h, errors = memory or ([self.first] * len(x), [1.0] * len(x))
-        pace, end = Pace(list(h), list(errors)), self.clock(path, s)
+        pace, end = Pace(list(h), list(errors)), self.variable(path, s)
         if not x.numel():
             return Step(x)
-        out, word = x.clone(), model(x, t, "eps").clone()
-        at, now, refused = [t] * len(x), [self.clock(path, t)] * len(x), [False] * len(x)
+        out, output = x.clone(), model(x, t, "eps").clone()
+        at, now, refused = [t] * len(x), [self.variable(path, t)] * len(x), [False] * len(x)
         while running := [b for b in range(len(x)) if at[b] != s]:
             noise.count += self.stochastic
             # A step that would leave less than a tenth of its length ends at s.
             ends = [end if now[b] + 1.1 * pace.h[b] >= end else now[b] + pace.h[b] for b in running]
             to = [s if u == end else self.time(path, u) for u in ends]
             of, chosen = [at[b] for b in running], [cursors[b] for b in running]
-            new, low = self.attempt(path, out[running], word[running], of, to, Ask(model, running), chosen)
+            new, low = self.attempt(path, out[running], output[running], of, to, Evaluate(model, running), chosen)
             moved = []
             for i, (b, error) in enumerate(zip(running, self._errors(out[running], new, low), strict=True)):
                 if taken := error <= 1:
@@ -104,13 +111,13 @@ class Adaptive(Sampler):
                     moved += [b] * taken
                 if taken:
                     at[b], now[b], pace.error[b] = to[i], ends[i], max(error, 1e-4)
-                elif pace.h[b] < 1e-6 * (end - self.clock(path, t)):
+                elif pace.h[b] < 1e-6 * (end - self.variable(path, t)):
                     raise RuntimeError(
                         f"{self!r}: sample {b} takes no step at t={at[b]:.6g} that is short enough: raise rtol or atol"
                     )
                 refused[b] = not taken
             if moved:
-                word[moved] = Ask(model, moved)(out[moved], [at[b] for b in moved])
+                output[moved] = Evaluate(model, moved)(out[moved], [at[b] for b in moved])
         return Step(out, tuple(pace))
 
     def _factor(self, error: float, before: float, taken: bool, refused: bool) -> float:
@@ -148,14 +155,21 @@ def _stacked(of: Sequence[list[tuple[float, Row]]]) -> list[tuple[list[float], R
 class DPMAdaptive(Adaptive):
     """See `dpm_adaptive`."""
 
-    def clock(self, path: GaussianPath, t: float) -> float:
+    def variable(self, path: GaussianPath, t: float) -> float:
         return path.lam(t)
 
     def time(self, path: GaussianPath, u: float) -> float:
         return path.time(u)
 
     def attempt(
-        self, path: GaussianPath, x: Tensor, word: Tensor, t: list[float], s: list[float], ask: Ask, draws: list[Draws]
+        self,
+        path: GaussianPath,
+        x: Tensor,
+        output: Tensor,
+        t: list[float],
+        s: list[float],
+        evaluate: Evaluate,
+        draws: list[Draws],
     ) -> tuple[Tensor, Tensor]:
         order: int = self.options["order"]
         r1, r2 = (0.5, None) if order == 2 else (1 / 3, 2 / 3)
@@ -165,10 +179,10 @@ class DPMAdaptive(Adaptive):
         *_, (_, low) = _stacked(
             [dpm_solver_rows(path, (a,), b, order=order - 1, r1=r1, r2=None) for a, b in zip(t, s, strict=True)]
         )
-        words = [word]
+        outputs = [output]
         for u, row in stages:
-            words.insert(0, ask(row(x, words[: len(row.m)]), u))
-        return high(x, words[: len(high.m)]), low(x, words[-len(low.m) :])
+            outputs.insert(0, evaluate(row(x, outputs[: len(row.m)]), u))
+        return high(x, outputs[: len(high.m)]), low(x, outputs[-len(low.m) :])
 
 
 @family("dpm-adaptive", also={"dpm-solver-12": {"order": 2}, "dpm-solver-23": {"order": 3}})
@@ -198,29 +212,36 @@ def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_ini
 class GottaGoFast(Adaptive):
     """See `gotta_go_fast`."""
 
-    def clock(self, path: GaussianPath, t: float) -> float:
+    def variable(self, path: GaussianPath, t: float) -> float:
         return -t
 
     def time(self, path: GaussianPath, u: float) -> float:
         return -u
 
     def attempt(
-        self, path: GaussianPath, x: Tensor, word: Tensor, t: list[float], s: list[float], ask: Ask, draws: list[Draws]
+        self,
+        path: GaussianPath,
+        x: Tensor,
+        output: Tensor,
+        t: list[float],
+        s: list[float],
+        evaluate: Evaluate,
+        draws: list[Draws],
     ) -> tuple[Tensor, Tensor]:
         for time in t:
-            check_clock(path, time, "t", 1.0)
+            check_variable(path, time, "t", 1.0)
         step = torch.tensor([b - a for a, b in zip(t, s, strict=True)], dtype=torch.float64)
         each = zip(draws, torch.split(x, 1), t, s, strict=True)
         noise = torch.cat([draw(y, a, b) for draw, y, a, b in each])
 
-        def euler(y: Tensor, word: Tensor, at: list[float]) -> Tensor:
+        def euler(y: Tensor, output: Tensor, at: list[float]) -> Tensor:
             rates = torch.tensor([reverse_family(path, u, "t", self.options["eta"]) for u in at], dtype=torch.float64)
             _, a, b, c2 = rates.unbind(1)
-            return Row(step * a, (step * b, (c2 * -step).sqrt()))(y, [word, noise])
+            return Row(step * a, (step * b, (c2 * -step).sqrt()))(y, [output, noise])
 
-        first = euler(x, word, t)
+        first = euler(x, output, t)
         low = x + first
-        return x + (first + euler(low, ask(low, s), s)) / 2, low
+        return x + (first + euler(low, evaluate(low, s), s)) / 2, low
 
     def _cursors(self, noise: Draws, batch: int) -> list[Draws]:
         if not isinstance(noise, BrownianDraws):

@@ -76,8 +76,8 @@ class LearnedVariance(Sampler):
 
     def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
         path = model.path
-        output, word = model.evaluate(x, t)
-        if word is None:
+        output, variance_output = model.evaluate(x, t)
+        if variance_output is None:
             raise ValueError(
                 f"variance={self.variance!r} needs a network with twice the channels; this one returned the shape of "
                 "its input. Use variance='posterior', 'beta', or 'interpolated' with v="
@@ -87,9 +87,9 @@ class LearnedVariance(Sampler):
         if path.sigma(s) == 0:
             return Step(x_s)
         if self.variance == "learned":
-            std = (word / 2).exp()
+            std = (variance_output / 2).exp()
         else:
-            share = (word + 1) / 2
+            share = (variance_output + 1) / 2
             std = float(path.forward(s, t).z) ** share * float(row.z) ** (1 - share)
         return Step(x_s.add_(std * noise(x, t, s)))
 

@@ -20,7 +20,7 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import BrownianDraws, Draws, stream_key
 from scoreflow._core.row import double_on, flat
 from scoreflow._samplers.plan import Model, Network
-from scoreflow._samplers.runge_kutta import Variable, check_clock, reverse_family, wants
+from scoreflow._samplers.runge_kutta import Variable, check_variable, prediction_of, reverse_family
 from scoreflow._samplers.step import Sampler, Step, family, landing
 
 TORCHDIFFEQ_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -70,7 +70,7 @@ def scipy(
 
     It runs in float64 on the host. The step to σ = 0 is x̂_0.
 
-    RK45, RK23, DOP853, LSODA, and the implicit Radau and BDF, whose Jacobians by differences ask the network once for
+    RK45, RK23, DOP853, LSODA, and the implicit Radau and BDF, whose Jacobians by differences evaluate the network once for
     every entry of the state: for small states only.
 
     Reference:
@@ -87,11 +87,11 @@ def scipy(
 def torchsde(
     method: str = "euler", eta: float = 1.0, adaptive: bool = False, rtol: float = 1e-3, atol: float = 1e-3, substeps: int = 1
 ) -> Sampler:
-    """The reverse SDE `dx = [f x − (1+η²)/2 · g² ∇log p_t] dt + η g dw̄` by torchsde, in the clock −t.
+    """The reverse SDE `dx = [f x − (1+η²)/2 · g² ∇log p_t] dt + η g dw̄` by torchsde, in −t.
 
     Itô methods euler, milstein, srk; Stratonovich ones midpoint, heun, euler_heun, reversible_heun, log_ode: the noise
     is additive, so the two readings agree. Noise comes from the run's Brownian path, except that srk and log_ode, which
-    want areas too, have torchsde's own path of the same seeds. `adaptive` obeys rtol and atol of an RMS over the batch.
+    need areas too, have torchsde's own path of the same seeds. `adaptive` obeys rtol and atol of an RMS over the batch.
 
     Reference:
         Song et al. (2021), Eq. 6; torchsde: Scalable Gradients for SDEs (Li et al., 2020).
@@ -132,7 +132,7 @@ class BlackBox(Sampler):
     def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[()], noise: Draws) -> Step:
         if model.path.sigma(s) == 0:
             return Step(landing(model.path, t, s, "x0")(x, [model(x, t, "x0")]))
-        check_clock(model.path, t, self.variable, 0.0)
+        check_variable(model.path, t, self.variable, 0.0)
         if not x.numel():
             return Step(x)
         if self.control == "batch":
@@ -144,7 +144,7 @@ class BlackBox(Sampler):
 
 
 class Field:
-    """`dy/du` of the probability-flow ODE, y = x/μ, in the clock u from t to s; times are held to [s, t]."""
+    """`dy/du` of the probability-flow ODE, y = x/μ, in the variable u from t to s; times are held to [s, t]."""
 
     def __init__(self, model: Model, t: float, s: float, variable: Variable) -> None:
         self.model, self.t, self.s, self.variable = model, t, s, variable
@@ -156,7 +156,7 @@ class Field:
         time = self.model.path.time(u) if self.variable == "lambda" else u
         time = min(max(time, self.s), self.t)
         rate = reverse_family(self.model.path, time, self.variable, 0.0)
-        return rate.b * self.model(y * rate.scale, time, wants(self.variable, 0.0))
+        return rate.b * self.model(y * rate.scale, time, prediction_of(self.variable, 0.0))
 
 
 @dataclass(frozen=True, repr=False)
@@ -166,8 +166,8 @@ class TorchDiffEq(BlackBox):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         per_step = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}.get(self.method)
         landed = path.sigma(times[-1]) == 0
-        asked = (per_step or 0) * self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
-        return None if per_step is None else asked
+        nfe = (per_step or 0) * self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
+        return None if per_step is None else nfe
 
     def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchdiffeq import odeint
@@ -238,15 +238,15 @@ class TorchSDE(BlackBox):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         landed = path.sigma(times[-1]) == 0
         plain = self.method == "euler" and not self.adaptive
-        asked = self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
-        return asked if plain else None
+        nfe = self.substeps * (len(times) - 1 - landed) + landed - (self.analytic is not None)
+        return nfe if plain else None
 
     def _integrate(self, model: Network, x: Tensor, t: float, s: float, noise: Draws) -> Tensor:
         from torchsde import sdeint
 
         if not isinstance(noise, BrownianDraws):
             raise ValueError("torchsde needs a Brownian path: give seed= or noise=Brownian(seeds), not replayed draws")
-        check_clock(model.path, t, "t", self.eta)
+        check_variable(model.path, t, "t", self.eta)
         sde = ReverseSDE(model, x.shape, t, s, self.eta, "ito" if self.method in TORCHSDE_ITO else "stratonovich")
         bm: Any = Increments(noise, x)
         if self.method in ("srk", "log_ode"):
@@ -264,7 +264,7 @@ class TorchSDE(BlackBox):
 
 
 class ReverseSDE:
-    """The reverse SDE of level η in the clock u = −t, as torchsde reads it: drift f, diffusion g, states (B, d)."""
+    """The reverse SDE of level η in u = −t, as torchsde reads it: drift f, diffusion g, states (B, d)."""
 
     noise_type = "diagonal"
 
@@ -277,9 +277,9 @@ class ReverseSDE:
         return time, reverse_family(self.model.path, time, "t", self.eta)
 
     def f(self, u: Any, y: Tensor) -> Tensor:
-        """Minus the drift in t: the clock runs backwards."""
+        """Minus the drift in t: u = −t runs backwards."""
         time, rate = self._rates(u)
-        # torchsde asks twice at the same place: to learn the shape, and for a whole and a half step.
+        # torchsde evaluates twice at the same place: to learn the shape, and for a whole and a half step.
         if self._last is None or self._last[0] != time or self._last[1] is not y:
             eps = self.model(y.reshape(self.shape), time, "eps").reshape(y.shape)
             self._last = time, y, -(rate.a * y + rate.b * eps)
@@ -300,7 +300,7 @@ class Increments:
         self.dtype, self.device = x.dtype, x.device
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
-        """W over [ta, tb] in the clock −t."""
+        """W over [ta, tb] in −t."""
         self.noise.count += 1
         return self.noise.increment(self.like, -float(ta), -float(tb)).reshape(self.shape).to(self.dtype)
 

@@ -27,18 +27,18 @@ class Churn(Linear):
     def stochastic_on(self, path: GaussianPath) -> bool:
         return bool(self.options["S_churn"] > 0)
 
-    def _lay_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
+    def _build_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         gamma = min(self.options["S_churn"] / (len(times) - 1), 2**0.5 - 1)
-        return super(Churn, replace(self, gamma=gamma))._lay_all(path, times)
+        return super(Churn, replace(self, gamma=gamma))._build_all(path, times)
 
-    def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
+    def build(self, path: GaussianPath, evaluated: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
         """A step up, where κ is between S_tmin and S_tmax, and a step down."""
         if not self.options["S_tmin"] <= path.kappa(t) <= self.options["S_tmax"] or self.gamma == 0:
-            return super().lay(path, spoken, t, s)
+            return super().build(path, evaluated, t, s)
         top = min(path.above(t, 1 + self.gamma), 1.0)
         if top <= t:
-            return super().lay(path, spoken, t, s)
-        return (_up(path, t, top, self.options["S_noise"]), *super().lay(path, (), top, s))
+            return super().build(path, evaluated, t, s)
+        return (_up(path, t, top, self.options["S_noise"]), *super().build(path, (), top, s))
 
 
 def _up(path: GaussianPath, t: float, top: float, scale: float = 1.0) -> PlannedStep:
@@ -62,7 +62,7 @@ def edm_churn(S_churn: float = 40.0, S_tmin: float = 0.05, S_tmax: float = 50.0,
     if not S_tmin < S_tmax:
         raise ValueError(f"S_tmin must lie below S_tmax, got S_tmin={S_tmin}, S_tmax={S_tmax}")
     gamma = min(S_churn, 2**0.5 - 1)
-    return Churn(rows=heun_rows, order=2, cites=("karras2022edm",), wants="eps", marginal=False, gamma=gamma)
+    return Churn(rows=heun_rows, order=2, cites=("karras2022edm",), prediction="eps", marginal=False, gamma=gamma)
 
 
 def heun_rows(path: GaussianPath, times: tuple[float, ...], s: float, **_: float) -> list[tuple[float, Row]]:
@@ -77,22 +77,22 @@ class Restart(Linear):
     def stochastic_on(self, path: GaussianPath) -> bool:
         return bool(self.options["restarts"] > 0)
 
-    def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
+    def build(self, path: GaussianPath, evaluated: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
         """A step, and where it comes to κ ≤ t_min the loops: at s, or if σ_s = 0 at κ = t_min, on the way there."""
         low, high, restarts = (self.options[name] for name in ("t_min", "t_max", "restarts"))
         if not path.kappa(s) <= low < path.kappa(t) or not restarts:
-            return super().lay(path, spoken, t, s)
+            return super().build(path, evaluated, t, s)
         at = s if path.sigma(s) > 0 else path.time(-math.log(low))
-        way = super().lay(path, spoken, t, at)
+        way = super().build(path, evaluated, t, at)
         if (top := min(path.above(at, high / path.kappa(at)), 1.0)) > at:
             n, rho = self.options["restart_steps"], 7.0
             k = [((n - i) / n * path.kappa(top) ** (1 / rho) + i / n * path.kappa(at) ** (1 / rho)) ** rho for i in range(1, n)]
             times = (top, *(path.above(at, kappa / path.kappa(at)) for kappa in k), at)
             loop = [_up(path, at, top)]
             for a, b in pairwise(times):
-                loop += super().lay(path, (), a, b)
+                loop += super().build(path, (), a, b)
             way = (*way, *loop * restarts)
-        return way if at == s else (*way, *super().lay(path, (), at, s))
+        return way if at == s else (*way, *super().build(path, (), at, s))
 
 
 @family("restart")
@@ -111,4 +111,4 @@ def restart(restarts: int = 2, t_min: float = 0.1, t_max: float = 2.0, restart_s
     whole("restart_steps", restart_steps)
     number("t_min", t_min, above=0)
     number("t_max", t_max, above=t_min)
-    return Restart(rows=heun_rows, cites=("xu2023restart",), wants="eps", marginal=False)
+    return Restart(rows=heun_rows, cites=("xu2023restart",), prediction="eps", marginal=False)

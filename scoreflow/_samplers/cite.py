@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import re
-from importlib.resources import files
-
 from scoreflow._samplers.step import SAMPLERS, get_sampler, resolve
-
-
-@functools.cache
-def references() -> dict[str, str]:
-    """Every entry of references.bib, as BibTeX, by key."""
-    text = files("scoreflow._samplers").joinpath("references.bib").read_text(encoding="utf-8")
-    entries = [entry.strip() for entry in re.split(r"(?m)^(?=@)", text) if entry.startswith("@")]
-    return {re.match(r"@\w+\{([^,]+),", entry)[1]: entry for entry in entries}  # type: ignore[index]
+from scoreflow._samplers.works import references
 
 
 def cite(*names: str) -> str:

@@ -81,7 +81,7 @@ class PredictorCorrector(Sampler):
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int | None:
         predictor = self.predictor.evaluations(path, times)
         corrected = sum(path.sigma(s) > 0 for s in times[1:])
-        # A predictor that has the word at s already must ask again, once x_s is corrected.
+        # An output that the predictor has at s already is taken again, once x_s is corrected.
         again = sum(path.sigma(s) > 0 for s in times[1:-1]) if getattr(self.predictor, "reuse", False) else 0
         return None if predictor is None else predictor + again + self.n * corrected - (self.analytic is not None)
 
@@ -94,7 +94,7 @@ class PredictorCorrector(Sampler):
             x = self._langevin(model, x, s, noise) if self.corrector == "langevin" else self._bridge(model, x, s, noise)
         if not isinstance(self.predictor, Linear):
             return Step(x, out.memory)
-        return Step(x, tuple(m for m in out.memory if m[0] != s))  # what was said of the old x_s is stale
+        return Step(x, tuple(m for m in out.memory if m[0] != s))  # outputs at the old x_s are stale
 
     def _langevin(self, model: Network, x: Tensor, s: float, noise: Draws) -> Tensor:
         e = min(2 * self.snr**2, 1.0) * model.path.sigma(s) ** 2

@@ -28,7 +28,7 @@ def dpm_solver(order: int = 2, r1: float | None = None, r2: float | None = None)
         DPM-Solver (Lu et al., 2022), Algorithms 1 and 2, and Appendix C for free r_1, r_2.
     """
     _shares(order, r1, r2)
-    return Linear(rows=dpm_solver_rows, order=order, cites=("lu2022dpmsolver",), wants="eps", default_steps=20)
+    return Linear(rows=dpm_solver_rows, order=order, cites=("lu2022dpmsolver",), prediction="eps", default_steps=20)
 
 
 def dpm_solver_rows(

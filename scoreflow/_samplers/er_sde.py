@@ -25,7 +25,7 @@ PHI: dict[str, Callable[[float], float]] = {
 def er_sde(order: int = 3, phi: Phi = "er-sde-5") -> Sampler:
     """ER-SDE: `x_s = r (α_s/α_t) x_t + α_s Σ_j ∫ ℓ_j d(φ_s/φ) x̂_0,j + α_s √(κ_s² − r² κ_t²) ε`, `r = φ(κ_s)/φ(κ_t)`.
 
-    The integral goes from κ_t to κ_s, ℓ_j the Lagrange basis in κ through the last `order` words (1…3). φ says how much
+    The integral goes from κ_t to κ_s, ℓ_j the Lagrange basis in κ through the last `order` outputs (1…3). φ says how much
     noise there is: "ode" (κ) has none, "sde" (κ²) is the reverse SDE, "er-sde-5" (κ(e^{κ^0.3} + 10)) is the authors'; a number
     p stands for κ^p, 1 ≤ p, the level η with p = 1 + η²; or a function of κ, growing at least as κ. With order 1 and "sde" it
     is `ddpm`. The authors take a Taylor expansion whose first derivative is a backward difference; from order 3 on that is of

@@ -1,4 +1,4 @@
-"""Exponential integrators of the probability-flow ODE: the linear part exactly, the network's word interpolated.
+"""Exponential integrators of the probability-flow ODE: the linear part exactly, the network's output interpolated.
 
 With `h = λ_s − λ_t`, in noise form and in data form,
 
@@ -22,7 +22,7 @@ from scoreflow._core.row import Row, weights
 from scoreflow._samplers.step import Linear, Sampler, family
 
 Form = Literal["noise", "data"]
-WANTS: dict[Form, Prediction] = {"noise": "eps", "data": "x0"}
+PREDICTION: dict[Form, Prediction] = {"noise": "eps", "data": "x0"}
 Unified = Literal["bh1", "bh2"]
 
 
@@ -34,7 +34,7 @@ def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], for
     """
     lo, hi, r = path.lam(t), path.lam(s), 1 + eta**2
     if form == "data":
-        # From α_t = 0 the integral begins at −∞: a word spoken there is taken for constant, and later left out.
+        # From α_t = 0 the integral begins at −∞: an output there is taken for constant, and later left out.
         known = [k for k in knots if k > -math.inf] or [hi]
         m = weights(lambda u: r * np.exp(r * (u - hi)), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
         decay = math.exp(-(eta**2) * (hi - lo)) if eta else 1.0
@@ -54,7 +54,7 @@ def rho_row(path: GaussianPath, t: float, s: float, knots: Sequence[float]) -> R
 
 
 def whole_weight(path: GaussianPath, t: float, s: float, form: Form, eta: float = 0.0) -> tuple[float, float]:
-    """The weights of x_t and of a word that does not change: the first-order step."""
+    """The weights of x_t and of an output that does not change: the first-order step."""
     x, (m,), _ = integral(path, t, s, [path.lam(t)], form, eta)
     return float(x), float(m)
 
@@ -67,7 +67,7 @@ def inside(path: GaussianPath, t: float, s: float, r: float) -> float:
 
 
 def half_row(path: GaussianPath, t: float, s: float, other: float, B: Unified, form: Form) -> Row:
-    """The step with one other word, weighed by ρ = ½ and B(h): the row of (M_t, M_other)."""
+    """The step with one other output, weighed by ρ = ½ and B(h): the row of (M_t, M_other)."""
     x, m = whole_weight(path, t, s, form)
     if path.alpha(other) == 0:
         return Row(x, (m, 0.0))
@@ -84,7 +84,7 @@ def half_row(path: GaussianPath, t: float, s: float, other: float, B: Unified, f
 def exponential_ab(order: int = 3, form: Form = "noise") -> Sampler:
     """Exponential Adams–Bashforth: `x_s = (α_s/α_t) x_t − σ_s Σ_j ∫ e^{λ_s−λ} ℓ_j dλ ε̂_j`, or the same in data form.
 
-    ℓ_j is the Lagrange basis in λ through the last `order` words (1…4); fewer while fewer are known. In noise form the
+    ℓ_j is the Lagrange basis in λ through the last `order` outputs (1…4); fewer while fewer are known. In noise form the
     last step, to σ = 0, keeps the order, with the basis in κ: ρAB-DEIS. In data form it is x̂_0, of first order.
 
     Reference:
@@ -92,9 +92,9 @@ def exponential_ab(order: int = 3, form: Form = "noise") -> Sampler:
         Heun form, order 3 UniP-3.
     """
     whole("order", order, 1, 4)
-    one_of("form", form, WANTS)
+    one_of("form", form, PREDICTION)
     return Linear(
-        rows=exponential_ab_row, order=order, cites=("hochbruck2010exponential",), wants=WANTS[form], history=order,
+        rows=exponential_ab_row, order=order, cites=("hochbruck2010exponential",), prediction=PREDICTION[form], history=order,
         lands=form == "noise", default_steps=20,
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ DEGREES: dict[str, dict[str, object]] = {
 
 @family("deis", also=DEGREES)
 def deis(degree: int = 3, variable: Literal["t", "rho"] = "t") -> Sampler:
-    """`x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last degree + 1 words.
+    """`x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last degree + 1 outputs.
 
     The polynomial, of degree 0…3, is in t (tAB-DEIS) or in ρ = κ (ρAB-DEIS, which is linear multistep in κ). The last
     step, to σ = 0, keeps the order in ρ; in t it has order 1 on paths where κ goes as √t there, as on VP and VE.
@@ -125,7 +125,8 @@ def deis(degree: int = 3, variable: Literal["t", "rho"] = "t") -> Sampler:
         raise ValueError(f"degree must be a whole number from 0 to 3, got {degree}")
     one_of("variable", variable, ("t", "rho"))
     return Linear(
-        rows=deis_row, order=degree + 1, cites=("zhang2023deis",), wants="eps", history=degree + 1, lands=True, default_steps=20
+        rows=deis_row, order=degree + 1, cites=("zhang2023deis",), prediction="eps", history=degree + 1,
+        lands=True, default_steps=20,
     )  # fmt: skip
 
 

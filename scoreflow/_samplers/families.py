@@ -7,7 +7,7 @@ from typing import Any
 
 from scoreflow._core.check import number, one_of
 from scoreflow._samplers.blackbox import SCIPY, TORCHDIFFEQ, TORCHSDE, scipy, torchdiffeq, torchsde
-from scoreflow._samplers.runge_kutta import TABLEAUS, Variable, runge_kutta, wants
+from scoreflow._samplers.runge_kutta import TABLEAUS, Variable, prediction_of, runge_kutta
 from scoreflow._samplers.step import Linear, Sampler, family
 
 SOLVERS = {"torchdiffeq": TORCHDIFFEQ, "scipy": SCIPY}
@@ -92,7 +92,9 @@ def _rows(method: str, variable: Variable, eta: float, given: dict[str, Any], ci
         raise ValueError(f"{name}={value} belongs to other solvers; our {method} takes one step an interval of the grid")
     one_of("variable", variable, ("t", "lambda"))
     order = TABLEAUS[method].order if eta == 0 else (2 if method == "heun" else 1)
-    return Linear(rows=Tabled(method, variable, eta), order=order, cites=cites, wants=wants(variable, eta), marginal=False)
+    return Linear(
+        rows=Tabled(method, variable, eta), order=order, cites=cites, prediction=prediction_of(variable, eta), marginal=False
+    )
 
 
 @dataclass(frozen=True)

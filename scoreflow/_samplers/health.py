@@ -15,7 +15,7 @@ VARIANCES = (1.0, 0.01)
 WIDE = 3.0
 """By what factor outputs may be too wide, or at variance 1 too narrow."""
 AMPLIFIED = 10.0
-"""How many times as large an error in one word of the network may come out."""
+"""How many times as large an error in one output of the network may come out."""
 
 
 class Health(NamedTuple):
@@ -25,9 +25,9 @@ class Health(NamedTuple):
         std, std_tight: of an entry of the outputs, for v = 1 and for v = 0.01.
         data, data_tight: what they are of the data's own law at the last time, `√(α² v + σ²)`.
         amplification: `max_k |∂x_end/∂e_k|` over both v: how far the output moves for an error e_k in the x̂_0 of evaluation k,
-            both in the data's unit, when later words answer to the states that they see. A step to x̂_0 has 1.
+            both in the data's unit, when later outputs answer to the states that they see. A step to x̂_0 has 1.
         at: the time of that evaluation.
-        last_row: `Σ|m|` of the last row, m the weights of the words in the prediction that the plan wants.
+        last_row: `Σ|m|` of the last row, m the weights of the outputs in the prediction that the plan takes.
     """
 
     std: float
@@ -46,14 +46,14 @@ class Health(NamedTuple):
         data; an error that comes out more than `AMPLIFIED` times as large. At v = 0.01 coarse runs are too narrow, and so
         blurred, which is no fault of their rows.
         """
-        said = []
+        found = []
         if not self.data / WIDE <= self.std <= self.data * WIDE:
-            said.append(f"outputs of std {self.std:.3g} for {self.data:.3g}")
+            found.append(f"outputs of std {self.std:.3g} for {self.data:.3g}")
         if self.std_tight > self.data_tight * WIDE:
-            said.append(f"outputs of std {self.std_tight:.3g} for {self.data_tight:.3g}")
+            found.append(f"outputs of std {self.std_tight:.3g} for {self.data_tight:.3g}")
         if self.amplification > AMPLIFIED:
-            said.append(f"an error at t={self.at:.3g} comes out {self.amplification:.3g} times as large")
-        return tuple(said)
+            found.append(f"an error at t={self.at:.3g} comes out {self.amplification:.3g} times as large")
+        return tuple(found)
 
     def __str__(self) -> str:
         wrong = f"; not sensible: {', '.join(self.warnings)}" if self.warnings else ""
@@ -80,15 +80,15 @@ class Symbolic:
         self.mean[:, 0] = mean
         self.errors = iter(range(size, size + errors))
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
             v, self.analytic = self.analytic, None
-            return x * self.path.gaussian(t, want, v)
+            return x * self.path.gaussian(t, prediction, v)
         a, s = self.path.alpha(t), self.path.sigma(t)
         x_0 = self.mean + a * self.var / (a**2 * self.var + s**2) * (x - a * self.mean)
         if (k := next(self.errors, None)) is not None:
             x_0[:, k] += 1.0
-        weight, m = self.path.convert("x0", want, t)
+        weight, m = self.path.convert("x0", prediction, t)
         wanted: Tensor = weight * x + m * x_0
         return wanted
 

@@ -23,11 +23,11 @@ class Invertible(Sampler):
     """A sampler of the probability-flow ODE whose step from t up to s > t, with its memory, undoes the step from s down to t.
 
     Attributes:
-        asked: network evaluations a step.
-        from_data: whether it can leave σ = 0 upwards, as the network is asked at the upper end of a step.
+        evaluations_per_step: network evaluations a step.
+        from_data: whether it can leave σ = 0 upwards, as the network is evaluated at the upper end of a step.
     """
 
-    asked: int = 1
+    evaluations_per_step: int = 1
     from_data: bool = False
 
     @property
@@ -35,7 +35,7 @@ class Invertible(Sampler):
         return False
 
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:
-        return self.asked * (len(times) - 1) - (self.analytic is not None)
+        return self.evaluations_per_step * (len(times) - 1) - (self.analytic is not None)
 
 
 @family("bdia-ddim")
@@ -87,7 +87,7 @@ def edict(p: float = 0.93) -> Sampler:
         EDICT: Exact Diffusion Inversion via Coupled Transformations (Wallace et al., 2023), Eqs. 14–15.
     """
     number("p", p, above=0, most=1)
-    return EDICT(order=1, cites=("wallace2023edict",), asked=2, from_data=True, p=p)
+    return EDICT(order=1, cites=("wallace2023edict",), evaluations_per_step=2, from_data=True, p=p)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,6 +1,6 @@
 """Multistep methods in κ: with `dy/dκ = ε̂` for y = x/α, the classical methods for ordinary differential equations.
 
-All go by the transfer of DDIM, with a combination of the last words in place of one,
+All go by the transfer of DDIM, with a combination of the last outputs in place of one,
 
     x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) Σ_j w_j ε̂_j,  Σ_j w_j = 1.
 """
@@ -21,18 +21,18 @@ ADAMS_BASHFORTH = (
     (23 / 12, -16 / 12, 5 / 12),
     (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 )
-"""The weights on even steps, newest word first."""
+"""The weights on even steps, newest output first."""
 
 
 def transfer(path: GaussianPath, t: float, s: float, weights: Sequence[float]) -> Row:
-    """The first-order step, its word the weighted sum of words: `x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) Σ_j w_j ε̂_j`."""
+    """The first-order step, its output the weighted sum of outputs: `x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) Σ_j w_j ε̂_j`."""
     x, (m,), _ = deis_row(path, (t,), s, degree=0, variable="rho")
     return Row(x, tuple(m * w for w in weights))
 
 
 @family("lms", also={**{f"lms-{p}": {"order": p} for p in (1, 2, 3, 4)}, "ipndm-v": {}})
 def lms(order: int = 4) -> Sampler:
-    """Linear multistep: `x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last `order` words (1…4).
+    """Linear multistep: `x_s = (α_s/α_t) x_t + α_s Σ_j ∫_{κ_t}^{κ_s} ℓ_j dκ ε̂_j`, ℓ_j through the last `order` outputs (1…4).
 
     These are the Adams–Bashforth methods with steps of any size in κ; ρAB-DEIS of degree order − 1 is the same. So is
     iPNDM with variable steps (`ipndm-v`) once it is right: we observe slips in published code from its order 3 on. The last
@@ -44,7 +44,7 @@ def lms(order: int = 4) -> Sampler:
     """
     whole("order", order, 1, 4)
     return Linear(
-        rows=lms_row, order=order, cites=("crowson2022kdiffusion", "hairer1993solving"), wants="eps", history=order,
+        rows=lms_row, order=order, cites=("crowson2022kdiffusion", "hairer1993solving"), prediction="eps", history=order,
         lands=True, default_steps=20,
     )  # fmt: skip
 
@@ -58,7 +58,7 @@ def lms_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order: in
 def ipndm(order: int = 4, damping: float = 0.0) -> Sampler:
     """iPNDM: `x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) Σ_j w_j ε̂_j`, w the Adams–Bashforth weights of even steps.
 
-    The last `order` words (1…4), fewer while fewer are known: (3, −1)/2, (23, −16, 5)/12, (55, −59, 37, −9)/24. On nodes even
+    The last `order` outputs (1…4), fewer while fewer are known: (3, −1)/2, (23, −16, 5)/12, (55, −59, 37, −9)/24. On nodes even
     in κ it is `lms`; on all others the weights are off by the change of the step, and the order is 2 at most. The last step,
     to σ = 0, is of the same form.
 
@@ -74,7 +74,7 @@ def ipndm(order: int = 4, damping: float = 0.0) -> Sampler:
     if number("damping", damping, 0, 1) and order == 1:
         raise ValueError(f"damping is of the highest difference, and order=1 has none, got damping={damping}")
     return Linear(
-        rows=ipndm_row, order=min(order - (damping > 0), 2), cites=("zhang2023deis", "liu2022pndm"), wants="eps",
+        rows=ipndm_row, order=min(order - (damping > 0), 2), cites=("zhang2023deis", "liu2022pndm"), prediction="eps",
         history=order, lands=True, default_steps=20,
     )  # fmt: skip
 
@@ -95,12 +95,12 @@ def pndm() -> Sampler:
     The first three steps find e by the classical Runge–Kutta method, `e = (e_1 + 2e_2 + 2e_3 + e_4)/6`: `e_1 = ε̂(x_t)`;
     e_2, e_3 at the middle m of the times t and s, in `φ(x_t, e_1)` and `φ(x_t, e_2)`; e_4 at s, in `φ(x_t, e_3)`. They take
     four evaluations each, and what is remembered of them is e_1. The order is 2, as that of `ipndm`. The last step, to
-    σ = 0, is φ; x̂_0 while fewer than four words are known.
+    σ = 0, is φ; x̂_0 while fewer than four outputs are known.
 
     Reference:
         Pseudo Numerical Methods for Diffusion Models on Manifolds (Liu et al., 2022), Section 3.3.
     """
-    return Linear(rows=pndm_rows, order=2, cites=("liu2022pndm",), wants="eps", history=4, lands=True)
+    return Linear(rows=pndm_rows, order=2, cites=("liu2022pndm",), prediction="eps", history=4, lands=True)
 
 
 def pndm_rows(path: GaussianPath, times: tuple[float, ...], s: float) -> Row | list[tuple[float, Row]]:
@@ -121,9 +121,9 @@ def pndm_rows(path: GaussianPath, times: tuple[float, ...], s: float) -> Row | l
 
 @family("gradient-estimation")
 def gradient_estimation(gamma: float = 2.0) -> Sampler:
-    """`x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) [γ ε̂_t + (1 − γ) ε̂_1]`, ε̂_1 the word before.
+    """`x_s = (α_s/α_t) x_t + α_s (κ_s − κ_t) [γ ε̂_t + (1 − γ) ε̂_1]`, ε̂_1 the output before.
 
-    The words are taken for noisy gradients of the distance to the data, and γ, `gamma`, corrects the last by the one before.
+    The outputs are taken for noisy gradients of the distance to the data, and γ, `gamma`, corrects the last by the one before.
     γ = 1 is `ddim`, γ = 3/2 is `ipndm-2`, of order 2; any other γ leaves order 1. The step to σ = 0 is x̂_0.
 
     Reference:
@@ -131,7 +131,7 @@ def gradient_estimation(gamma: float = 2.0) -> Sampler:
     """
     order = 2 if number("gamma", gamma) == 1.5 else 1
     return Linear(
-        rows=gradient_estimation_row, order=order, cites=("permenter2024interpreting",), wants="eps", history=2,
+        rows=gradient_estimation_row, order=order, cites=("permenter2024interpreting",), prediction="eps", history=2,
         default_steps=20,
     )  # fmt: skip
 

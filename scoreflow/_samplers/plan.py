@@ -1,4 +1,4 @@
-"""A run laid out ahead: every row of a linear sampler on a grid, as plain numbers."""
+"""A run planned ahead: every row of a linear sampler on a grid, as plain numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Model(Protocol):
         """What its network gives."""
         ...
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor: ...
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor: ...
 
 
 class Network(Model, Protocol):
@@ -46,8 +46,8 @@ class Network(Model, Protocol):
         """The network's own prediction at states (n, ...) and times (n,) of these samples of the batch, by number."""
         ...
 
-    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
-        """The network's own prediction at (x, t) said as `want`."""
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, prediction: Prediction) -> Tensor:
+        """The network's own prediction at (x, t) as `prediction`."""
         ...
 
     def part(self, start: int, stop: int) -> Network:
@@ -85,22 +85,22 @@ class PlannedStep(NamedTuple):
     """One step t → s. It may go up, s > t, where noise is added.
 
     Attributes:
-        asks: whether the network is asked at t first, or its last word already stands there, or is not wanted.
-        stages: rows in order. The network is asked at the state of each but the last, which is x_s. A row weighs the
+        evaluates: whether the network is evaluated at t first, or its last output already stands there, or is not needed.
+        stages: rows in order. The network is evaluated at the state of each but the last, which is x_s. A row weighs the
             outputs in view, newest first: those of the earlier stages, then those remembered, as many as it has weights for.
         draws: what the rows' z weigh, shared by the stages.
     """
 
     t: float
     s: float
-    asks: bool
+    evaluates: bool
     stages: tuple[Stage, ...]
     draws: tuple[Draw, ...] = ()
 
     @property
     def nfe(self) -> int:
         """Network evaluations."""
-        return self.asks + len(self.stages) - 1
+        return self.evaluates + len(self.stages) - 1
 
     @property
     def noise_count(self) -> int:
@@ -114,23 +114,23 @@ class Plan:
 
     Attributes:
         sampler, options, path: what it was made from, as names and text.
-        wants: the prediction its rows weigh.
-        history: how many of the network's words a step may look back on.
-        reuse: whether the word spoken at a state that stands at s opens the next step (predict, evaluate, correct).
+        prediction: the one its rows weigh.
+        history: how many of the outputs of the network a step may look back on.
+        reuse: whether the output at a state that stands at s opens the next step (predict, evaluate, correct).
         analytic: if not None, the first evaluation is replaced by the exact one of N(0, v I) data, v this number.
         steps: the rows.
-        laid_on: the path itself, for `check`; no part of what a plan is, and not in its JSON.
+        path_object: the path itself, for `check`; no part of what a plan is, and not in its JSON.
     """
 
     sampler: str
     path: str
-    wants: Prediction
+    prediction: Prediction
     steps: tuple[PlannedStep, ...]
     history: int = 1
     reuse: bool = False
     options: tuple[tuple[str, Any], ...] = field(default=())
     analytic: float | None = None
-    laid_on: GaussianPath | None = field(default=None, compare=False, repr=False)
+    path_object: GaussianPath | None = field(default=None, compare=False, repr=False)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -143,14 +143,14 @@ class Plan:
         return sum(step.nfe for step in self.steps) - (self.analytic is not None)
 
     @property
-    def asked(self) -> tuple[float, ...]:
-        """The times at which the network is asked, in order."""
-        times = [u for step in self.steps for u in (*([step.t] if step.asks else []), *(u for u, _ in step.stages[:-1]))]
+    def evaluation_times(self) -> tuple[float, ...]:
+        """The times at which the network is evaluated, in order."""
+        times = [u for step in self.steps for u in (*([step.t] if step.evaluates else []), *(u for u, _ in step.stages[:-1]))]
         return tuple(times[self.analytic is not None :])
 
     @property
     def noise_count(self) -> int:
-        """Draws of the size of the state that the run asks for, without the prior."""
+        """Draws of the size of the state that the run makes, without the prior."""
         return sum(step.noise_count for step in self.steps)
 
     @property
@@ -161,7 +161,7 @@ class Plan:
     def _alive(self) -> Iterator[int]:
         remembered = 0
         for step in self.steps:
-            remembered = min(remembered + step.asks, self.history)
+            remembered = min(remembered + step.evaluates, self.history)
             taken: set[int] = set()
             for i, (_, row) in enumerate(step.stages):
                 taken |= {k for k, _ in row.draws}
@@ -173,16 +173,16 @@ class Plan:
     def check(self, path: GaussianPath | None = None) -> Health:
         """What the run does to Gaussian data and to an error of the network: exact, from the rows, without a network.
 
-        On N(0, v I) data a linear sampler is linear in x_T, its draws and the errors e_k of the network's words,
+        On N(0, v I) data a linear sampler is linear in x_T, its draws and the errors e_k of the outputs of the network,
         `x̂_0 = α v/(α² v + σ²) x + e_k`. The run goes once on these weights, for v = 1 and 0.01.
 
         Args:
-            path: what it was laid out on; for a plan that was read from JSON, which keeps the path's text alone.
+            path: what it was made for; for a plan that was read from JSON, which keeps the path's text alone.
 
         Raises:
             ValueError: no path is known, or it is another one.
         """
-        path = self.laid_on if path is None else path
+        path = self.path_object if path is None else path
         if path is None:
             raise ValueError(f"a plan from JSON keeps its path as text: give check the path, {self.path}")
         if self.path != repr(path):
@@ -199,7 +199,7 @@ class Plan:
         data, data_tight = (math.hypot(alpha * math.sqrt(v), sigma) for v in VARIANCES)
         errors = [0.0, *x[:, size:].abs().nan_to_num(math.inf, math.inf).amax(0).tolist()]
         k = errors.index(max(errors))
-        at = self.asked[k - 1] if k else self.times[0]
+        at = self.evaluation_times[k - 1] if k else self.times[0]
         last_row = sum(abs(float(m)) for m in self.steps[-1].stages[-1].row.m)
         return Health(std, std_tight, data, data_tight, errors[k], at, last_row)
 
@@ -209,7 +209,7 @@ class Plan:
         Raises:
             ValueError: an option is no text or number, such as a function, or a row's weights are tensors.
         """
-        kept = {name: value for name, value in self.__dict__.items() if name != "laid_on"}
+        kept = {name: value for name, value in self.__dict__.items() if name != "path_object"}
         try:
             return json.dumps({**kept, "options": dict(self.options)})
         except TypeError as error:
@@ -235,15 +235,15 @@ class Plan:
             data = json.loads(text)
             steps = tuple(
                 PlannedStep(
-                    t, s, asks,
+                    t, s, evaluates,
                     tuple(Stage(u, Row(x, tuple(m), tuple(z) if isinstance(z, list) else z)) for u, (x, m, z) in stages),
                     tuple(Draw(*draw) for draw in draws),
                 )
-                for t, s, asks, stages, draws in data.pop("steps")
+                for t, s, evaluates, stages, draws in data.pop("steps")
             )  # fmt: skip
             options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
             plan = cls(steps=steps, options=options, **data)
-            one_of("wants", plan.wants, PREDICTIONS)
+            one_of("prediction", plan.prediction, PREDICTIONS)
             if not steps or not all(step.stages for step in steps):
                 raise ValueError("it has no steps, or a step without rows")
             for step in steps:
@@ -258,11 +258,12 @@ class Plan:
         options = "".join(f", {name}={value}" for name, value in self.options if value is not None)
         head = (
             f"{self.sampler}{options} on {self.path}: {len(self.steps)} steps, {self.nfe} evaluations, "
-            f"{self.noise_count} draws; outputs are {self.wants}\n{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.wants} + z·ε"
+            f"{self.noise_count} draws; outputs are {self.prediction}\n"
+            f"{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.prediction} + z·ε"
         )
         lines = [
             f"{step.t:10.6f} {stage.t:10.6f}  {stage.row.x:+.6e}·x "
-            + " ".join(f"{m:+.6e}·{self.wants}" for m in stage.row.m)
+            + " ".join(f"{m:+.6e}·{self.prediction}" for m in stage.row.m)
             + "".join(f" {z:+.6e}·ε{k + 1 if isinstance(stage.row.z, tuple) else ''}" for k, z in stage.row.draws)
             for step in self.steps
             for stage in step.stages
@@ -279,9 +280,9 @@ def _fits(value: Any) -> bool:
 
 
 Question = tuple[Tensor, float, Prediction]
-"""What a step asks of a network: at the states x (B, ...) and the time t this prediction."""
+"""What a step asks: at the states x (B, ...) and the time t this prediction."""
 Stepped = tuple[Tensor, Memory, Tensor | None]
-"""The new state, what the next step may want, an embedded error estimate or None."""
+"""The new state, what the next step may use, an embedded error estimate or None."""
 
 
 def advance(
@@ -295,19 +296,19 @@ def advance(
     """Take one planned step. It yields what it asks of the network, is sent the output, and returns the step's end.
 
     Args:
-        model: whose path the plan was laid on, and what its network predicts. It is not called.
+        model: whose path the plan was made for, and what its network predicts. It is not called.
     """
     row = step.stages[0].row
-    if step.asks and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
-        # Nobody else looks at this word: weigh what the network gives, and convert nothing.
-        a, b = model.path.convert(model.prediction, plan.wants, step.t)
+    if step.evaluates and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
+        # No other step uses this output: weigh what the network gives, and convert nothing.
+        a, b = model.path.convert(model.prediction, plan.prediction, step.t)
         if math.isfinite(a) and math.isfinite(b):
             row = row.through(a, b)
-            word = yield x, step.t, model.prediction
-            return row(x, [word], lambda k: noise(x, *step.draws[k])), (), None
+            output = yield x, step.t, model.prediction
+            return row(x, [output], lambda k: noise(x, *step.draws[k])), (), None
     seen = memory
-    if step.asks:
-        seen = ((step.t, (yield x, step.t, plan.wants)), *memory)
+    if step.evaluates:
+        seen = ((step.t, (yield x, step.t, plan.prediction)), *memory)
     seen = seen[: plan.history]
     outputs, lower = [output for _, output in seen], None
     draws: dict[int, Tensor] = {}
@@ -319,7 +320,7 @@ def advance(
 
     for u, row in step.stages[:-1]:
         y = row(x, outputs[: len(row.m)], draw)
-        outputs.insert(0, (yield y, u, plan.wants))
+        outputs.insert(0, (yield y, u, plan.prediction))
         if u == step.s:
             lower = y  # a stage that lands on s is an embedded solution
             if plan.reuse:
@@ -329,12 +330,12 @@ def advance(
     return x_s, seen, None if lower is None else x_s - lower
 
 
-def drive(asked: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, float, Prediction], Tensor]) -> Stepped:
+def drive(step: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, float, Prediction], Tensor]) -> Stepped:
     """The end of a step whose questions the model answers."""
     try:
-        question = next(asked)
+        question = next(step)
         while True:
-            question = asked.send(model(*question))
+            question = step.send(model(*question))
     except StopIteration as end:
         stepped: Stepped = end.value
         return stepped

@@ -8,7 +8,7 @@ from scoreflow._samplers.runge_kutta import runge_kutta
 from scoreflow._samplers.step import sampler
 
 
-@sampler("euler-maruyama", order=1, cites=("song2021sde",), wants="eps", marginal=False, default_steps=250)
+@sampler("euler-maruyama", order=1, cites=("song2021sde",), prediction="eps", marginal=False, default_steps=250)
 def euler_maruyama(path: GaussianPath, times: tuple[float, ...], s: float) -> list[tuple[float, Row]]:
     """`x_s = x_t + [f x_t − g² ∇log p_t](s − t) + g √(t − s) ε`, f and g at t, `∇log p_t = −ε̂/σ_t`.
 
@@ -20,7 +20,7 @@ def euler_maruyama(path: GaussianPath, times: tuple[float, ...], s: float) -> li
     return runge_kutta(path, times, s, method="euler", variable="t", eta=1.0)
 
 
-@sampler("reverse-diffusion", order=1, cites=("song2021sde",), wants="eps", marginal=False, default_steps=250)
+@sampler("reverse-diffusion", order=1, cites=("song2021sde",), prediction="eps", marginal=False, default_steps=250)
 def reverse_diffusion(path: GaussianPath, times: tuple[float, ...], s: float) -> Row:
     """`x_s = x_t − (α_t/α_s − 1) x_t + c² ∇log p_t + c ε`, where `q(x_t | x_s) = N(α_t/α_s x_s, c²)`.
 

@@ -1,10 +1,10 @@
 """Explicit Runge–Kutta steps of the reverse family, in t or in λ: a tableau, turned into rows.
 
-The reverse family is `dx = [f x − (1+η²)/2 · g² ∇log p_t] dt + η g dw̄`. With y = x/μ it reads, in a clock u,
+The reverse family is `dx = [f x − (1+η²)/2 · g² ∇log p_t] dt + η g dw̄`. With y = x/μ it reads, in a variable u,
 
     dy = (a y + b M) du + c dw̄,
 
-| clock | μ | M | a | b | c² a unit of u |
+| variable | μ | M | a | b | c² a unit of u |
 |---|---|---|---|---|---|
 | t, η = 0 | 1 | flow | 0 | 1 | 0 |
 | t | 1 | ε̂ | f | (1+η²)/2 · g²/σ | η² g² |
@@ -61,13 +61,13 @@ def reverse_family(path: GaussianPath, t: float, variable: Variable, eta: float)
     return Coefficients(1.0, path.f(t), (1 + eta**2) / 2 * g2 / path.sigma(t), eta**2 * g2)
 
 
-def wants(variable: Variable, eta: float) -> Prediction:
+def prediction_of(variable: Variable, eta: float) -> Prediction:
     """The prediction that the rows weigh."""
     return "flow" if variable == "t" and eta == 0 else "eps"
 
 
-def check_clock(path: GaussianPath, t: float, variable: Variable, eta: float) -> None:
-    """Raise ValueError where the clock or its coefficients are infinite."""
+def check_variable(path: GaussianPath, t: float, variable: Variable, eta: float) -> None:
+    """Raise ValueError where u or its coefficients are infinite."""
     if path.alpha(t) == 0 and (variable == "lambda" or eta > 0):
         cure = "variable='t'" if variable == "lambda" and eta == 0 else "a start below it"
         raise ValueError(
@@ -85,7 +85,7 @@ def runge_kutta(
     The step is run on symbols: every Y and K is its vector of weights on y_t, M_1 … M_n and ε.
     """
     t, tableau = times[0], TABLEAUS[method]
-    check_clock(path, t, variable, eta)
+    check_variable(path, t, variable, eta)
     begin, end = (path.lam(t), path.lam(s)) if variable == "lambda" else (t, s)
     delta, n = end - begin, len(tableau.c)
     symbols = np.eye(n + 2)

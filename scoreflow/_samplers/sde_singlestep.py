@@ -9,7 +9,7 @@ from scoreflow._core.check import number, one_of, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import Row
 from scoreflow._samplers.dpm_solver import dpm_solver_pp_rows, dpm_solver_rows
-from scoreflow._samplers.exponential import WANTS, Form
+from scoreflow._samplers.exponential import PREDICTION, Form
 from scoreflow._samplers.plan import Draw, Stages
 from scoreflow._samplers.step import Linear, Sampler, family
 from scoreflow._samplers.stochastic import noisy_stages
@@ -35,9 +35,9 @@ def seeds(order: int = 3, eta: float = 1.0, form: Form = "data") -> Sampler:
     """
     whole("order", order, 1, 3)
     number("eta", eta, least=0)
-    one_of("form", form, WANTS)
+    one_of("form", form, PREDICTION)
     return Linear(
-        rows=seeds_rows, order=min(order, 2), cites=("gonzalez2023seeds",), wants=WANTS[form], marginal=form == "data"
+        rows=seeds_rows, order=min(order, 2), cites=("gonzalez2023seeds",), prediction=PREDICTION[form], marginal=form == "data"
     )  # fmt: skip
 
 

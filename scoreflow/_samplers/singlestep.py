@@ -17,7 +17,7 @@ EDM = {"euler": 1, "heun": 2}
 
 @family("edm", also={f"edm-{method}": {"method": method} for method in EDM})
 def edm(method: str = "heun") -> Sampler:
-    """EDM without churn. With `y = x/α`, the clock κ (EDM's sigma) and the slope `d = dy/dκ = ε̂`:
+    """EDM without churn. With `y = x/α`, the variable κ (EDM's sigma) and the slope `d = dy/dκ = ε̂`:
 
     - euler: `y_s = y_t + (κ_s − κ_t) d_t`: `ddim`;
     - heun: `y_s = y_t + (κ_s − κ_t) (d_t + d_s)/2`, d_s at the Euler step: `dpm-solver` of order 2 with r_1 = 1.
@@ -28,7 +28,7 @@ def edm(method: str = "heun") -> Sampler:
         Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), Algorithm 1.
     """
     one_of("method", method, EDM)
-    return Linear(rows=edm_rows, order=EDM[method], cites=("karras2022edm",), wants="eps", default_steps=20)
+    return Linear(rows=edm_rows, order=EDM[method], cites=("karras2022edm",), prediction="eps", default_steps=20)
 
 
 def edm_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, method: str) -> list[tuple[float, Row]]:
@@ -36,7 +36,7 @@ def edm_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, method: 
     return dpm_solver_rows(path, times, s, order=EDM[method], r1=1.0, r2=None)
 
 
-@sampler("dpm-2", order=2, cites=("crowson2022kdiffusion", "karras2022edm"), wants="eps", default_steps=20)
+@sampler("dpm-2", order=2, cites=("crowson2022kdiffusion", "karras2022edm"), prediction="eps", default_steps=20)
 def dpm_2(path: GaussianPath, times: tuple[float, ...], s: float) -> list[tuple[float, Row]]:
     """k-diffusion's DPM-2: `x_s/α_s = x_t/α_t + (κ_s − κ_t) ε̂_u`, the midpoint rule in κ with `κ_u = √(κ_t κ_s)`.
 
@@ -52,9 +52,9 @@ def dpm_2(path: GaussianPath, times: tuple[float, ...], s: float) -> list[tuple[
 def res(method: str = "2m", c2: float | None = None) -> Sampler:
     """RES: `x_s = (σ_s/σ_t) x_t + α_s h [(φ_1 − φ_2/c) D_t + φ_2/c D_u]`, φ_k at −h, u at the share c of the step in λ.
 
-    - 2s: c = `c2`, in (0, 1], ½ if None; D_u is asked at the first-order step to u. `dpm-solver++-2s` has φ_1/(2c) for φ_2/c,
-      which is right to order 2 only as h → 0: the conditions here hold for stiff problems too.
-    - 2m: D_u is the word before, c < 0: `exponential-ab` of order 2 in data form, which is DPM-Solver++(2M) in its Heun form.
+    - 2s: c = `c2`, in (0, 1], ½ if None; D_u is taken at the first-order step to u. `dpm-solver++-2s` has φ_1/(2c) for φ_2/c;
+      that is right to order 2 only as h → 0: the conditions here hold for stiff problems too.
+    - 2m: D_u is the output before, c < 0: `exponential-ab` of order 2 in data form, which is DPM-Solver++(2M) in its Heun form.
 
     The step to σ = 0 is x̂_0.
 
@@ -89,8 +89,8 @@ def res_rows(
 def richardson(base: str | Sampler = "ddim") -> Sampler:
     """`x_s = x″ + (x″ − x′)/(2^p − 1)`: x′ by one step of `base`, of order p, x″ by two that meet at the middle in λ.
 
-    The leading error cancels, so the order is p + 1. All share the word at t: with `base="ddim"` two evaluations a step.
-    `base` is a deterministic sampler made of rows that looks back on no earlier word. The step to σ = 0 is x̂_0.
+    The leading error cancels, so the order is p + 1. All share the output at t: with `base="ddim"` two evaluations a step.
+    `base` is a deterministic sampler made of rows that looks back on no earlier output. The step to σ = 0 is x̂_0.
 
     Reference:
         Solving Ordinary Differential Equations I (Hairer et al., 1993), Section II.4.
@@ -101,41 +101,41 @@ def richardson(base: str | Sampler = "ddim") -> Sampler:
             f"base must be a deterministic one-step sampler made of rows, such as 'ddim' or 'dpm-solver', got {one!r}"
         )
     return Linear(
-        rows=richardson_rows, order=one.order + 1, cites=("hairer1993solving", *one.cites), wants=one.wants,
+        rows=richardson_rows, order=one.order + 1, cites=("hairer1993solving", *one.cites), prediction=one.prediction,
         marginal=one.marginal, default_steps=20,
     )  # fmt: skip
 
 
 def richardson_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, base: str | Sampler) -> list[tuple[float, Row]]:
-    """The rows of `richardson`: those of the base run on symbols, every state its vector of weights on x_t and the words."""
+    """The rows of `richardson`: those of the base run on symbols, every state its vector of weights on x_t and the outputs."""
     t, one = times[0], get_sampler(base)
     assert isinstance(one, Linear) and one.order
     middle = inside(path, t, s, 0.5)
     parts = [_stages(one, path, *ends) for ends in ((t, s), (t, middle), (middle, s))]
     symbols = np.eye(3 + sum(len(part) - 1 for part in parts))
-    spoken, rows = [symbols[1]], []
+    evaluated, rows = [symbols[1]], []
 
-    def ask(u: float, state: np.ndarray) -> np.ndarray:
-        rows.append((u, _row(state, len(spoken))))
-        word: np.ndarray = symbols[len(spoken) + 1]
-        spoken.append(word)
-        return word
+    def evaluate(u: float, state: np.ndarray) -> np.ndarray:
+        rows.append((u, _row(state, len(evaluated))))
+        output: np.ndarray = symbols[len(evaluated) + 1]
+        evaluated.append(output)
+        return output
 
-    def step(x: np.ndarray, word: np.ndarray, part: list[tuple[float, Row]]) -> np.ndarray:
-        words = [word]
+    def step(x: np.ndarray, output: np.ndarray, part: list[tuple[float, Row]]) -> np.ndarray:
+        outputs = [output]
         for u, row in part[:-1]:
-            words.insert(0, ask(u, _joined(row, x, words)))
-        return _joined(part[-1][1], x, words)
+            outputs.insert(0, evaluate(u, _joined(row, x, outputs)))
+        return _joined(part[-1][1], x, outputs)
 
-    x_t, word = symbols[0], symbols[1]
-    whole = step(x_t, word, parts[0])
-    half = step(x_t, word, parts[1])
-    halves = step(half, ask(middle, half), parts[2])
-    return [*rows, (s, _row(halves + (halves - whole) / (2**one.order - 1), len(spoken)))]
+    x_t, output = symbols[0], symbols[1]
+    whole = step(x_t, output, parts[0])
+    half = step(x_t, output, parts[1])
+    halves = step(half, evaluate(middle, half), parts[2])
+    return [*rows, (s, _row(halves + (halves - whole) / (2**one.order - 1), len(evaluated)))]
 
 
-def _joined(row: Row, x: np.ndarray, words: list[np.ndarray]) -> np.ndarray:
-    out: np.ndarray = np.array([row.x, *row.m]) @ np.stack([x, *words])
+def _joined(row: Row, x: np.ndarray, outputs: list[np.ndarray]) -> np.ndarray:
+    out: np.ndarray = np.array([row.x, *row.m]) @ np.stack([x, *outputs])
     return out
 
 

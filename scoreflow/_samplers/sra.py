@@ -11,7 +11,7 @@ from scoreflow._core.check import number, one_of
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import Row
 from scoreflow._samplers.plan import Draw, Stages
-from scoreflow._samplers.runge_kutta import check_clock, reverse_family
+from scoreflow._samplers.runge_kutta import check_variable, reverse_family
 from scoreflow._samplers.step import Linear, Sampler, family
 
 
@@ -55,13 +55,13 @@ def sra(method: str = "sra1", eta: float = 1.0) -> Sampler:
     """
     one_of("method", method, TABLEAUS)
     number("eta", eta, above=0)
-    return Linear(rows=sra_rows, order=2, cites=("rossler2010srk", "song2021sde"), wants="eps", marginal=False)
+    return Linear(rows=sra_rows, order=2, cites=("rossler2010srk", "song2021sde"), prediction="eps", marginal=False)
 
 
 def sra_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, method: str, eta: float) -> Stages:
     """The rows of `sra`: run on symbols, every Y and F its vector of weights on x_t, M_1 … M_n, ΔW and the area."""
     t, tableau = times[0], TABLEAUS[method]
-    check_clock(path, t, "t", eta)
+    check_variable(path, t, "t", eta)
     delta, n = s - t, len(tableau.alpha)
     symbols = np.eye(n + 3)
     # Over a step of length |Δ|, ΔW = √|Δ| ε₁ and I₁₀/|Δ| = ½ ΔW + √(|Δ|/12) ε₂.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from scoreflow._core.aliases import PLAIN, plain
+from scoreflow._core.aliases import PLAIN, elsewhere, plain
 from scoreflow._core.check import number, scalar, suggestion
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.grid import GRIDS, NAMES
@@ -20,6 +20,7 @@ from scoreflow._core.noise import Draws
 from scoreflow._core.path import VPSDE
 from scoreflow._core.row import Row
 from scoreflow._samplers.plan import Draw, Network, Plan, PlannedStep, Stage, Stages, advance, drive
+from scoreflow._samplers.works import short
 
 Rows = Callable[..., Row | list[tuple[float, Row]] | Stages]
 GROWTH = 4.0
@@ -27,7 +28,7 @@ GROWTH = 4.0
 
 
 class Step(NamedTuple):
-    """What a step hands to the loop: the state x_s, what the next step may want, an error estimate or None."""
+    """What a step hands to the loop: the state x_s, what the next step may use, an error estimate or None."""
 
     x: Tensor
     memory: tuple[Any, ...] = ()
@@ -56,6 +57,16 @@ class Options(Mapping[str, Any]):
         return ", ".join(f"{name}={value!r}" for name, value in self._pairs if value is not None)
 
 
+class Doc:
+    """The docstring of a class, whose instances have a page of their own: what `help` shows of them."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __get__(self, sampler: Sampler | None, owner: type) -> str:
+        return self.text if sampler is None else sampler.doc
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A way to step from t to s. Immutable: all that changes during a run is in its arguments.
@@ -82,6 +93,31 @@ class Sampler:
     def __call__(self, **options: Any) -> Sampler:
         """The same sampler with other options."""
         return get_sampler(self.name, **{**self.options, **options})
+
+    @property
+    def doc(self) -> str:
+        """Its page, as text: formula, options, order, cost, noise, citation, file and tests. `help(sampler)` shows it."""
+        if self.name not in SAMPLERS:
+            return f"{self!r}, made of rows that are not registered"
+        entry, path = SAMPLERS[self.name], VPSDE()
+        few, more = (self.evaluations(path, tuple(1 - k / 10 for k in range(n))) for n in (6, 7))
+        each = None if few is None or more is None else more - few
+        cost = "what its run takes" if each is None else f"{each} evaluation{'s' * (each > 1)} of the network a step"
+        also = [*(name for name, (base, _) in VARIANTS.items() if base == self.name), *elsewhere(self.name)]
+        facts = {
+            "options": ", ".join(f"{name}={self.options.get(name, p.default)!r}" for name, p in entry.options.items()),
+            "order": "by tolerance" if self.order is None else str(self.order),
+            "cost": cost,
+            "noise": "drawn at every step" if self.stochastic else "none after the prior",
+            "names": ", ".join((self.name, *also)),
+            "cite": "; ".join(f"{short(key)} ({key})" for key in self.cites),
+            "file": entry.place,
+            "tests": f'pytest -k "{self.name}"',
+        }
+        return "\n".join([f"{self!r}", "", entry.doc, "", *(f"{name:8} {fact}" for name, fact in facts.items())])
+
+    def __init_subclass__(cls) -> None:
+        cls.__doc__ = Doc(inspect.cleandoc(cls.__doc__ or ""))  # type: ignore[assignment]
 
     @property
     def analytic(self) -> float | None:
@@ -116,16 +152,16 @@ class Linear(Sampler):
 
     Attributes:
         rows: `(path, times, s, **options)` → a Row, or for several stages a list of (time, Row), the last at s. `times`
-            are when the network has spoken, newest first; `times[0]` is t.
-        wants: the prediction that its rows weigh.
-        history: how many of the network's words it looks back on.
-        reuse: whether the word spoken at a stage that stands at s opens the next step.
+            are when the network was evaluated, newest first; `times[0]` is t.
+        prediction: the one that its rows weigh.
+        history: how many of the outputs of the network it looks back on.
+        reuse: whether the output at a stage that stands at s opens the next step.
         lands: whether its rows hold at σ_s = 0. If not, the step to σ = 0 is x̂_0 (`landing`).
         marginal: whether its rows carry every Gaussian marginal over exactly when x̂_0 is right.
     """
 
     rows: Rows = field(default=lambda path, times, s: [])
-    wants: Prediction = "x0"
+    prediction: Prediction = "x0"
     history: int = 1
     reuse: bool = False
     lands: bool = False
@@ -145,21 +181,21 @@ class Linear(Sampler):
     def plan(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         """The rows of a whole run on this grid; no network, no state, no randomness. The last few plans are kept."""
         try:
-            return _laid(self, path, times, path.stamp)
+            return _plan(self, path, times, path.stamp)
         except TypeError:  # an option that has no hash
-            return self._lay_all(path, times)
+            return self._build_all(path, times)
 
-    def _lay_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
+    def _build_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
         steps: list[PlannedStep] = []
-        spoken: tuple[float, ...] = ()
+        evaluated: tuple[float, ...] = ()
         for t, s in pairwise(times):
-            for step in self.lay(path, spoken, t, s):
+            for step in self.build(path, evaluated, t, s):
                 steps.append(step)
-                spoken = self._spoken(step, spoken)
+                evaluated = self._evaluated(step, evaluated)
         return self._planned(path, tuple(steps))
 
     def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        plan, error = self._planned(None, self.lay(model.path, tuple(u for u, _ in memory), t, s)), None
+        plan, error = self._planned(None, self.build(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
             x, memory, error = drive(advance(planned, plan, model, x, memory, noise), model)
         return Step(x, memory, error)
@@ -171,17 +207,17 @@ class Linear(Sampler):
         """`rows` with the sampler's options."""
         return self.rows(path, times, s, **{name: value for name, value in self.options.items() if name != "analytic"})
 
-    def lay(self, path: GaussianPath, spoken: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
-        """One step of the grid, given when the network has spoken, newest first: a planned step, or several."""
-        asks = not spoken or spoken[0] != t
-        seen = ((t, *spoken) if asks else spoken)[: self.history]
+    def build(self, path: GaussianPath, evaluated: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
+        """One step of the grid, given when the network was evaluated, newest first: a planned step, or several."""
+        evaluates = not evaluated or evaluated[0] != t
+        seen = ((t, *evaluated) if evaluates else evaluated)[: self.history]
         if path.sigma(s) > 0:
             out = self.rows_at(path, seen, s)
         else:
-            out = self._last(path, seen, s) if self.lands else landing(path, t, s, self.wants)
+            out = self._last(path, seen, s) if self.lands else landing(path, t, s, self.prediction)
         rows, draws = out if isinstance(out, Stages) else ([(s, out)] if isinstance(out, Row) else out, (Draw(t, s),))
         noisy = any(row.draws for _, row in rows)
-        return (PlannedStep(t, s, asks, tuple(Stage(u, row) for u, row in rows), draws if noisy else ()),)
+        return (PlannedStep(t, s, evaluates, tuple(Stage(u, row) for u, row in rows), draws if noisy else ()),)
 
     def _last(self, path: GaussianPath, times: tuple[float, ...], s: float) -> Row | list[tuple[float, Row]] | Stages:
         """The rows to σ = 0: of first order, x̂_0, where this step is longer in κ than the one before, else of the highest order
@@ -201,34 +237,35 @@ class Linear(Sampler):
 
     def _planned(self, path: GaussianPath | None, steps: tuple[PlannedStep, ...]) -> Plan:
         text, options = "" if path is None else repr(path), tuple(self.options.items())
-        return Plan(self.name, text, self.wants, steps, self.history, self.reuse, options, self.analytic, path)
+        return Plan(self.name, text, self.prediction, steps, self.history, self.reuse, options, self.analytic, path)
 
-    def _spoken(self, step: PlannedStep, spoken: tuple[float, ...]) -> tuple[float, ...]:
-        """When the network has spoken, after a step."""
-        spoken = ((step.t, *spoken) if step.asks else spoken)[: self.history]
+    def _evaluated(self, step: PlannedStep, evaluated: tuple[float, ...]) -> tuple[float, ...]:
+        """When the network was evaluated, after a step."""
+        evaluated = ((step.t, *evaluated) if step.evaluates else evaluated)[: self.history]
         ahead = [u for u, _ in step.stages[:-1] if u == step.s] if self.reuse else []
-        return (*reversed(ahead), *spoken)
+        return (*reversed(ahead), *evaluated)
 
 
 @functools.lru_cache(maxsize=32)
-def _laid(sampler: Linear, path: GaussianPath, times: tuple[float, ...], stamp: Hashable) -> Plan:
-    return sampler._lay_all(path, times)
+def _plan(sampler: Linear, path: GaussianPath, times: tuple[float, ...], stamp: Hashable) -> Plan:
+    return sampler._build_all(path, times)
 
 
-def landing(path: GaussianPath, t: float, s: float, wants: Prediction) -> Row:
-    """The exact last row, `x_s = α_s x̂_0` at σ_s = 0, said in the prediction `wants`: the end of every run to data."""
-    return path.bridge(t, s).through(*path.convert(wants, "x0", t))
+def landing(path: GaussianPath, t: float, s: float, prediction: Prediction) -> Row:
+    """The exact last row, `x_s = α_s x̂_0` at σ_s = 0, as `prediction`: the end of every run to data."""
+    return path.bridge(t, s).through(*path.convert(prediction, "x0", t))
 
 
 # -- names ---------------------------------------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):
-    """What the registry knows of a name: how to build the sampler, its options, its docstring."""
+    """What the registry knows of a name: how to build the sampler, its options, its docstring, its file and line."""
 
     build: Callable[..., Sampler]
     options: dict[str, inspect.Parameter]
     doc: str
+    place: str
 
 
 SAMPLERS: dict[str, Entry] = {}
@@ -320,11 +357,12 @@ def _enter(
     name: str,
     build: Callable[..., Sampler],
     options: dict[str, inspect.Parameter],
-    doc: Any,
+    source: Callable[..., Any],
     also: Mapping[str, dict[str, Any]] | None,
 ) -> None:
     for new in (name, *(also or ())):
         if new in SAMPLERS or new in VARIANTS:
             raise ValueError(f"the sampler name {new!r} is taken")
-    SAMPLERS[name] = Entry(build, {**options, "analytic": ANALYTIC}, inspect.getdoc(doc) or "")
+    place = f"{source.__module__.replace('.', '/')}.py:{source.__code__.co_firstlineno}"
+    SAMPLERS[name] = Entry(build, {**options, "analytic": ANALYTIC}, inspect.getdoc(source) or "", place)
     VARIANTS.update({new: (name, chosen) for new, chosen in (also or {}).items()})

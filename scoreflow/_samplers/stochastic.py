@@ -20,7 +20,7 @@ from scoreflow._samplers.plan import Draw, Stages
 from scoreflow._samplers.step import Linear, Sampler, family
 
 METHODS = {"1": 1, "2m": 2, "2m-heun": 2, "3m": 3, "2s": 1}
-"""And how many words they look back on."""
+"""And how many outputs they look back on."""
 Tau = float | Callable[[float], float]
 
 
@@ -80,10 +80,10 @@ def noisy_stages(path: GaussianPath, t: float, s: float, order: int, r1: float |
 def sa_solver(predictor: int = 2, corrector: int = 2, tau: Tau = 1.0) -> Sampler:
     """SA-Solver: `x_s = (σ_s/σ_t) e^{−τ²h} x_t + α_s Σ_j ∫ r e^{r(λ − λ_s)} ℓ_j dλ D_j + σ_s √(1 − e^{−2τ²h}) ε`, r = 1 + τ².
 
-    The predictor interpolates through the last `predictor` words (1…4); the corrector, with the same noise, through the
-    word at the predicted state and the last `corrector` ones (0…4; 0 for none). That word opens the next step, so n steps to
-    σ = 0, the last of them x̂_0, take n evaluations. `tau` is a number, or a function of t, constant along a step.
-    τ = 0 is the probability-flow ODE, 1 the reverse SDE. The weak order is 2, or 1 with one word and no corrector.
+    The predictor interpolates through the last `predictor` outputs (1…4); the corrector, with the same noise, through the
+    output at the predicted state and the last `corrector` ones (0…4; 0 for none). That output opens the next step, so n steps
+    to σ = 0, the last of them x̂_0, take n evaluations. `tau` is a number, or a function of t, constant along a step.
+    τ = 0 is the probability-flow ODE, 1 the reverse SDE. The weak order is 2, or 1 with one output and no corrector.
 
     Reference:
         SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (Xue et al., 2023), Eqs. 14 and 17.
@@ -102,7 +102,7 @@ def sa_solver(predictor: int = 2, corrector: int = 2, tau: Tau = 1.0) -> Sampler
 def sa_solver_rows(
     path: GaussianPath, times: tuple[float, ...], s: float, *, predictor: int, corrector: int, tau: Tau
 ) -> list[tuple[float, Row]]:
-    """The rows of `sa-solver`; the corrector's newest word is that at s."""
+    """The rows of `sa-solver`; the corrector's newest output is that at s."""
     level = number("tau(t)", tau(times[0]), least=0) if callable(tau) else tau
     lam = [path.lam(u) for u in times]
     predict = (s, integral(path, times[0], s, lam[:predictor], "data", level))

@@ -1,4 +1,4 @@
-"""UniP and UniPC: predictors and correctors through the network's words, of any order (Zhao et al., 2023)."""
+"""UniP and UniPC: predictors and correctors through the outputs of the network, of any order (Zhao et al., 2023)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import Row
-from scoreflow._samplers.exponential import WANTS, Form, Unified, exponential_ab_row, half_row, integral
+from scoreflow._samplers.exponential import PREDICTION, Form, Unified, exponential_ab_row, half_row, integral
 from scoreflow._samplers.step import Linear, Sampler, family
 
 
@@ -23,15 +23,15 @@ def unip(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
     """
     _unified(order, B, form)
     return Linear(
-        rows=unip_row, order=order, cites=("zhao2023unipc",), wants=WANTS[form], history=order, default_steps=20
+        rows=unip_row, order=order, cites=("zhao2023unipc",), prediction=PREDICTION[form], history=order, default_steps=20
     )  # fmt: skip
 
 
 @family("unipc", also={f"unipc-{p}": {"order": p} for p in (1, 2, 3, 4)})
 def unipc(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
-    """UniPC: predict with `unip`, ask there, correct with that word too: UniC-p interpolates through p + 1 words.
+    """UniPC: predict with `unip`, evaluate there, correct with that output too: UniC-p interpolates through p + 1 outputs.
 
-    At order 1 the corrector is `x_s = (σ_s/σ_t) x_t + α_s [(1−e^{−h}) D_0 + ½ B(h) (D_s − D_0)]`. The word at the predicted
+    At order 1 the corrector is `x_s = (σ_s/σ_t) x_t + α_s [(1−e^{−h}) D_0 + ½ B(h) (D_s − D_0)]`. The output at the predicted
     state opens the next step, so n steps to σ = 0, the last of them x̂_0, take n evaluations. The corrector raises the
     order by one.
 
@@ -40,7 +40,7 @@ def unipc(order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
     """
     _unified(order, B, form)
     return Linear(
-        rows=unipc_rows, order=order + 1, cites=("zhao2023unipc",), wants=WANTS[form], history=order, reuse=True,
+        rows=unipc_rows, order=order + 1, cites=("zhao2023unipc",), prediction=PREDICTION[form], history=order, reuse=True,
         default_steps=20,
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def unip_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order: i
 def unipc_rows(
     path: GaussianPath, times: tuple[float, ...], s: float, *, order: int, B: Unified, form: Form
 ) -> list[tuple[float, Row]]:
-    """The rows of `unipc`; the corrector's newest word is that at s."""
+    """The rows of `unipc`; the corrector's newest output is that at s."""
     if path.alpha(times[0]) == 0:
         correct = integral(path, times[0], s, [path.lam(s), -math.inf], form)._replace(m=(0.0, path.alpha(s)))
     elif len(times) == 1:
@@ -71,4 +71,4 @@ def unipc_rows(
 def _unified(order: int, B: Unified, form: Form) -> None:
     whole("order", order, 1, 4)
     one_of("B", B, ("bh1", "bh2"))
-    one_of("form", form, WANTS)
+    one_of("form", form, PREDICTION)

@@ -43,7 +43,7 @@ def each(value: Any) -> Marked:
     """A condition with a row a sample: its tensors, and lists of texts, that are as long as the batch.
 
     The network is given what it holds. Results are the same without it, and dearer, as of `shared`. Conditions that the
-    network's own `null` or that of the guidance names need no mark.
+    network's own `null` or that of the guidance names need no marked.
     """
     return Marked(value, True)
 
@@ -61,12 +61,14 @@ def plain(value: Any) -> Any:
 
 def known(conditions: Mapping[str, Any], batch: int, with_rows: Collection[str] = ()) -> bool:
     """Whether it is known of all conditions what belongs to each sample of the batch; those named `with_rows` have rows."""
-    return all(_has_rows(leaf, batch, mark) is not None for leaf, mark in _leaves(conditions, with_rows))
+    return all(_has_rows(leaf, batch, marked) is not None for leaf, marked in _leaves(conditions, with_rows))
 
 
 def rows(conditions: Mapping[str, Any], samples: Tensor, batch: int, with_rows: Collection[str] = ()) -> dict[str, Any]:
     """The conditions of some samples of the batch: their rows of what has rows; the rest as it is."""
-    found = (_taken(leaf, samples) if _has_rows(leaf, batch, mark) else leaf for leaf, mark in _leaves(conditions, with_rows))
+    found = (
+        _taken(leaf, samples) if _has_rows(leaf, batch, marked) else leaf for leaf, marked in _leaves(conditions, with_rows)
+    )
     return {name: _like(value, found) for name, value in conditions.items()}
 
 
@@ -77,11 +79,11 @@ def joined(
     if any(_like(value, repeat(None)) != _like(other[name], repeat(None)) for name, value in one.items()):
         return None
     leaves: list[Any] = []
-    for (a, mark), (b, _) in zip(_leaves(one, with_rows), _leaves(other, with_rows), strict=True):
-        has = _has_rows(a, batch, mark)
+    for (a, marked), (b, _) in zip(_leaves(one, with_rows), _leaves(other, with_rows), strict=True):
+        has = _has_rows(a, batch, marked)
         if has is False and a is b:
             leaves.append(a)
-        elif not has or not _has_rows(b, batch, mark):
+        elif not has or not _has_rows(b, batch, marked):
             return None
         elif isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
             leaves.append(torch.cat([a, b]))
@@ -116,10 +118,10 @@ def none_given(name: str, value: Any, null: Any, batch: int) -> Any:
 
 
 def rounds(samples: Sequence[int], batch: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
-    """How to ask for `samples`, numbers that may come again, in whole batches.
+    """How to evaluate `samples`, numbers that may come again, in whole batches.
 
-    Yields the places of those that are asked at once, their numbers, and for every sample of the batch the place of its state:
-    for the others that of the first, whose answer is not looked at.
+    Yields the places of those that are evaluated at once, their numbers, and for every sample of the batch the place of its
+    state: for the others that of the first, whose output is not used.
     """
     left = list(enumerate(samples))
     while left:
@@ -134,13 +136,13 @@ def rounds(samples: Sequence[int], batch: int) -> Iterator[tuple[list[int], list
         left = later
 
 
-def _has_rows(leaf: Any, batch: int, mark: bool | None) -> bool | None:
+def _has_rows(leaf: Any, batch: int, marked: bool | None) -> bool | None:
     """Whether it has a row a sample; None if that is not known."""
-    if mark is False or leaf is None or isinstance(leaf, Number | str | bytes):
+    if marked is False or leaf is None or isinstance(leaf, Number | str | bytes):
         return False
     if isinstance(leaf, Tensor | list | tuple):
         long = len(leaf) == batch if not isinstance(leaf, Tensor) or leaf.ndim else False
-        return mark if long else False
+        return marked if long else False
     return None
 
 
@@ -155,16 +157,16 @@ def _inner(value: Any) -> list[Any]:
     return list(value.values() if isinstance(value, Mapping) else value)
 
 
-def _leaves(value: Any, with_rows: Collection[str] = (), mark: bool | None = None) -> Iterator[tuple[Any, bool | None]]:
-    """All that is not nested, and what is said of it; at the top by name."""
+def _leaves(value: Any, with_rows: Collection[str] = (), marked: bool | None = None) -> Iterator[tuple[Any, bool | None]]:
+    """All that is not nested, and whether it is marked; at the top by name."""
     if isinstance(value, Marked):
         yield from _leaves(value.value, (), value.rows)
     elif _nested(value):
         names = value if isinstance(value, Mapping) else repeat("")
         for name, one in zip(names, _inner(value), strict=False):
-            yield from _leaves(one, (), True if name in with_rows else mark)
+            yield from _leaves(one, (), True if name in with_rows else marked)
     else:
-        yield value, mark
+        yield value, marked
 
 
 def _like(value: Any, leaves: Iterator[Any]) -> Any:

@@ -26,7 +26,7 @@ class ScoreModel:
 
     Args:
         net: a module or callable from states (B, ...) and times (B,) to the shape of the states; or to twice the
-            channels (dimension 1), when the second half is its word on the variance (Nichol & Dhariwal, 2021).
+            channels (dimension 1), when the second half is its variance output (Nichol & Dhariwal, 2021).
         path: the path it was trained on.
         prediction: what it was trained to give: "eps", "x0", "v" (`α ε − σ x_0`), "score" (`∇log p_t`) or "flow"
             (`dx_t/dt` along the path, `α' x_0 + σ' ε`).
@@ -102,19 +102,19 @@ class ScoreModel:
             return None
         return next((p for p in self.net.parameters() if p.is_floating_point()), None)
 
-    def __call__(self, x: Tensor, t: float | Tensor, want: Prediction = "eps", **conditions: Any) -> Tensor:
-        """The prediction `want` at states x (B, ...) and times t in [0, 1], a float or (B,), in the shape of x.
+    def __call__(self, x: Tensor, t: float | Tensor, prediction: Prediction = "eps", **conditions: Any) -> Tensor:
+        """`prediction` at states x (B, ...) and times t in [0, 1], a float or (B,), in the shape of x.
 
         Raises:
             TypeError: states that are no floating-point tensor.
             ValueError: times outside [0, 1] or not (B,); an output of the wrong shape; for a float t, a prediction that
                 cannot be had from the network's there (an ε-network says nothing of x_0 where α = 0).
         """
-        check.one_of("want", want, PREDICTIONS)
+        check.one_of("prediction", prediction, PREDICTIONS)
         if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"x must be a floating-point tensor of shape (B, ...), got {got}")
-        return self.express(self.evaluate(x, t, **conditions)[0], x, t, want)
+        return self.express(self.evaluate(x, t, **conditions)[0], x, t, prediction)
 
     def eps(self, x: Tensor, t: float | Tensor, **conditions: Any) -> Tensor:
         """`ε̂ = (x_t − α x̂_0)/σ`."""
@@ -137,7 +137,7 @@ class ScoreModel:
         return self(x, t, "flow", **conditions)
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
-        """One evaluation: what the network predicts, as it was trained to, and its word on the variance or None."""
+        """One evaluation: what the network predicts, as it was trained to, and its variance output or None."""
         label = self.label(x, t)
         self.count(t)
         given = x if (dtype := self.dtype) is None else x.to(dtype)
@@ -151,7 +151,7 @@ class ScoreModel:
         return self.read(output, x)
 
     def read(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the network gave at states x: its prediction and its word on the variance or None, in the dtype of x.
+        """What the network gave at states x: its prediction and its variance output or None, in the dtype of x.
 
         Raises:
             TypeError, ValueError: no tensor, or one of another shape.
@@ -179,15 +179,17 @@ class ScoreModel:
         """
         if not len(samples) or (known(conditions, batch, self.with_rows) and all(known(null, batch) for null in self.nulls)):
             return self.evaluate(x, t, **rows(conditions, samples, batch, self.with_rows))
-        order, said = list[int](), list[tuple[Tensor, Tensor | None]]()
+        order, outputs = list[int](), list[tuple[Tensor, Tensor | None]]()
         for places, numbers, whole in rounds(samples.tolist(), batch):
             at = t[whole] if isinstance(t, Tensor) and t.ndim else t
-            output, word = self.evaluate(x[whole], at, **conditions)
-            said.append((output[numbers], None if word is None else word[numbers]))
+            output, variance_output = self.evaluate(x[whole], at, **conditions)
+            outputs.append((output[numbers], None if variance_output is None else variance_output[numbers]))
             order += places
         back = torch.tensor(order, device=x.device).argsort()
-        words = [word for _, word in said if word is not None]
-        return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if len(words) == len(said) else None
+        variances = [variance_output for _, variance_output in outputs if variance_output is not None]
+        return torch.cat([output for output, _ in outputs])[back], torch.cat(variances)[back] if len(variances) == len(
+            outputs
+        ) else None
 
     def evaluate_samples(self, x: Tensor, t: float | Tensor, samples: Tensor) -> Tensor:
         """`evaluate` at states x (n, ...) of a batch without conditions, whichever its samples are."""
@@ -242,14 +244,14 @@ class ScoreModel:
                 self._labels[key] = known
         return known.repeat(len(x))  # the network's own, to do with as it likes
 
-    def express(self, output: Tensor, x: Tensor, t: float | Tensor, want: Prediction) -> Tensor:
-        """The network's prediction `output` at (x, t) said as `want`: `a·x + b·output`, a and b from the path."""
-        if want == self.prediction:
+    def express(self, output: Tensor, x: Tensor, t: float | Tensor, prediction: Prediction) -> Tensor:
+        """The network's prediction `output` at (x, t) as `prediction`: `a·x + b·output`, a and b from the path."""
+        if prediction == self.prediction:
             return output
         if isinstance(t, Tensor):
-            a, b = self.path.convert(self.prediction, want, double(t).reshape(-1))
+            a, b = self.path.convert(self.prediction, prediction, double(t).reshape(-1))
             return x * per_sample(a, x) + output * per_sample(b, x)
-        weight, m = self.path.convert(self.prediction, want, t)
+        weight, m = self.path.convert(self.prediction, prediction, t)
         if not (math.isfinite(weight) and math.isfinite(m)):
             alpha, sigma = self.path.alpha(t), self.path.sigma(t)
             hint = (
@@ -258,7 +260,8 @@ class ScoreModel:
                 else (": start below it, or use an x0-, v- or flow-network")
             )
             raise ValueError(
-                f"prediction {self.prediction!r} does not give {want!r} at t={t}, where alpha={alpha}, sigma={sigma}{hint}"
+                f"prediction {self.prediction!r} does not give {prediction!r} at t={t}, "
+                f"where alpha={alpha}, sigma={sigma}{hint}"
             )
         return (output * m).add_(x, alpha=weight) if weight else output * m
 
@@ -408,6 +411,6 @@ def attribute(net: Any, name: str) -> Any:
 
 
 def trains(net: Any) -> bool:
-    """Whether any layer of a network is in training mode. A module that wraps others has a word of its own, which says
+    """Whether any layer of a network is in training mode. A module that wraps others has a flag of its own, which says
     nothing: it is made in training mode around a network in evaluation mode."""
     return isinstance(net, nn.Module) and any(module.training for module in net.modules() if not module._modules)

@@ -60,13 +60,13 @@ class GaussianMixture:
         self.event = tuple(means.shape[1:])
         self.means, self.log_weights = means.flatten(1), (weights / weights.sum()).log()
         K, d = self.means.shape
-        self._turn: Tensor | None = None
+        self._eigenvectors: Tensor | None = None
         if cov.shape in ((), (K,)):
             self._var = cov.reshape(-1, 1).expand(K, d)
         elif cov.shape == means.shape:
             self._var = cov.flatten(1)
         elif cov.shape == (K, d, d) and torch.allclose(cov, cov.mT):
-            self._var, self._turn = torch.linalg.eigh(cov)
+            self._var, self._eigenvectors = torch.linalg.eigh(cov)
             self._var = self._var.clamp(min=0) if bool((self._var > -1e-6 * self._var.amax()).all()) else self._var
         else:
             raise ValueError(
@@ -114,8 +114,8 @@ class GaussianMixture:
         # It draws one or more.
         k = _chosen(self.weights, max(1, whole("n", n, 0)), generator)[:n]
         z = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64) * self._var[k].sqrt()
-        if self._turn is not None:
-            z = (self._turn[k] @ z.unsqueeze(-1)).squeeze(-1)
+        if self._eigenvectors is not None:
+            z = (self._eigenvectors[k] @ z.unsqueeze(-1)).squeeze(-1)
         return (self.means[k] + z).reshape(n, *self.event)
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,8 +123,8 @@ class GaussianMixture:
         self._fits(x)
         alpha, sigma = alpha.unsqueeze(-1), sigma.unsqueeze(-1)
         r = double(x).flatten(1).unsqueeze(1) - alpha * self.means.to(alpha)
-        if self._turn is not None:
-            r = torch.einsum("kij,bki->bkj", self._turn.to(r), r)
+        if self._eigenvectors is not None:
+            r = torch.einsum("kij,bki->bkj", self._eigenvectors.to(r), r)
         spread = self._var.to(r)
         var = alpha**2 * spread + sigma**2
         density = -0.5 * (r**2 / var + var.log() + math.log(2 * math.pi)).sum(-1)
@@ -135,7 +135,7 @@ class GaussianMixture:
             raise ValueError(f"states must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}")
 
     def _back(self, r: Tensor) -> Tensor:
-        return r if self._turn is None else torch.einsum("kij,bkj->bki", self._turn.to(r), r)
+        return r if self._eigenvectors is None else torch.einsum("kij,bkj->bki", self._eigenvectors.to(r), r)
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ class Gaussian(GaussianMixture):
         mean = mean.reshape(1) if mean.ndim == 0 else mean
         super().__init__(torch.ones(1), mean[None], cov if cov.ndim == 0 else cov[None])
         self.mean = self.means[0]
-        turn = torch.eye(len(self.mean), dtype=torch.float64) if self._turn is None else self._turn[0]
-        self.cov = (turn * self._var[0]) @ turn.mT
+        eigenvectors = torch.eye(len(self.mean), dtype=torch.float64) if self._eigenvectors is None else self._eigenvectors[0]
+        self.cov = (eigenvectors * self._var[0]) @ eigenvectors.mT
 
     def flow(self, path: GaussianPath, x: Tensor, t: float, s: float) -> Tensor:
         """The exact solution of the probability-flow ODE from states (B, *event) at t to s.
@@ -175,10 +175,10 @@ class Gaussian(GaussianMixture):
         """
         state = double(x).flatten(1)
         mean, var = self.mean.to(state), self._var[0].to(state)
-        turn = (torch.eye(len(mean)) if self._turn is None else self._turn[0]).to(state)
+        eigenvectors = (torch.eye(len(mean)) if self._eigenvectors is None else self._eigenvectors[0]).to(state)
         (a, b), (c, d) = ((path.alpha(u), path.sigma(u)) for u in (t, s))
         ratio = ((c**2 * var + d**2) / (a**2 * var + b**2)).sqrt()
-        y = c * mean + ((state - a * mean) @ turn * ratio) @ turn.mT
+        y = c * mean + ((state - a * mean) @ eigenvectors * ratio) @ eigenvectors.mT
         return y.reshape(x.shape).to(x.dtype)
 
 

@@ -100,10 +100,10 @@ def estimate_variance(
             for begin in range(0, len(data), size):
                 part = torch.arange(begin, min(begin + size, len(data)))
                 x_0, given = wide(data[begin : begin + size]), rows(conditions, part, len(data), conditions)
-                x_t = path.noised(x_0, t, noise(x_0))
+                x_t = path.q_sample(x_0, t, noise(x_0))
                 if by == "eps":
-                    word = k * model.eps(x_t, t, **given)
-                    seen.append(k**2 - flat(double(word)).square().mean(1))
+                    eps = k * model.eps(x_t, t, **given)
+                    seen.append(k**2 - flat(double(eps)).square().mean(1))
                 else:
                     seen.append(flat(double(x_0 - model.x0(x_t, t, **given))).square().mean(1))
             each = torch.cat(seen)

@@ -26,7 +26,7 @@ from scoreflow._core.grid import check_ends, check_times, inner_ends
 from scoreflow._core.grid import grid as make_grid
 from scoreflow._core.noise import White, check_seed
 from scoreflow._core.row import double, double_on, flat, per_sample, standard_error, wide
-from scoreflow._run.walk import Watch, check_model, shown
+from scoreflow._run.walk import FiniteCheck, check_model, shown
 from scoreflow._score.model import ScoreModel, check_settled
 from scoreflow._score.variance import Levels
 
@@ -80,8 +80,8 @@ def vlb(
     Args:
         model: any score model.
         x_0: data (B, ...).
-        variance: of a step: "posterior" β̃, "beta", "interpolated" between the two by the network's word, "learned" as that
-            word says, or "analytic", the best one scalar, from `levels` (`estimate_variance`).
+        variance: of a step: "posterior" β̃, "beta", "interpolated" between the two by the network's variance output,
+            "learned", that output as log σ², or "analytic", the best one scalar, from `levels` (`estimate_variance`).
         steps, grid: of the chain; by default all its own nodes. The last time must be 0.
         decoder: "discrete", the mass of x_0's bin among `bins` levels from −1 to 1; "gaussian", the density of the last step.
         draws: of the noise, for every term.
@@ -120,18 +120,18 @@ def vlb(
     noise = White(check_seed(seed, len(x_0))).draws("probe")
     terms, last = list[Tensor](), list[Tensor]()
     first = path.posterior_std(times[-3], times[-2]) if len(times) > 2 else path.forward(0.0, times[-2]).z
-    watch, bins = Watch(), whole("bins", bins, 2)
-    how: dict[str, Any] = {"watch": watch, "first": first, "levels": levels, "decoder": decoder, "bins": bins}
+    finite_check, bins = FiniteCheck(), whole("bins", bins, 2)
+    how: dict[str, Any] = {"finite_check": finite_check, "first": first, "levels": levels, "decoder": decoder, "bins": bins}
     if levels is not None and levels(path, times[-2]) == 0:
         raise ValueError(f"levels has variance 0 at t={times[-2]}, and a decoder needs a width: estimate_variance(by='error')")
     with torch.no_grad():
         prior = prior_term(path, x_0, times[0])
         for i, (t, s) in enumerate(shown(pairwise(times), len(times) - 1, "bound", progress)):
-            watch.step, watch.span = i + 1, (t, s)
+            finite_check.step, finite_check.span = i + 1, (t, s)
             seen = [_term(model, x_0, noise(x_0), t, s, variance, conditions, **how) for _ in range(n)]
             (last if s == 0 else terms).append(torch.stack(seen))
     each = torch.stack(terms) if terms else x_0.new_zeros((0, n, len(x_0)), dtype=double_on(x_0.device))
-    watch.close()
+    finite_check.close()
     sums = each.sum(0) + last[0]
     return Bound(
         prior + sums.mean(0), standard_error(sums), prior, each.mean(1).sum(0), last[0].mean(0), each.mean(1), tuple(times),
@@ -178,8 +178,8 @@ def continuous_bound(
     check_ends(high, low)
     if path.sigma(low) == 0 or path.alpha(high) == 0:
         raise ValueError(f"start={high}, stop={low}: lambda is infinite at an end of {path}; use 0 < stop < start, start < 1")
-    n, k, bins, watch = whole("points", points), whole("repeats", repeats), whole("bins", bins, 2), Watch()
-    watch.span = (high, low)
+    n, k, bins, finite_check = whole("points", points), whole("repeats", repeats), whole("bins", bins, 2), FiniteCheck()
+    finite_check.span = (high, low)
     source = White(check_seed(seed, len(x_0)))
     noise, place = source.draws("probe"), torch.empty(len(x_0), 1, dtype=double_on(x_0.device), device=x_0.device)
     span, sums = path.lam(low) - path.lam(high), list[Tensor]()
@@ -191,14 +191,16 @@ def continuous_bound(
             for i in shown(range(n), n, f"bound {repeat + 1} of {k}", progress):
                 u = (i + torch.special.ndtr(source.normal(place, "place", repeat, i)).flatten()) / n
                 t, eps = path.time(path.lam(high) + span * u), noise(x_0)
-                off = model.eps(path.noised(x_0, t, eps), t, **conditions) - eps
+                off = model.eps(path.q_sample(x_0, t, eps), t, **conditions) - eps
                 counts = counts + model.evaluations(t)
-                watch.step += 1
-                watch.look(off, "the network's output")
+                finite_check.step += 1
+                finite_check.look(off, "the network's output")
                 total += flat(double(off)).square().sum(1)
-            decoded = _term(model, x_0, noise(x_0), low, 0.0, "beta", conditions, watch=watch, decoder=decoder, bins=bins)
+            decoded = _term(
+                model, x_0, noise(x_0), low, 0.0, "beta", conditions, finite_check=finite_check, decoder=decoder, bins=bins
+            )
             sums.append(torch.stack([span * total / n, decoded]))
-    watch.close()
+    finite_check.close()
     found = torch.stack(sums)
     diffusion, last = found.mean(0)
     value = prior + diffusion + last
@@ -210,21 +212,23 @@ def continuous_bound(
 
 def _term(
     model: ScoreModel, x_0: Tensor, eps: Tensor, t: float, s: float, variance: str, conditions: dict[str, Any], *,
-    watch: Watch, **how: Any,
+    finite_check: FiniteCheck, **how: Any,
 ) -> Tensor:  # fmt: skip
     """`step_term` of one draw of x_t, (B,), float64."""
-    x_t = model.path.noised(x_0, t, eps)
-    output, word = model.evaluate(x_t, t, **conditions)
-    watch.look(output, "the network's output")
+    x_t = model.path.q_sample(x_0, t, eps)
+    output, variance_output = model.evaluate(x_t, t, **conditions)
+    finite_check.look(output, "the network's output")
     guess = model.express(output, x_t, t, "x0")
-    word = None if word is None else double(word)
-    return step_term(model.path, double(x_0), double(x_t), double(guess), t, s, variance, word=word, **how)
+    variance_output = None if variance_output is None else double(variance_output)
+    return step_term(
+        model.path, double(x_0), double(x_t), double(guess), t, s, variance, variance_output=variance_output, **how
+    )
 
 
 def prior_term(path: GaussianPath, x_0: Tensor, t: float) -> Tensor:
     """`KL(N(α x_0, σ² I) ‖ N(0, (α² + σ²) I))` at t, (B,)."""
     zero = torch.zeros_like(double(x_0))
-    mean = path.noised(double(x_0), t, zero)
+    mean = path.q_sample(double(x_0), t, zero)
     here, there = (torch.full_like(zero, 2 * math.log(std)) for std in (path.sigma(t), path.prior_std(t)))
     return flat(gaussian_kl(mean, here, zero, there)).sum(1)
 
@@ -238,7 +242,7 @@ def step_term(
     s: float | Tensor,
     variance: str = "posterior",
     *,
-    word: Tensor | None = None,
+    variance_output: Tensor | None = None,
     first: float | None = None,
     levels: Levels | None = None,
     decoder: str = "discrete",
@@ -249,12 +253,12 @@ def step_term(
     Args:
         x_0, x_t, guess: (B, ...), of one dtype, which the arithmetic has. t, s: numbers, or one a sample, (B,).
         variance, levels, decoder, bins: as of `vlb`. At s = 0, where β̃ = 0, the posterior's is β: the decoder has a width.
-        word: the network's, for "interpolated" and "learned".
+        variance_output: the network's, for "interpolated" and "learned".
         first: √β̃ of the step before the last, which the interpolation has for β̃ at s = 0, as in the authors' code; of the
             chain if None.
 
     Raises:
-        ValueError: a word or levels that are wanted and None.
+        ValueError: a variance output or levels that are wanted and None.
     """
     t, s = (torch.as_tensor(u, dtype=double_on(x_0.device), device=x_0.device).reshape(-1) for u in (t, s))
     row, last = path.bridge(t, s, 1.0), s == 0
@@ -265,12 +269,12 @@ def step_term(
         return 2 * per_sample(torch.as_tensor(std).log(), x_0)
 
     if variance in ("interpolated", "learned"):
-        if word is None:
+        if variance_output is None:
             raise ValueError(f"variance={variance!r} needs a network with twice the channels; use posterior, beta or analytic")
         if first is None:
             first = path.posterior_std(2 / path.T, 1 / path.T) if path.T and path.T > 1 else beta
         low = log(torch.where(last, first, std))
-        log_var = word if variance == "learned" else low + (word + 1) / 2 * (log(beta) - low)
+        log_var = variance_output if variance == "learned" else low + (variance_output + 1) / 2 * (log(beta) - low)
     elif variance == "analytic":
         if levels is None:
             raise ValueError("levels=None: variance='analytic' takes estimate_variance(...)")

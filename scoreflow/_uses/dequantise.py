@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoreflow._core.chain import gaussian_nll
 from scoreflow._core.check import check_state, flag, number, one_of, whole
 from scoreflow._core.grid import default_t_min
-from scoreflow._core.noise import White, check_seed, other
+from scoreflow._core.noise import White, check_seed, fold_in
 from scoreflow._core.row import double, double_on, flat, standard_error, wide
 from scoreflow._run.walk import check_model
 from scoreflow._score.model import ScoreModel
@@ -83,7 +83,7 @@ def bits_per_dim(
     conditions = model.check_conditions(named, (*ARGUMENTS, *inspect.signature(bits_per_dim).parameters))
     nats, nfe = list[Tensor](), 0
     for k in range(whole("draws", draws)):
-        own = other(seeds, "draw", k)  # no draw has another's noise or probes
+        own = fold_in(seeds, "draw", k)  # no draw has another's noise or probes
         eps = White(own).draws("data")(x_0)
         with torch.set_grad_enabled(flag("grad", options.get("grad", False))):
             if callable(dequantise):
@@ -98,7 +98,7 @@ def bits_per_dim(
                 x = x_0 + width * (torch.special.ndtr(double(eps)) - 0.5).to(x_0)
                 rest = torch.full((len(x_0),), -d * math.log(width), dtype=double_on(x_0.device), device=x_0.device)
             else:
-                x = path.noised(x_0, t, eps)
+                x = path.q_sample(x_0, t, eps)
                 guess = model.x0(x, t, **conditions)
                 log_q = standard(path.sigma(t) * double(eps), path.sigma(t))
                 rest = log_q + step_term(path, double(x_0), double(x), double(guess), t, 0.0, "beta", bins=levels)

@@ -111,11 +111,11 @@ def image_to_image(
     begin = 1.0 if own else 0.5 if start is None else check.time("start", start)
     if not begin > 0:
         raise ValueError(f"start must lie above 0, got {begin}: at 0 the image is as it is")
-    asked = prepare(model, sampler, Schedule(steps, nfe, grid, begin, stop, denoise), keywords, conditions)
+    prepared = prepare(model, sampler, Schedule(steps, nfe, grid, begin, stop, denoise), keywords, conditions)
     kept = check_seed(seed, len(x_0))
-    x_t = model.path.noised(x_0, asked.times[0], White(kept).draws("prior")(x_0))
-    source, _ = asked.source(noise, kept, len(x_0), model.path)
+    x_t = model.path.q_sample(x_0, prepared.times[0], White(kept).draws("prior")(x_0))
+    source, _ = prepared.source(noise, kept, len(x_0), model.path)
     return carry(
-        model, x_t, asked, source,
+        model, x_t, prepared, source,
         parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
     )  # fmt: skip

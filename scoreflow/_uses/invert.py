@@ -83,7 +83,7 @@ def invert(
     """Carry the data x_0 up, from `stop` to `start`: the latent from which the sampler makes them.
 
     `bdia-ddim` and `edict` come back exactly. Any other deterministic sampler made of rows takes its rows upwards, where the
-    network is asked at the state that is known: with `ddim` that is DDIM inversion, `x_t = α_t x̂_0(x_s) + σ_t ε̂(x_s)`, and
+    network is evaluated at the state that is known: with `ddim` that is DDIM inversion, `x_t = α_t x̂_0(x_s) + σ_t ε̂(x_s)`, and
     the way back misses x_0 by O(h²) a step.
 
     Args:
@@ -119,9 +119,9 @@ def invert(
             f"{chosen!r} cannot leave t={times[0]} upwards, where sigma=0 and the network knows nothing of its noise: "
             "let stop, or the last time of the grid, be > 0, or use edict"
         )
-    asked = Prepared(chosen, times, rising.plan(path, times) if isinstance(rising, Linear) else None, told)
+    prepared = Prepared(chosen, times, rising.plan(path, times) if isinstance(rising, Linear) else None, told)
     way = carry(
-        model, x_0, asked, White(0), steps=rising, trajectory=trajectory, callback=callback, progress=progress, grad=grad
+        model, x_0, prepared, White(0), steps=rising, trajectory=trajectory, callback=callback, progress=progress, grad=grad
     )
     kept = {field.name: getattr(way, field.name) for field in dataclasses.fields(way)}
     memory = way.memory if isinstance(rising, Invertible) else ()
@@ -135,12 +135,14 @@ def ascent(path: GaussianPath, sampler: Sampler, iterations: int) -> Sampler:
         ValueError: as `invert`.
     """
     if sampler.analytic is not None:
-        raise ValueError(f"analytic={sampler.analytic} replaces the first word of a run from the prior, not of one from data")
+        raise ValueError(f"analytic={sampler.analytic} replaces the first output of a run from the prior, not of one from data")
     if iterations:
         if sampler != get_sampler("ddim"):
             raise ValueError(f"iterations={iterations} corrects the inversion of ddim with eta=0, not of {sampler!r}")
         rows = FixedPoint(iterations)
-        return Linear(name="ddim", options=sampler.options, order=1, cites=sampler.cites, rows=rows, wants="eps", lands=True)
+        return Linear(
+            name="ddim", options=sampler.options, order=1, cites=sampler.cites, rows=rows, prediction="eps", lands=True
+        )
     if not isinstance(sampler, Linear | Invertible):
         raise ValueError(f"{sampler!r} is not made of rows: invert with ddim, another deterministic sampler, or bdia-ddim")
     if sampler.stochastic_on(path):
@@ -150,7 +152,7 @@ def ascent(path: GaussianPath, sampler: Sampler, iterations: int) -> Sampler:
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Rows of a step of DDIM whose word is asked again, `iterations` times, at the state that it led to."""
+    """Rows of a step of DDIM whose output is evaluated again, `iterations` times, at the state that it led to."""
 
     iterations: int
 

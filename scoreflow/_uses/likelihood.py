@@ -1,7 +1,7 @@
 """Exact likelihood by the probability-flow ODE, and the way to the prior and back.
 
-With `y = x/α` and the clock `u = log κ` the ODE is `dy/du = κ ε̂(α y, t)`, and along it the log-density of y falls by the trace
-of `∂(κ ε̂)/∂y`. So
+With `y = x/α` and `u = log κ` the ODE is `dy/du = κ ε̂(α y, t)`, and along it the log-density of y falls by the trace of
+`∂(κ ε̂)/∂y`. So
 
     log p_s(x_s) = log p_T(x_T) + d log(α_T/α_s) + ∫_s^T σ tr(∂ε̂/∂x) du.
 
@@ -168,7 +168,7 @@ def standard(x: Tensor, std: float) -> Tensor:
 
 @dataclass
 class _Flow:
-    """The ODE of one call: dy/du with the trace that goes with it, and its solution between two clocks."""
+    """The ODE of one call: dy/du with the trace that goes with it, and its solution between two values of u."""
 
     run: Run
     path: GaussianPath
@@ -198,8 +198,8 @@ class _Flow:
         one_of("method", method, METHODS)
         adaptive = method == "dopri5"
         if adaptive == (steps is not None):
-            said = "sets its own steps: give rtol and atol" if adaptive else "has no error estimate: give steps"
-            raise ValueError(f"steps={steps}: method {method!r} {said}")
+            rule = "sets its own steps: give rtol and atol" if adaptive else "has no error estimate: give steps"
+            raise ValueError(f"steps={steps}: method {method!r} {rule}")
         number("rtol", rtol, 0), number("atol", atol, above=0), flag("grad", grad)
         check_settled(model, grad)
         chosen = DOPRI5 if adaptive else TABLEAUS[method]
@@ -218,11 +218,11 @@ class _Flow:
         return self._solve(y, begin, end, None, False)[0]
 
     def slope(self, y: Tensor, u: Tensor, at: Tensor, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
-        """`κ ε̂` and its divergence by y, `σ tr(∂ε̂/∂x)`, of the samples `at`, at y (n, ...) and clocks u (n,)."""
+        """`κ ε̂` and its divergence by y, `σ tr(∂ε̂/∂x)`, of the samples `at`, at y (n, ...) and u (n,)."""
         t = self.path.time(-u).clamp(self.stop, self.start)
         alpha, kappa = self.path.alpha(t), self.path.kappa(t)
         if len(t):
-            self.run.watch.step, self.run.watch.span = self.run.rounds + 1, (float(t.max()), float(t.min()))
+            self.run.finite_check.step, self.run.finite_check.span = self.run.rounds + 1, (float(t.max()), float(t.min()))
         x = per_sample(alpha, y) * y
         if vectors is None and not exact:
             eps = self.run.express(self.run.evaluate_samples(x, t, at), x, t, "eps")
@@ -253,7 +253,7 @@ class _Flow:
         return back
 
     def _solve(self, y: Tensor, begin: float, end: float, vectors: Tensor | None, exact: bool) -> tuple[Tensor, Tensor]:
-        """y and the integral of the trace, from one clock to the other."""
+        """y and the integral of the trace, from one u to the other."""
         everyone = torch.arange(len(y), device=y.device)
         total = torch.zeros(len(y), 1 if vectors is None else len(vectors), dtype=double_on(y.device), device=y.device)
 
@@ -270,7 +270,7 @@ class _Flow:
                 )
         else:
             y, total = self._adaptive(y, total, begin, end, everyone, slope)
-        self.run.watch.close()
+        self.run.finite_check.close()
         return y, total
 
     def _stages(

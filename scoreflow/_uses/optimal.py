@@ -79,7 +79,7 @@ def dmn_grid(
     tried: list[tuple[float, list[float]]] = []
 
     def at(times: Sequence[float]) -> float:
-        plan = known._lay_all(path, check_times((start, *times, low)))
+        plan = known._build_all(path, check_times((start, *times, low)))
         return math.log(sum(abs(w) * path.kappa(t) ** power for t, w in word_weights(plan, path) if path.alpha(t) > 0))
 
     def bound(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -119,26 +119,26 @@ def dmn_grid(
 
 
 def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
-    """(time, weight in x̂_0) of every word of the network in the last state of a plan, the words taken for given."""
-    model = Words(path, plan.nfe + (plan.analytic is not None), plan.wants)
+    """(time, weight in x̂_0) of every output of the network in the last state of a plan, the outputs taken as given."""
+    model = UnitOutputs(path, plan.nfe + (plan.analytic is not None), plan.prediction)
     x, memory = torch.zeros(1, model.count, dtype=torch.float64), ()
     for step in plan.steps:
         x, memory, _ = drive(advance(step, plan, model, x, memory, lambda like, *_: torch.zeros_like(like)), model)  # type: ignore[assignment]
-    return [(t, float(w) * path.convert("x0", plan.wants, t)[1]) for t, w in zip(model.times, x[0], strict=True)]
+    return [(t, float(w) * path.convert("x0", plan.prediction, t)[1]) for t, w in zip(model.times, x[0], strict=True)]
 
 
-class Words:
-    """A network whose k-th word is the k-th unit vector."""
+class UnitOutputs:
+    """A network whose k-th output is the k-th unit vector."""
 
     def __init__(self, path: GaussianPath, count: int, prediction: Prediction) -> None:
         self.path, self.count, self.prediction = path, count, prediction
         self.times: list[float] = []
 
-    def __call__(self, x: Tensor, t: float, want: Prediction = "eps") -> Tensor:
-        word = torch.zeros_like(x)
-        word[:, len(self.times)] = 1.0
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
+        output = torch.zeros_like(x)
+        output[:, len(self.times)] = 1.0
         self.times.append(t)
-        return word
+        return output
 
 
 def gits_grid(
@@ -180,10 +180,10 @@ def gits_grid(
     path, times = model.path, run.times
     n = len(times) - 1
     cost = np.full((n + 1, n + 1), math.inf)
-    asked = Run(model, conditions, len(x_T))
+    run_model = Run(model, conditions, len(x_T))
     with torch.no_grad():
         for i, t in enumerate(times[:-1]):
-            x_0 = asked(run.states[i], t, "x0")
+            x_0 = run_model(run.states[i], t, "x0")
             for j in range(i + 1, n + 1):
                 off = path.bridge(t, times[j])(run.states[i], [x_0]) - run.states[j]
                 cost[i, j] = float(off.square().mean().sqrt())

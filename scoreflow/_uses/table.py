@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import NamedTuple
 
 from scoreflow._core.path import VPSDE
 from scoreflow._run.solve import plan
-from scoreflow._samplers.cite import references
 from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler, resolve
+from scoreflow._samplers.works import short
 
 
 class Line(NamedTuple):
@@ -40,10 +39,10 @@ class Line(NamedTuple):
     @property
     def cells(self) -> tuple[str, ...]:
         """What the table prints."""
-        order, asked = (("tolerance" if v is None else str(v)) for v in (self.order, self.evaluations))
+        order, nfe = (("tolerance" if v is None else str(v)) for v in (self.order, self.evaluations))
         memory, least = ("-" if v is None else str(v) for v in (self.memory, self.least))
         noise = "yes" if self.stochastic else "no"
-        return self.name, order, asked, noise, memory, least, ", ".join(self.options), self.reference
+        return self.name, order, nfe, noise, memory, least, ", ".join(self.options), self.reference
 
 
 HEAD = ("sampler", "order", "NFE a step", "noise", "memory", "least NFE", "options", "reference")
@@ -62,8 +61,14 @@ class Table(tuple[Line, ...]):
     @property
     def markdown(self) -> str:
         """The table for docs/samplers.md."""
-        rows = [HEAD, ("---",) * len(HEAD), *((f"`{line.name}`", *line.cells[1:]) for line in self)]
+        names = (f"[`{line.name}`](sampler/{page_name(resolve(line.name)[0])}.md)" for line in self)
+        rows = [HEAD, ("---",) * len(HEAD), *((name, *line.cells[1:]) for name, line in zip(names, self, strict=True))]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def page_name(name: str) -> str:
+    """The file of a sampler's page in the book, without its ending."""
+    return name.replace("+", "p")
 
 
 def samplers() -> Table:
@@ -79,12 +84,12 @@ def _line(name: str) -> Line:
     chosen, path = get_sampler(name), VPSDE()
     short_run, long_run = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
     a, b = (chosen.evaluations(path, times) for times in (short_run, long_run))
-    asked = None if a is None or b is None else b - a
+    nfe = None if a is None or b is None else b - a
     memory = chosen.plan(path, long_run).peak_tensors if isinstance(chosen, Linear) else None
     base, fixed = resolve(name)
     options = tuple(option for option in SAMPLERS[base].options if option != "analytic" and option not in fixed)
     least = _least(name) if isinstance(chosen, Linear) else None
-    return Line(name, chosen.order, asked, chosen.stochastic, memory, least, options, short(chosen.cites[0]))
+    return Line(name, chosen.order, nfe, chosen.stochastic, memory, least, options, short(chosen.cites[0]))
 
 
 @functools.cache
@@ -97,12 +102,3 @@ def _least(name: str) -> int | None:
         except ValueError:  # fewer than a step takes
             continue
     return None
-
-
-def short(key: str) -> str:
-    """A work as "Ho et al., 2020"."""
-    entry = references()[key]
-    author, year = (re.search(rf"{field}\s*=\s*{{(.*?)}},?\n", entry)[1] for field in ("author", "year"))  # type: ignore[index]
-    names = [a.split(",")[0] for a in author.split(" and ")]
-    who = names[0] if len(names) == 1 else f"{names[0]} & {names[1]}" if len(names) == 2 else f"{names[0]} et al."
-    return f"{who}, {year}"

@@ -43,7 +43,7 @@ def step_log_prob(
 ) -> Transitions:
     """`log p(x_{i+1} | x_0 … x_i) = −‖x_{i+1} − mean_i‖²/(2 std_i²) − d log(std_i √(2π))` along a trajectory.
 
-    The network is asked again along the given states, as the run asks it, memory included; steps without noise are taken to
+    The network is evaluated again along the given states, as in the run, memory included; steps without noise are taken to
     be as they are. The difference of two models' totals is the log of an importance weight; with `grad=True` the total's
     gradient is that of policy-gradient methods.
 
@@ -81,12 +81,12 @@ def step_log_prob(
     means, memory = [], run.memory
     with torch.set_grad_enabled(grad):
         for i, step in enumerate(quiet):
-            run.watch.step, run.watch.span = i + 1, (step.t, step.s)
+            run.finite_check.step, run.finite_check.span = i + 1, (step.t, step.s)
             mean, memory, _ = drive(advance(step, plan, run, states[i], memory, none), run)
             means.append(mean)
         mean = torch.stack(means)
         log_prob = torch.stack([_log_density(x, m, c) for x, m, c in zip(states[1:], mean, std, strict=True)])
-    run.watch.close()
+    run.finite_check.close()
     return Transitions(mean, std, log_prob)
 
 

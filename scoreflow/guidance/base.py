@@ -40,10 +40,10 @@ class Guided(ScoreModel):
         self.prediction = prediction or model.prediction
 
     def __repr__(self) -> str:
-        return f"{self.said} of {self.model!r}"
+        return f"{self.kind} of {self.model!r}"
 
     @property
-    def said(self) -> str:
+    def kind(self) -> str:
         """Its name and options."""
         return f"{type(self).__name__}({', '.join(f'{k}={say(v)}' for k, v in self.options.items())})"
 
@@ -84,8 +84,8 @@ class Guided(ScoreModel):
 
     def _inner(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """What the inner model says, as this one's prediction."""
-        output, word = self.model.evaluate(x, t, **conditions)
-        return self.model.express(output, x, t, self.prediction), word
+        output, variance_output = self.model.evaluate(x, t, **conditions)
+        return self.model.express(output, x, t, self.prediction), variance_output
 
 
 class Contrast(Guided):
@@ -153,8 +153,8 @@ class Contrast(Guided):
         groups = [found for k in range(3) if len(found := (kind == k).nonzero().flatten())]
         parts = [self.evaluate_some(x[g], t[g], g, len(x), conditions) for g in groups]
         back = torch.cat(groups).argsort().to(x.device)
-        words = [word for _, word in parts if word is not None]
-        return torch.cat([out for out, _ in parts])[back], torch.cat(words)[back] if len(words) == len(parts) else None
+        variances = [variance_output for _, variance_output in parts if variance_output is not None]
+        return torch.cat([out for out, _ in parts])[back], torch.cat(variances)[back] if len(variances) == len(parts) else None
 
     def _weighed(
         self, x: Tensor, t: float | Tensor, w: float | Tensor, conditions: dict[str, Any]
@@ -164,16 +164,16 @@ class Contrast(Guided):
                 return self._inner(x, t, conditions)
             if w == 0 and self.affine:
                 return self._other(x, t, conditions)
-        ours, other, word = self._both(x, t, conditions)
-        return self.combine(ours, other, per_sample(w, x), x, t), word
+        ours, other, variance_output = self._both(x, t, conditions)
+        return self.combine(ours, other, per_sample(w, x), x, t), variance_output
 
     def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
         """One prediction of two."""
         return other + w * (ours - other)
 
     def _both(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
-        ours, word = self._inner(x, t, conditions)
-        return ours, self._other(x, t, conditions)[0], word
+        ours, variance_output = self._inner(x, t, conditions)
+        return ours, self._other(x, t, conditions)[0], variance_output
 
     def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The other branch, as this one's prediction."""

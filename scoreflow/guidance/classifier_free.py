@@ -102,10 +102,12 @@ class ClassifierFree(Contrast):
         two = None if apart else joined(conditions, self._none(conditions, len(x)), len(x), self.with_rows)
         if two is None:
             return super()._both(x, t, conditions)
-        output, word = self._inner(torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two)
+        output, variance_output = self._inner(
+            torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two
+        )
         self.model.count(t)  # the second branch of the one call
         ours, other = output.chunk(2)
-        return ours, other, None if word is None else word.chunk(2)[0]
+        return ours, other, None if variance_output is None else variance_output.chunk(2)[0]
 
 
 class APG(ClassifierFree):
@@ -203,13 +205,15 @@ class CFGPlusPlus(ClassifierFree):
         assert isinstance(began, CFGPlusPlus)
         began._scales = {}
         plan: Any = steps if hasattr(steps, "steps") else None
-        if plan is None or any(not step.asks or len(step.stages) > 1 or len(step.stages[0].row.m) != 1 for step in plan.steps):
+        if plan is None or any(
+            not step.evaluates or len(step.stages) > 1 or len(step.stages[0].row.m) != 1 for step in plan.steps
+        ):
             raise ValueError(
                 f"CFG++ stands on steps of one evaluation and one row, and {getattr(steps, 'sampler', steps)!r} has others: "
                 "use ddim, ddpm, or pf-ode with method='euler'"
             )
         for step in plan.steps:
-            row = step.stages[0].row.through(*self.path.convert("x0", plan.wants, step.t))
+            row = step.stages[0].row.through(*self.path.convert("x0", plan.prediction, step.t))
             m, kept = float(row.m[0]), row.x * self.path.alpha(step.t)
             began._scales[step.t] = value_at(self.scale, step.t) * (kept + m if step.s < step.t else -kept) / m
         return began

@@ -66,8 +66,8 @@ class Autoguidance(Contrast):
 
     def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         taken = {name: value for name, value in conditions.items() if self.worse.accepts(name)}
-        output, word = self.worse.evaluate(x, t, **taken)
-        return self.worse.express(output, x, t, self.prediction), word
+        output, variance_output = self.worse.evaluate(x, t, **taken)
+        return self.worse.express(output, x, t, self.prediction), variance_output
 
     def _other_evaluations(self, t: float | Tensor) -> int | Tensor:
         return self.worse.evaluations(t)
@@ -131,20 +131,20 @@ class ClassifierGuidance(Guided):
                 f"classifier guidance needs y, whole numbers of shape ({len(x)},), such as solve(..., y=labels), got {found}"
             )
         told = conditions if self.conditional else {k: v for k, v in conditions.items() if k != "y"}
-        output, word = self._inner(x, t, told)
+        output, variance_output = self._inner(x, t, told)
         if not isinstance(t, Tensor) or not t.ndim:
             w = self.scale_at(float(t))
             b = self.path.convert("score", self.prediction, float(t))[1]
-            return (output + b * w * self.slope(x, t, y) if w else output), word
+            return (output + b * w * self.slope(x, t, y) if w else output), variance_output
         each = self.path.convert("score", self.prediction, double(t))[1]
         if t.device.type == "meta":
-            return output + per_sample(each, x) * self.slope(x, t, y), word
+            return output + per_sample(each, x) * self.slope(x, t, y), variance_output
         scales = torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=double_on(t.device), device=t.device)
         if len(at := scales.nonzero().flatten()):
             here = at.to(x.device)
             slope = per_sample((each * scales)[at], x) * self.slope(x[here], t[at], y[at.to(y.device)])
             output = output.index_add(0, here, slope)
-        return output, word
+        return output, variance_output
 
     def slope(self, x: Tensor, t: float | Tensor, y: Tensor) -> Tensor:
         """`∇_x log p_t(y | x)`."""
@@ -183,13 +183,13 @@ class Thresholding(Guided):
         self.limit, self.percentile = limit, percentile
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
-        x_0, word = self._inner(x, t, conditions)
+        x_0, variance_output = self._inner(x, t, conditions)
         if self.percentile is None or not x_0.numel():
-            return x_0.clamp(-self.limit, self.limit), word
+            return x_0.clamp(-self.limit, self.limit), variance_output
         wide = x_0.flatten(1).abs()
         wide = wide.float() if wide.dtype.itemsize < 4 else wide
         s = per_sample(quantile(wide, self.percentile).clamp(min=self.limit), x)
-        return x_0.clamp(-s, s) * (self.limit / s), word
+        return x_0.clamp(-s, s) * (self.limit / s), variance_output
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

@@ -68,7 +68,7 @@ class UNet(nn.Module):
         time_scale: t is multiplied by it before its features; 1 for labels 0…T−1, 1000 for t in [0, 1].
         time: "sinusoidal" or "fourier" features.
         patch: the side of the squares of pixels that are taken as one place with more channels.
-        learned_variance: give twice the channels, the second half the word on the variance.
+        learned_variance: give twice the channels, the second half the variance output.
 
     Raises:
         ValueError: widths, heads or levels that do not go together; tokens without a level of attention.

@@ -1,7 +1,7 @@
 """Step count against quality: sweeps of samplers and budgets, metrics with their noise, a store, a report."""
 
 from scoreflow.studies.features import FEATURES
-from scoreflow.studies.metrics import METRICS, Metric, Scene, metric
+from scoreflow.studies.metrics import METRICS, Metric, MetricInput, metric
 from scoreflow.studies.report import picture
 from scoreflow.studies.subject import ORACLES, ZOO, Subject, load
 from scoreflow.studies.sweep import Answer, Study, study
@@ -13,7 +13,7 @@ __all__ = [
     "ZOO",
     "Answer",
     "Metric",
-    "Scene",
+    "MetricInput",
     "Study",
     "Subject",
     "load",

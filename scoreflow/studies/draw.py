@@ -125,9 +125,9 @@ def budgets(results: Results) -> list[int]:
     one before to be read are left out.
     """
     low, high = span(results)
-    asked = {spec.nfe for spec in results.specs if spec.nfe is not None}
+    budgets = {spec.nfe for spec in results.specs if spec.nfe is not None}
     kept: list[int] = []
-    for n in sorted(asked or {round(nfe) for nfe in results.specs.values()}):
+    for n in sorted(budgets or {round(nfe) for nfe in results.specs.values()}):
         if low <= n <= high and (not kept or math.log(n / kept[-1]) >= math.log(high / low) / 14):
             kept.append(n)
     return kept
@@ -152,7 +152,7 @@ def spacing(low: float, high: float) -> int | str:
 
 
 def plot(results: Results, figure: str, ax: Any = None) -> Any:
-    """Draw; returns the axes. The legend stands at their right, so axes of your own want `layout="constrained"`."""
+    """Draw; returns the axes. The legend stands at their right, so axes of your own need `layout="constrained"`."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, NullLocator
 

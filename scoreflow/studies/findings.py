@@ -23,29 +23,29 @@ PAIRS = 15
 
 def findings(results: Results, figure: str) -> list[str]:
     """The best at each budget, the floor and who reaches it, model error, orders, which differences are significant."""
-    said = [*_best(results, figure), *_floor(results, figure)]
+    lines = [*_best(results, figure), *_floor(results, figure)]
     for label in results.labels:
         if results.to_reference(figure) and (fit := results.order(label, figure)) is not None:
-            said.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
-    said += [*_differences(results, figure), *_front(results, figure)]
+            lines.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
+    lines += [*_differences(results, figure), *_front(results, figure)]
     if results.failures:
         failed = f"{len(results.failures)} runs or metrics failed; the figures are without them"
-        said.append(f"{failed}, and cells with failed blocks are not ranked.")
-    return said
+        lines.append(f"{failed}, and cells with failed blocks are not ranked.")
+    return lines
 
 
 def _best(results: Results, figure: str) -> list[str]:
-    said, last = [], None
-    for budget in sorted({spec.asked for spec in results.specs} - {0}):
+    lines, last = [], None
+    for budget in sorted({spec.size for spec in results.specs} - {0}):
         try:
             best = results.best(budget, figure)
         except ValueError:  # no cell has so few
             continue
         if (best.sampler, best.nfe) != last:
             at = "" if best.nfe == budget else f" at {best.nfe:g}"
-            said.append(f"{budget} evaluations {best.sampler}{at}, {best.value}")
+            lines.append(f"{budget} evaluations {best.sampler}{at}, {best.value}")
         last = best.sampler, best.nfe
-    return [f"Best within {'; within '.join(said)}."] if said else []
+    return [f"Best within {'; within '.join(lines)}."] if lines else []
 
 
 def _front(results: Results, figure: str) -> list[str]:
@@ -60,7 +60,7 @@ def _floor(results: Results, figure: str) -> list[str]:
         return []
     own = results.to_reference(figure)
     what = "the reference's own error" if own else "data against data"
-    said = [f"The floor, {what}, is {floor}."]
+    lines = [f"The floor, {what}, is {floor}."]
     labels = [label for label in results.labels if any(s.label == label and results.blocks(s, figure) for s in results.specs)]
     reached = {label: results.floor_from(label, figure) for label in labels}
     at = [f"{label} from {k:g} evaluations" for label, k in reached.items() if k is not None]
@@ -68,26 +68,26 @@ def _floor(results: Results, figure: str) -> list[str]:
     worse = [label for label, k in reached.items() if k is None and results.at_floor(last[label], figure) is False]
     if at:
         no_worse = "No worse than it, as far as these blocks tell" if results.one_sided(figure) else "Not told apart from it"
-        said[0] += f" {no_worse}: {'; '.join(at)}. {_resolution(results, figure)}"
+        lines[0] += f" {no_worse}: {'; '.join(at)}. {_resolution(results, figure)}"
     if worse:
-        said.append(f"Told apart from the floor at the largest budget: {', '.join(worse)}.")
+        lines.append(f"Told apart from the floor at the largest budget: {', '.join(worse)}.")
     exact = [] if own else results.values("reference", figure)
     if exact:
         chance = results.by_chance(figure)
-        off, mean = unpaired(exact, results.beside(figure), chance=chance), interval(exact, chance=chance)
+        off, mean = unpaired(exact, results.floor_values(figure), chance=chance), interval(exact, chance=chance)
         if off.significant:
             side = "above" if off.value > 0 else "below"
-            said.append(
+            lines.append(
                 f"The converged reference, {mean}, is {abs(off.value):.3g} {side} the floor (p = {off.p:.2g}): an error of "
                 "the model or of its prior, that no solver of the ODE removes."
             )
         elif math.isfinite(off.low):
             half = (off.high - off.low) / 2
-            said.append(
+            lines.append(
                 f"The converged reference, {mean}, is not told apart from the floor: an error of the model that moves {figure} "
                 f"by less than about {half:.2g} is not seen in it with {len(exact)} blocks. {_second_look(results)}"
             )
-    return said
+    return lines
 
 
 def _second_look(results: Results) -> str:
@@ -130,7 +130,7 @@ def among(results: Results, most: int = 1000) -> tuple[np.ndarray, np.ndarray] |
 def _resolution(results: Results, figure: str) -> str:
     """How small a difference from the floor the blocks can show."""
     cells = (list(results.blocks(spec, figure).values()) for spec in results.specs)
-    tests = [unpaired(values, results.beside(figure)) for values in cells if len(values) > 1]
+    tests = [unpaired(values, results.floor_values(figure)) for values in cells if len(values) > 1]
     half = [(test.high - test.low) / 2 for test in tests if math.isfinite(test.high - test.low)]
     return f"With these blocks a difference under about {np.median(half):.2g} is not seen." if half else ""
 
@@ -144,7 +144,7 @@ def _differences(results: Results, figure: str) -> list[str]:
     pairs = list(dict.fromkeys(zip(table["a"], table["b"], strict=True)))
     if len(pairs) > PAIRS:
         return [_at_budget(part, budget, unit) for budget, part in table.groupby("budget")]
-    said = []
+    lines = []
     for a, b in pairs:
         part = table[(table["a"] == a) & (table["b"] == b)]
         told = part[part["significant"]]
@@ -155,8 +155,8 @@ def _differences(results: Results, figure: str) -> list[str]:
         if len(same := part[~part["significant"]]):
             who = "" if words else f"{a} and {b} are "
             words.append(f"{who}not told apart at {_listed(same['budget'])} {unit}")
-        said.append("; ".join(words) + ".")
-    return said
+        lines.append("; ".join(words) + ".")
+    return lines
 
 
 def _at_budget(part: pd.DataFrame, budget: int, unit: str) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from scoreflow._score.oracle import Gaussian
 from scoreflow.analysis import Law, law
-from scoreflow.studies.registry import METRICS, Better, Metric, Need, Scene, draws, flat, get_metric, metric, table
+from scoreflow.studies.registry import METRICS, Better, Metric, MetricInput, Need, draws, flat, get_metric, metric, table
 
-__all__ = ["METRICS", "Better", "Metric", "Need", "Scene", "draws", "flat", "get_metric", "metric", "table"]
+__all__ = ["METRICS", "Better", "Metric", "Need", "MetricInput", "draws", "flat", "get_metric", "metric", "table"]
 
 # -- to the solution from the same seeds -----------------------------------------------------------------------------------
 
@@ -25,7 +25,7 @@ def _distance(x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 @metric("trajectory", needs=("reference", "deterministic"), parts=("median", "q90", "rms"))
-def trajectory(scene: Scene) -> dict[str, float]:
+def trajectory(inputs: MetricInput) -> dict[str, float]:
     """Distance to the converged probability-flow ODE from the same seeds, RMS an entry: median, 90 % quantile, RMS.
 
     For samplers without noise. It is discretisation error alone: a wrong network has none. A few trajectories that end in
@@ -34,12 +34,12 @@ def trajectory(scene: Scene) -> dict[str, float]:
     Floor:
         The reference's own error: its distance to itself at 10 times its tolerance.
     """
-    assert scene.reference is not None
-    return _distance(scene.x, scene.reference)
+    assert inputs.reference is not None
+    return _distance(inputs.x, inputs.reference)
 
 
 @metric("strong", needs=("finest",), parts=("median", "q90", "rms"))
-def strong(scene: Scene) -> dict[str, float]:
+def strong(inputs: MetricInput) -> dict[str, float]:
     """Distance to the same sampler at 4 times the largest budget, along the same Brownian paths, RMS an entry.
 
     For samplers with noise; of sample i it is `|x_i − y_i|/√d`, in the states' unit.
@@ -47,15 +47,15 @@ def strong(scene: Scene) -> dict[str, float]:
     Floor:
         None: it is 0 for the sampler at that budget.
     """
-    assert scene.finest is not None
-    return _distance(scene.x, scene.finest)
+    assert inputs.finest is not None
+    return _distance(inputs.x, inputs.finest)
 
 
 # -- to data ------------------------------------------------------------------------------------------------------------
 
 
 @metric("w2", needs=("data",))
-def w2(scene: Scene) -> float:
+def w2(inputs: MetricInput) -> float:
     """Wasserstein-2 distance to the data by exact optimal transport, RMS an entry.
 
     `√(min_π Σ π_ij |x_i − y_j|²/d)` between n samples and m data, in the states' unit; a shift of all by δ gives |δ|/√d.
@@ -66,7 +66,7 @@ def w2(scene: Scene) -> float:
     import ot
     from scipy.spatial.distance import cdist
 
-    x, y = scene.pair()
+    x, y = inputs.pair()
     return math.sqrt(ot.emd2([], [], cdist(x, y, "sqeuclidean"), numItermax=10_000_000) / x.shape[1])
 
 
@@ -78,7 +78,7 @@ def directions(d: int, seed: int) -> np.ndarray:
 
 
 @metric("sliced-w2", needs=("data",))
-def sliced_w2(scene: Scene) -> float:
+def sliced_w2(inputs: MetricInput) -> float:
     """Sliced Wasserstein-2 distance to the data, RMS over 200 or more directions drawn from the block's seed.
 
     `√(mean_θ W2²(θ·x, θ·y))` over unit vectors θ, in whole orthonormal bases up to d = 200, in the states' unit. As
@@ -92,12 +92,12 @@ def sliced_w2(scene: Scene) -> float:
     """
     import ot
 
-    x, y = scene.pair()
-    return float(ot.sliced_wasserstein_distance(x, y, projections=directions(x.shape[1], scene.seed)))
+    x, y = inputs.pair()
+    return float(ot.sliced_wasserstein_distance(x, y, projections=directions(x.shape[1], inputs.seed)))
 
 
 @metric("energy", needs=("data",), positive=False)
-def energy(scene: Scene) -> float:
+def energy(inputs: MetricInput) -> float:
     """Squared energy distance to the data, `2 E|X−Y| − E|X−X'| − E|Y−Y'|`, without bias.
 
     Means over all pairs, those of a sample with itself left out; |·| over all d entries, in the states' unit.
@@ -110,12 +110,12 @@ def energy(scene: Scene) -> float:
     """
     from scipy.spatial.distance import cdist, pdist
 
-    x, y = scene.pair()
+    x, y = inputs.pair()
     return float(2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean())
 
 
 @metric("mmd", needs=("data",), positive=False)
-def mmd(scene: Scene) -> float:
+def mmd(inputs: MetricInput) -> float:
     """Squared maximum mean discrepancy to the data, `E k(X, X') + E k(Y, Y') − 2 E k(X, Y)`, without bias.
 
     `k(x, y) = exp(−|x − y|²/(2w²))` with w the median distance of two of the block's data, the same for every sampler; no
@@ -129,7 +129,7 @@ def mmd(scene: Scene) -> float:
     """
     from scipy.spatial.distance import cdist, pdist
 
-    x, y = scene.pair()
+    x, y = inputs.pair()
     within = pdist(y, "sqeuclidean")
     scale = -2 * float(np.median(within))
     if scale == 0:
@@ -142,7 +142,7 @@ def mmd(scene: Scene) -> float:
 
 
 @metric("kid", needs=("data", "features"), positive=False)
-def kid(scene: Scene) -> float:
+def kid(inputs: MetricInput) -> float:
     """Kernel distance in feature space: squared MMD with the kernel `(x·y/d + 1)³`, without bias.
 
     Over all samples and data at once, not over subsets of them; no unit.
@@ -159,12 +159,12 @@ def kid(scene: Scene) -> float:
         k *= k * k
         return float(k.mean() if diagonal else (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
 
-    x, y = scene.featured()
+    x, y = inputs.featured()
     return mean(x, x, diagonal=False) + mean(y, y, diagonal=False) - 2 * mean(x, y)
 
 
 @metric("frechet", needs=("data", "features"))
-def frechet(scene: Scene) -> float:
+def frechet(inputs: MetricInput) -> float:
     """Fréchet distance in feature space, `|μ−μ'|² + tr(C + C' − 2 (C C')^{1/2})`.
 
     With centred features as rows of X = (x − μ)/√(n−1), and Y, `tr (C C')^{1/2}` is the sum of the singular values of X Yᵀ:
@@ -182,7 +182,7 @@ def frechet(scene: Scene) -> float:
         r: Any = np.linalg.qr(a, mode="r") if len(a) > a.shape[1] else a  # X = QR, and R Yᵀ has the singular values of X Yᵀ
         return np.asarray(r)
 
-    x, y = scene.featured()
+    x, y = inputs.featured()
     X, Y = root(x), root(y)
     shared = float(np.linalg.svd(X @ Y.T, compute_uv=False).sum())
     far = float(((x.mean(0) - y.mean(0)) ** 2).sum() + (X**2).sum() + (Y**2).sum() - 2 * shared)
@@ -196,7 +196,7 @@ def frechet(scene: Scene) -> float:
     parts=("precision", "recall", "density", "coverage"),
     positive=False,
 )
-def manifold(scene: Scene) -> dict[str, float]:
+def manifold(inputs: MetricInput) -> dict[str, float]:
     """Precision, recall, density and coverage in feature space, by the 5 nearest neighbours.
 
     Each point has a ball as wide as the distance to its 5th neighbour in its own set, itself not counted. Precision: the
@@ -211,7 +211,7 @@ def manifold(scene: Scene) -> dict[str, float]:
     """
     from scipy.spatial.distance import cdist
 
-    x, y = scene.featured()
+    x, y = inputs.featured()
     k = min(5, len(x) - 1, len(y) - 1)
     to_x, to_y = radii(x, k), radii(y, k)
     apart = cdist(y, x)
@@ -235,15 +235,15 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
 # -- to a known law -------------------------------------------------------------------------------------------------------
 
 
-def _shares(scene: Scene) -> tuple[Tensor, Tensor]:
+def _shares(inputs: MetricInput) -> tuple[Tensor, Tensor]:
     """Of the samples in each mode, and the modes' weights: (K,) and (K,)."""
-    assert scene.oracle is not None
-    counts = torch.bincount(scene.oracle.mode(scene.x), minlength=len(scene.oracle.weights))
-    return counts.to("cpu", torch.float64) / len(scene.x), scene.oracle.weights
+    assert inputs.oracle is not None
+    counts = torch.bincount(inputs.oracle.mode(inputs.x), minlength=len(inputs.oracle.weights))
+    return counts.to("cpu", torch.float64) / len(inputs.x), inputs.oracle.weights
 
 
 @metric("modes", needs=("mixture",))
-def modes(scene: Scene) -> float:
+def modes(inputs: MetricInput) -> float:
     """Total variation between the weights of the mixture's modes and the shares of samples in them.
 
     `Σ_k |share_k − w_k|/2`, from 0 to 1: the share of samples that would have to move. A sample is in the mode that most
@@ -252,41 +252,41 @@ def modes(scene: Scene) -> float:
     Floor:
         Above 0; it falls as n^(−1/2).
     """
-    share, weights = _shares(scene)
+    share, weights = _shares(inputs)
     return float((share - weights).abs().sum() / 2)
 
 
 @metric("mode-weights", better="either", needs=("mixture",), positive=False)
-def mode_weights(scene: Scene) -> dict[str, float]:
+def mode_weights(inputs: MetricInput) -> dict[str, float]:
     """Share of the samples in each mode of the mixture, by the mode's number.
 
     Floor:
         The mode's weight on average, but for data that lie nearer another mode.
     """
-    return {str(k): float(share) for k, share in enumerate(_shares(scene)[0])}
+    return {str(k): float(share) for k, share in enumerate(_shares(inputs)[0])}
 
 
 @metric("log-likelihood", better="either", needs=("oracle",), positive=False)
-def log_likelihood(scene: Scene) -> float:
+def log_likelihood(inputs: MetricInput) -> float:
     """Mean log-density of the samples under the data's distribution, in nats; good where it is that of data.
 
     Floor:
         Minus the data's entropy on average.
     """
-    assert scene.oracle is not None
-    return float(scene.oracle.log_prob(scene.x).mean())
+    assert inputs.oracle is not None
+    return float(inputs.oracle.log_prob(inputs.x).mean())
 
 
 _last_law = functools.lru_cache(maxsize=1)(law)
 
 
-def _law(scene: Scene) -> Law:
-    assert isinstance(scene.oracle, Gaussian) and scene.path is not None and scene.plan is not None
-    return _last_law(scene.plan, scene.path, scene.oracle)
+def _law(inputs: MetricInput) -> Law:
+    assert isinstance(inputs.oracle, Gaussian) and inputs.path is not None and inputs.plan is not None
+    return _last_law(inputs.plan, inputs.path, inputs.oracle)
 
 
 @metric("w2-exact", needs=("gaussian", "rows"), samples=False)
-def w2_exact(scene: Scene) -> float:
+def w2_exact(inputs: MetricInput) -> float:
     """Wasserstein-2 distance of the sampler's output law to Gaussian data, RMS an entry, from its rows without sampling.
 
     What `w2` tends to as n and m grow.
@@ -294,12 +294,12 @@ def w2_exact(scene: Scene) -> float:
     Floor:
         None: 0 for the data's law, without chance.
     """
-    out = _law(scene)
+    out = _law(inputs)
     return out.w2 / math.sqrt(len(out.mean))
 
 
 @metric("kl-exact", needs=("gaussian", "rows"), samples=False)
-def kl_exact(scene: Scene) -> float:
+def kl_exact(inputs: MetricInput) -> float:
     """`KL(output ‖ data)` on Gaussian data in nats, from the sampler's rows without sampling.
 
     Infinite where one of the two has no density.
@@ -307,17 +307,17 @@ def kl_exact(scene: Scene) -> float:
     Floor:
         None: 0 for the data's law, without chance.
     """
-    return _law(scene).kl
+    return _law(inputs).kl
 
 
 # -- what it costs --------------------------------------------------------------------------------------------------------
 
 
 @metric("time", needs=("timed",))
-def time(scene: Scene) -> float:
+def time(inputs: MetricInput) -> float:
     """Time of the run in network evaluations: over that of one evaluation of the batch, measured beside it.
 
     Floor:
         None: near its evaluations for a sampler that costs nothing beside the network.
     """
-    return scene.seconds / scene.evaluation
+    return inputs.seconds / inputs.evaluation

@@ -24,7 +24,7 @@ Better = Literal["lower", "higher", "either"]
 Need = Literal["reference", "deterministic", "finest", "rows", "data", "features", "oracle", "mixture", "gaussian", "timed"]
 
 
-class Scene(NamedTuple):
+class MetricInput(NamedTuple):
     """What a metric sees: one block of a cell.
 
     Attributes:
@@ -65,7 +65,7 @@ class Scene(NamedTuple):
         return x, y
 
 
-Measure = Callable[[Scene], float | Mapping[str, float]]
+Measure = Callable[[MetricInput], float | Mapping[str, float]]
 M = TypeVar("M", bound=Measure)
 
 
@@ -96,15 +96,15 @@ class Metric:
         for need in self.needs:
             one_of("needs", need, get_args(Need))
 
-    def __call__(self, scene: Scene) -> dict[str, float]:
+    def __call__(self, inputs: MetricInput) -> dict[str, float]:
         """Its figures.
 
         Raises:
             ValueError: samples that are not finite, or a figure that is NaN.
         """
-        if self.samples and not bool((finite := scene.x.detach().flatten(1).isfinite().all(1)).all()):
+        if self.samples and not bool((finite := inputs.x.detach().flatten(1).isfinite().all(1)).all()):
             raise ValueError(f"metric {self.name!r}: {int((~finite).sum())} of {len(finite)} samples are not finite")
-        value = self.measure(scene)
+        value = self.measure(inputs)
         parts = value if isinstance(value, Mapping) else {"": value}
         figures = {f"{self.name}/{part}" if part else self.name: float(v) for part, v in parts.items()}
         for figure, v in figures.items():
@@ -120,14 +120,14 @@ class Metric:
     @property
     def floor(self) -> str:
         """What it gives for data against data, as its docstring says under `Floor:`."""
-        return self._said("Floor")
+        return self._section("Floor")
 
     @property
     def reference(self) -> str:
         """The works its docstring names under `Reference:`."""
-        return self._said("Reference")
+        return self._section("Reference")
 
-    def _said(self, section: str) -> str:
+    def _section(self, section: str) -> str:
         found = re.search(rf"^{section}:\n((?: +.+\n?)+)", inspect.getdoc(self.measure) or "", flags=re.M)
         return " ".join(found[1].split()) if found else ""
 
@@ -149,7 +149,7 @@ def metric(
     positive: bool = True,
     parts: Iterable[str] = (),
 ) -> Callable[[M], M]:
-    """Register a metric by name: a function of a `Scene` whose docstring says what it means.
+    """Register a metric by name: a function of a `MetricInput` whose docstring says what it means.
 
     Raises:
         ValueError: the name is taken.

@@ -91,8 +91,8 @@ def chart(results: Results, figure: str) -> dict[str, Any]:
         name, height = escaped(level.name), level.mean.value
         line = dict(color=draw.GREY, dash="dot" if level.floor else "8px,2px", width=1.5)
         common = dict(type="scatter", mode="lines", name=name, legendgroup=name)
-        said = dict(hoverinfo="text", hovertext=f"{name}<br>{escaped(f'{figure} {level.mean}')}")
-        above.append({**common, **said, "x": [least, most], "y": [height, height], "line": line})
+        hover = dict(hoverinfo="text", hovertext=f"{name}<br>{escaped(f'{figure} {level.mean}')}")
+        above.append({**common, **hover, "x": [least, most], "y": [height, height], "line": line})
         if level.banded:
             corners = dict(x=[least, most, most, least], y=[level.low] * 2 + [level.mean.high] * 2, fill="toself")
             shade = dict(fillcolor="rgba(102, 102, 102, 0.18)", line=dict(width=0), hoverinfo="skip", showlegend=False)
@@ -232,7 +232,7 @@ def _most(points: np.ndarray) -> float:
 
 def _columns(results: Results) -> list[str]:
     """Heads over the strips: the budgets."""
-    specs = sorted(results.specs, key=lambda spec: (spec.steps is not None, spec.asked))
+    specs = sorted(results.specs, key=lambda spec: (spec.steps is not None, spec.size))
     return list(dict.fromkeys(map(_column, specs)))
 
 
@@ -246,10 +246,10 @@ def _budgets(results: Results) -> str:
 
 
 def _column(spec: Spec) -> str:
-    return f"{spec.asked} {'evaluations' if spec.nfe else 'steps'}" if spec.asked else "by tolerance"
+    return f"{spec.size} {'evaluations' if spec.nfe else 'steps'}" if spec.size else "by tolerance"
 
 
-# -- words ----------------------------------------------------------------------------------------------------------------
+# -- text -----------------------------------------------------------------------------------------------------------------
 
 
 def plans(results: Results) -> list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scoreflow._core.check import number, suggestion
-from scoreflow._samplers.cite import references
 from scoreflow._samplers.health import Health
+from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure
 from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric
@@ -129,7 +129,7 @@ class Results:
         for row in self.store.rows("SELECT key, figure, value FROM value WHERE metric = ?", HEALTH):
             found.setdefault(row["key"], {})[row["figure"]] = row["value"]
         known = {_spec(c): Health(**found[c["key"]]) for c in self.runs if c["kind"] == "cell" and c["key"] in found}
-        return {spec: known[spec] for spec in sorted(known, key=lambda s: (self.labels.index(s.label), s.asked))}
+        return {spec: known[spec] for spec in sorted(known, key=lambda s: (self.labels.index(s.label), s.size))}
 
     @property
     def warnings(self) -> list[str]:
@@ -153,7 +153,7 @@ class Results:
 
     def floor(self, figure: str) -> Interval | None:
         """Data against data, as many samples; for a distance to the reference, the reference's own error."""
-        values = self.beside(figure)
+        values = self.floor_values(figure)
         return interval(values, chance=self.by_chance(figure)) if values else None
 
     def by_chance(self, figure: str) -> bool:
@@ -161,7 +161,7 @@ class Results:
         known = self.metric(figure)
         return known is None or known.samples
 
-    def beside(self, figure: str) -> list[float]:
+    def floor_values(self, figure: str) -> list[float]:
         """The values of the floor's blocks."""
         return self.values("reference" if self.to_reference(figure) else "floor", figure)
 
@@ -331,7 +331,7 @@ class Results:
 
     def at_floor(self, spec: Spec, figure: str) -> bool | None:
         """Whether the cell cannot be told to be worse than its floor; None where these blocks say nothing."""
-        values, beside = list(self.blocks(spec, figure).values()), self.beside(figure)
+        values, beside = list(self.blocks(spec, figure).values()), self.floor_values(figure)
         if not values or not beside:
             return None
         off = unpaired(values, beside, chance=self.by_chance(figure))
@@ -381,14 +381,14 @@ class Results:
         import pandas as pd
 
         figure, lines = self._figure(figure), []
-        there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.asked, s.label))
+        there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.size, s.label))
         sign = -1 if self._better(figure) == "higher" else 1
         for i, b in enumerate(there):
             for a in there[:i]:
                 if a.budget == b.budget:
                     off = self._differ(a, b, figure)._asdict()
                     better = a.label if sign * off["value"] < 0 else b.label  # over the blocks that both have
-                    lines.append(dict(a=a.label, b=b.label, budget=a.asked, **off, better=better))
+                    lines.append(dict(a=a.label, b=b.label, budget=a.size, **off, better=better))
         told = discoveries([line["p"] for line in lines])
         columns = ["a", "b", "budget", "value", "low", "high", "p", "better"]
         return pd.DataFrame(lines, columns=columns).assign(significant=told)

@@ -49,7 +49,7 @@ class Spec(NamedTuple):
         return {name: n for name, n in (("nfe", self.nfe), ("steps", self.steps)) if n is not None}
 
     @property
-    def asked(self) -> int:
+    def size(self) -> int:
         """The budget as a number; 0 for none."""
         return self.nfe or self.steps or 0
 
@@ -134,7 +134,7 @@ def specs(
     """Every sampler at every budget on every grid; one that goes by a tolerance once. Each comes once.
 
     Raises:
-        ValueError: an empty list, or names, options or grids that are wrong: all of them are said at once.
+        ValueError: an empty list, or names, options or grids that are wrong: all of them are reported at once.
     """
     entries = listed(samplers)
     if (nfe is None) == (steps is None):

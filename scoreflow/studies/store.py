@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS cell (
     seed INTEGER NOT NULL, counted REAL, seconds REAL, samples BLOB, plan TEXT, cites TEXT, error TEXT, machine TEXT, made REAL
 );
 CREATE TABLE IF NOT EXISTS value (
-    key TEXT NOT NULL, metric TEXT NOT NULL, mark TEXT NOT NULL, figure TEXT NOT NULL, value REAL, error TEXT,
+    key TEXT NOT NULL, metric TEXT NOT NULL, fingerprint TEXT NOT NULL, figure TEXT NOT NULL, value REAL, error TEXT,
     PRIMARY KEY (key, figure)
 );
 CREATE TABLE IF NOT EXISTS claim (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
@@ -36,10 +36,10 @@ HEALTH = "Plan.check"
 
 
 class Measured(NamedTuple):
-    """What a metric gave on a cell: its figures, or an error. The mark is its fingerprint."""
+    """What a metric gave on a cell: its figures, or an error. `fingerprint` is that of the metric."""
 
     metric: str
-    mark: str
+    fingerprint: str
     figures: Mapping[str, float]
     error: str | None = None
 
@@ -192,7 +192,7 @@ class Store:
         values: list[tuple[str | float | None, ...]] = []
         for one in done.measured:
             figures = {one.metric: None} if one.error else one.figures
-            values += [(key, one.metric, one.mark, figure, v, one.error) for figure, v in figures.items()]
+            values += [(key, one.metric, one.fingerprint, figure, v, one.error) for figure, v in figures.items()]
         with self._writing():
             self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
             self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
@@ -207,7 +207,7 @@ class Store:
         """The metrics, with their marks, that a finished cell has figures of; None if it is not finished, or failed."""
         if self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NULL", (key,)).fetchone() is None:
             return None
-        return set(self._db.execute("SELECT DISTINCT metric, mark FROM value WHERE key = ? AND error IS NULL", (key,)))
+        return set(self._db.execute("SELECT DISTINCT metric, fingerprint FROM value WHERE key = ? AND error IS NULL", (key,)))
 
     def samples(self, key: str) -> np.ndarray | None:
         """The samples of a finished cell."""

@@ -38,7 +38,7 @@ class Subject:
         shape: of one sample.
         data: (N, *shape). Each block's samples are compared to a random half of it, its floor is taken from the other half.
             None if there is none, or if the model is an oracle's, whose data are drawn as needed.
-        features: states (n, *shape) to features (n, d), for the metrics that want them.
+        features: states (n, *shape) to features (n, d), for the metrics that need them.
         conditions: of the network. Of a tensor the first n rows go to the n samples of every block; a function gives a
             block's from (n, seed).
         dtype: of the states; the network's if None.
@@ -136,7 +136,7 @@ class Subject:
 
 def _guidance(model: ScoreModel) -> str:
     """Its wrappers, from the outer to the inner."""
-    return f", {model.said}{_guidance(model.model)}" if isinstance(model, Guided) else ""
+    return f", {model.kind}{_guidance(model.model)}" if isinstance(model, Guided) else ""
 
 
 # -- by name --------------------------------------------------------------------------------------------------------------
@@ -197,12 +197,12 @@ def trained(folder: str | Path) -> Subject:
         FileNotFoundError, ValueError: no such run, or one whose data have no name.
     """
     model, file = load_model(folder), Path(folder) / "config.json"
-    said = json.loads(file.read_text(encoding="utf-8"))["said"]
-    if "name" not in said:
+    data = json.loads(file.read_text(encoding="utf-8"))["notes"]
+    if "name" not in data:
         raise ValueError(f"the run in {folder} does not name its data: make a Subject of load_model({str(folder)!r}) and them")
-    found = named_data(said["name"], **{k: v for k, v in said.items() if k in ("size", "channels")})
+    found = named_data(data["name"], **{k: v for k, v in data.items() if k in ("size", "channels")})
     held_out = found.held_out.x if isinstance(found.held_out, Images) else None
-    classes = found.classes if said["labels"] else 0
+    classes = found.classes if data["labels"] else 0
     conditions = {"y": functools.partial(_classes, of=classes)} if classes else {}
     return Subject(model, found.shape, held_out, conditions=conditions, start=inner_ends(model.path)[1])
 

@@ -115,7 +115,7 @@ def study(
         progress: show a bar with the time left.
 
     Raises:
-        ValueError: empty lists, wrong names, options or grids, metrics that need what there is not, all said at once before
+        ValueError: empty lists, wrong names, options or grids, metrics that need what there is not, all reported at once before
             anything runs; a store of another model, data or version; a damaged store. OSError: a full disk; what was
             finished is safe. A cell that fails is recorded with its error, and the rest goes on.
     """
@@ -129,14 +129,14 @@ def study(
     check_ends(what.start, what.stop)
     what.model.check_conditions(dict(what.conditions), ())
     wrong = list[str]()
-    found = _said(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
-    chosen = _said(wrong, lambda: _metrics(metrics, what)) or []
-    exact = _said(wrong, lambda: _reference(reference, what))
-    blocks = _said(wrong, lambda: _blocks(seeds)) or []
-    n = _said(wrong, lambda: whole("n", n, 2)) or 2
+    found = _collect(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
+    chosen = _collect(wrong, lambda: _metrics(metrics, what)) or []
+    exact = _collect(wrong, lambda: _reference(reference, what))
+    blocks = _collect(wrong, lambda: _blocks(seeds)) or []
+    n = _collect(wrong, lambda: whole("n", n, 2)) or 2
     wrong += what.lacks(chosen)
     if any("data" in m.needs for m in chosen) and "data" in what.has():
-        _said(wrong, lambda: what.block(n, 0))
+        _collect(wrong, lambda: what.block(n, 0))
     lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what.model.path)]
     wrong += [f"no metric asked for applies to {label}" for label in lost]
     if wrong:
@@ -182,11 +182,11 @@ def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subjec
             "w2-exact": "gaussian",
         }
         metrics = [name for name, need in defaults.items() if need in has and set(get_metric(name).needs) <= has]
-    asked = listed(metrics)
-    if not asked:
+    names = listed(metrics)
+    if not names:
         raise ValueError("metrics is empty: give one or more")
     wrong: list[str] = []
-    found = [_said(wrong, lambda name=name: get_metric(name)) for name in asked]  # type: ignore[misc]
+    found = [_collect(wrong, lambda name=name: get_metric(name)) for name in names]  # type: ignore[misc]
     if wrong:
         raise ValueError("; ".join(wrong))
     chosen = list(dict.fromkeys(metric for metric in found if metric is not None))
@@ -209,7 +209,7 @@ def _reference(reference: str | Sampler | None, what: Subject) -> Spec:
     return found
 
 
-def _loose(spec: Spec) -> Spec | None:
+def _coarse(spec: Spec) -> Spec | None:
     """The same at ten times the tolerance."""
     name, options, _ = parse(spec.sampler)
     tolerances = {k: 10 * v for k, v in options.items() if k in ("rtol", "atol")}
@@ -250,13 +250,13 @@ def _jobs(
 
     on_data = [m for m in metrics if {"data", "features", "oracle", "mixture"} & set(m.needs)]
     to_ode = [m for m in metrics if "reference" in m.needs]
-    loose = _loose(exact)
+    coarse = _coarse(exact)
     first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data else []
     references, finest = dict[int, Job](), dict[tuple[Spec, int], Job]()
     if to_ode or on_data:
-        measured = [*(to_ode if loose else []), *on_data]
-        references = {seed: job("reference", exact, seed, measured, loose=loose) for seed in blocks}
-    most = 4 * max(spec.asked for spec in found)
+        measured = [*(to_ode if coarse else []), *on_data]
+        references = {seed: job("reference", exact, seed, measured, coarse=coarse) for seed in blocks}
+    most = 4 * max(spec.size for spec in found)
     second = []
     for seed in blocks:
         for spec in found:
@@ -271,14 +271,14 @@ def _jobs(
 
 
 def _weight(job: Job) -> int:
-    return job.spec.asked or (1 if job.kind == "floor" else 300)
+    return job.spec.size or (1 if job.kind == "floor" else 300)
 
 
 def _nobody(job: Job, done: Done | None) -> None:
     """Progress that nobody sees."""
 
 
-def _said(wrong: list[str], call: Callable[[], Any]) -> Any:
+def _collect(wrong: list[str], call: Callable[[], Any]) -> Any:
     """What the call gives, or its complaint put with the others."""
     try:
         return call()

@@ -22,7 +22,7 @@ from scoreflow._run.solve import Solution, solve
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
 from scoreflow.studies.fingerprint import fingerprint
-from scoreflow.studies.metrics import Metric, Scene
+from scoreflow.studies.metrics import Metric, MetricInput
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.store import HEALTH, Done, Measured, Store
 from scoreflow.studies.subject import Subject
@@ -32,7 +32,7 @@ class Job(NamedTuple):
     """One block of a cell, with all that a process needs to run it.
 
     Attributes:
-        kind: "cell"; "reference", run again at `loose` for its own error; "finest", for strong errors; "floor", data.
+        kind: "cell"; "reference", run again at `coarse` for its own error; "finest", for strong errors; "floor", data.
         metrics: those to measure. kept: samples from before, if the cell is only to be measured.
         reference, finest: keys of what it is compared to; `others` are their samples, put in by `fill`.
     """
@@ -44,7 +44,7 @@ class Job(NamedTuple):
     n: int
     subject: Subject
     metrics: tuple[Metric, ...]
-    loose: Spec | None = None
+    coarse: Spec | None = None
     reference: str | None = None
     finest: str | None = None
     kept: np.ndarray | None = None
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 @functools.cache
-def mark(metric: Metric) -> str:
+def metric_fingerprint(metric: Metric) -> str:
     """Its fingerprint: a metric whose code changed is measured again."""
     return fingerprint(metric.measure)
 
@@ -62,7 +62,7 @@ def work(job: Job) -> Done:
     try:
         return _floor(job) if job.kind == "floor" else _run(job)
     except Exception as error:
-        return Done(None, 0.0, None, (), error=_said(error), machine=machine())
+        return Done(None, 0.0, None, (), error=_text(error), machine=machine())
 
 
 def machine() -> str:
@@ -72,7 +72,7 @@ def machine() -> str:
 
 def _floor(job: Job) -> Done:
     x = job.subject.block(job.n, job.seed)
-    return Done(None, 0.0, _array(x), _measured(job, _scene(job, x)), "data", machine=machine())
+    return Done(None, 0.0, _array(x), _measured(job, _inputs(job, x)), "data", machine=machine())
 
 
 def _run(job: Job) -> Done:
@@ -80,36 +80,36 @@ def _run(job: Job) -> Done:
     plan = job.spec.plan(subject.model, subject.start, subject.stop)
     if job.kept is not None:
         x = torch.from_numpy(job.kept).to(subject.model.device, subject.precision)
-        return Done(None, 0.0, None, _measured(job, _scene(job, x, plan=plan)), machine=machine())
+        return Done(None, 0.0, None, _measured(job, _inputs(job, x, plan=plan)), machine=machine())
     if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
         cites = sampler.cites if isinstance(sampler, Sampler) else ()
-        scene = Scene(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
-        asked = sum(int(subject.model.evaluations(t)) for t in plan.asked)
-        return Done(asked, 0.0, None, (*_measured(job, scene), *_checked(plan)), _head(plan), cites, machine=machine())
+        inputs = MetricInput(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
+        nfe = sum(int(subject.model.evaluations(t)) for t in plan.evaluation_times)
+        return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), _head(plan), cites, machine=machine())
     sol, seconds = _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
-    measured = _measured(job, _scene(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
+    measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
     counted = float(np.mean(sol.nfe_per_sample))
     ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
     return Done(counted, seconds, _array(sol.x), (*measured, *_checked(sol.plan)), ran, sol.cites, machine=machine())
 
 
-def _measured(job: Job, scene: Scene) -> tuple[Measured, ...]:
+def _measured(job: Job, inputs: MetricInput) -> tuple[Measured, ...]:
     """What each metric gives; one that fails takes no other with it."""
     found = []
     for metric in job.metrics:
         try:
             if job.kind == "reference" and "reference" in metric.needs:
-                assert job.loose is not None
-                figures = metric(scene._replace(x=_solve(job, job.loose)[0].x, reference=scene.x))
+                assert job.coarse is not None
+                figures = metric(inputs._replace(x=_solve(job, job.coarse)[0].x, reference=inputs.x))
             else:
                 for other in {"reference", "finest"} & set(metric.needs):
-                    if getattr(scene, other) is None:
+                    if getattr(inputs, other) is None:
                         raise ValueError(f"the {other} run that it is compared to has failed")
-                figures = metric(scene)
-            found.append(Measured(metric.name, _mark(job, metric), figures))
+                figures = metric(inputs)
+            found.append(Measured(metric.name, _fingerprint(job, metric), figures))
         except Exception as error:
-            found.append(Measured(metric.name, _mark(job, metric), {}, f"metric {metric.name!r}: {_said(error)}"))
+            found.append(Measured(metric.name, _fingerprint(job, metric), {}, f"metric {metric.name!r}: {_text(error)}"))
     return tuple(found)
 
 
@@ -118,12 +118,12 @@ def _checked(plan: Plan | None) -> tuple[Measured, ...]:
     return () if plan is None else (Measured(HEALTH, "", plan.check()._asdict()),)
 
 
-def _mark(job: Job, metric: Metric) -> str:
+def _fingerprint(job: Job, metric: Metric) -> str:
     """What its figures depend on beside the run: the metric, and how fine the run is that it compares with."""
-    return f"{mark(metric)} {job.finest}" if "finest" in metric.needs else mark(metric)
+    return f"{metric_fingerprint(metric)} {job.finest}" if "finest" in metric.needs else metric_fingerprint(metric)
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -155,11 +155,11 @@ def _evaluation(job: Job, x: Tensor) -> float:
     return min(spent)
 
 
-def _scene(job: Job, x: Tensor, **more: Any) -> Scene:
+def _inputs(job: Job, x: Tensor, **more: Any) -> MetricInput:
     subject = job.subject
     reference, finest = (None if other is None else torch.from_numpy(other).to(x) for other in job.others)
     truth = subject.truth(job.seed) if any({"data", "features"} & set(m.needs) for m in job.metrics) else None
-    return Scene(
+    return MetricInput(
         x, job.seed, reference, finest, None if truth is None else truth.to(x), subject.features, subject.oracle,
         subject.model.path, **more,
     )  # fmt: skip
@@ -205,7 +205,7 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
             while waiting and len(running) < width and passed < len(waiting):
                 job = waiting.popleft()
                 have = store.measured(job.key)
-                missing = tuple(m for m in job.metrics if have is None or (m.name, _mark(job, m)) not in have)
+                missing = tuple(m for m in job.metrics if have is None or (m.name, _fingerprint(job, m)) not in have)
                 if have is not None and not missing:
                     tell(job, None)
                 elif store.claim(job.key):
@@ -227,7 +227,7 @@ def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Cal
                 (job, again), done = running.pop(future), _result(future)
                 if done.error and again:  # the cell stays; what it was measured by again is what failed
                     wrong = f"{done.error}"
-                    measured = tuple(Measured(m.name, _mark(job, m), {}, f"metric {m.name!r}: {wrong}") for m in again)
+                    measured = tuple(Measured(m.name, _fingerprint(job, m), {}, f"metric {m.name!r}: {wrong}") for m in again)
                     done = done._replace(error=None, measured=measured)
                 store.put(job.key, job.kind, job.spec, job.seed, done)
                 claimed.discard(job.key)
@@ -256,10 +256,10 @@ def _result(future: Future[Done]) -> Done:
         return future.result()
     except BrokenExecutor as error:
         raise RuntimeError(
-            "a worker process died, perhaps for want of memory; finished cells are safe, and the same call goes on from there"
+            "a worker process died, perhaps for lack of memory; finished cells are safe, and the same call goes on from there"
         ) from error
     except Exception as error:  # the executor's own: a cell's are in what it returns
-        return Done(None, 0.0, None, (), error=_said(error), machine=machine())
+        return Done(None, 0.0, None, (), error=_text(error), machine=machine())
 
 
 def _check_sent(job: Job) -> None:

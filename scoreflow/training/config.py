@@ -50,7 +50,7 @@ class Setup:
         shown = Show(Path(out), self.data.shape, _conditions(self.data.train, self.recipe.shown), self.recipe.shown)
         return train(
             self.model, self.data.train, self.objective, self.recipe, out=out, held_out=self.data.held_out,
-            said=self.config["data"], show=shown, progress=progress,
+            notes=self.config["data"], show=shown, progress=progress,
         )  # fmt: skip
 
 

@@ -27,13 +27,14 @@ class Draw(NamedTuple):
     """What chance gives a batch.
 
     Attributes:
-        t: times (B,), and even: what undoes an uneven choice of times, (B,): float64, on the host. eps: the noise, (B, ...).
-        dropped: whose conditions are dropped, (B,).
+        t: times (B,), float64, on the host.
+        importance_weight: one over how often such times are drawn, against uniform ones, (B,), float64, on the host.
+        eps: the noise, (B, ...). dropped: whose conditions are dropped, (B,).
     """
 
     t: Tensor
     eps: Tensor
-    even: Tensor
+    importance_weight: Tensor
     dropped: Tensor
 
 
@@ -41,7 +42,7 @@ class Loss(NamedTuple):
     """A loss.
 
     Attributes:
-        mean: over the batch, each times `even`; to be minimised.
+        mean: over the batch, each times `importance_weight`; to be minimised.
         each: of every sample, (B,), detached. eps: the plain ε-error of every sample, (B,), detached.
         t: times (B,).
     """
@@ -149,10 +150,10 @@ class Objective:
         which, parts = part
         n, rows = len(x_0) * parts, slice(which * len(x_0), (which + 1) * len(x_0))
         generator = torch.Generator().manual_seed(stream_key(seed, "times", step))
-        t, even = draw_times(model.path, n, self.times, dict(self.times_options), generator, history)
+        t, weight = draw_times(model.path, n, self.times, dict(self.times_options), generator, history)
         dropped = torch.rand(n, generator=generator) < self.drop
         eps = White(range(rows.start, rows.stop)).normal(x_0, seed, "eps", step)
-        return Draw(t[rows], eps, even[rows], dropped[rows].to(x_0.device))
+        return Draw(t[rows], eps, weight[rows], dropped[rows].to(x_0.device))
 
     def __call__(self, model: ScoreModel, x_0: Tensor, draw: Draw, **conditions: Any) -> Loss:
         """The loss of a batch x_0 (B, ...), with conditions of the network.
@@ -161,8 +162,8 @@ class Objective:
             ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given.
         """
         path, t = model.path, draw.t
-        x_t = path.noised(x_0, t, draw.eps)
-        output, word = self._asked(model, x_t, t, conditions, draw.dropped)
+        x_t = path.q_sample(x_0, t, draw.eps)
+        output, variance_output = self._outputs(model, x_t, t, conditions, draw.dropped)
         on_x_0, on_eps = path.basis(model.prediction, t)
         target = per_sample(on_x_0, x_0) * x_0 + per_sample(on_eps, x_0) * draw.eps
         error = flat(output - target).square().mean(1)
@@ -172,13 +173,13 @@ class Objective:
         weight = get_weighting(self.weighting, **self.weighting_options)(path, inside)
         each = error * (weight / b**2).to(error)
         if self.vlb:
-            if word is None:
+            if variance_output is None:
                 raise ValueError(
                     f"vlb={self.vlb} trains a learned variance, and the network returned {output.shape[1]} channels for "
                     f"{x_0.shape[1]}: it must return {2 * x_0.shape[1]}; for ours, learned_variance=True"
                 )
-            each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), word, t)
-        return Loss((each * draw.even.to(each)).mean(), each.detach(), (error / (b**2).to(error)).detach(), t)
+            each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), variance_output, t)
+        return Loss((each * draw.importance_weight.to(each)).mean(), each.detach(), (error / (b**2).to(error)).detach(), t)
 
     def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any] | None:
         """The conditions, "none given" for the samples `which` (B,); None where a null cannot stand among the samples' rows."""
@@ -199,7 +200,7 @@ class Objective:
             raise ValueError(f"drop={self.drop} drops {', '.join(nulls)}, and the data give {', '.join(conditions) or 'none'}")
         return named, {name: none_given(name, value, nulls[name], batch) for name, value in named.items()}
 
-    def _asked(
+    def _outputs(
         self, model: ScoreModel, x: Tensor, t: Tensor, conditions: dict[str, Any], which: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """What the network says, in one call; or, if nulls cannot stand among the rows, in one for each kind of sample."""
@@ -208,15 +209,15 @@ class Objective:
             return model.evaluate(x, t, **given)
         none = conditions | self._named(model, conditions, len(x))[1]
         kinds = [(at.nonzero().flatten(), given) for at, given in ((~which, conditions), (which, none))]
-        said = [model.evaluate(x[at], t[at.to(t.device)], **rows(c, at, len(x), c)) for at, c in kinds if len(at)]
+        outputs = [model.evaluate(x[at], t[at.to(t.device)], **rows(c, at, len(x), c)) for at, c in kinds if len(at)]
         back = torch.cat([at for at, _ in kinds]).argsort()
-        words = [word for _, word in said if word is not None]
-        return torch.cat([output for output, _ in said])[back], torch.cat(words)[back] if words else None
+        variances = [variance_output for _, variance_output in outputs if variance_output is not None]
+        return torch.cat([output for output, _ in outputs])[back], torch.cat(variances)[back] if variances else None
 
-    def _vlb(self, model: ScoreModel, x_0: Tensor, x_t: Tensor, output: Tensor, word: Tensor, t: Tensor) -> Tensor:
+    def _vlb(self, model: ScoreModel, x_0: Tensor, x_t: Tensor, output: Tensor, variance_output: Tensor, t: Tensor) -> Tensor:
         """The term of the bound at the step from t to the node before, in bits an entry, (B,)."""
         node = 1 / (model.path.T or 1)
         s = torch.where(t < 1.5 * node, 0.0, t - node)
         guess = model.express(output, x_t, t, "x0")
-        nats = step_term(model.path, x_0, x_t, guess, t, s, self.variance, word=word, bins=self.bins)
+        nats = step_term(model.path, x_0, x_t, guess, t, s, self.variance, variance_output=variance_output, bins=self.bins)
         return nats / (flat(x_0).shape[1] * math.log(2))

@@ -63,12 +63,12 @@ def draw_times(
     u = torch.rand(n, dtype=torch.float64, generator=generator)
     if times == "stratified":
         u = (u[0] + torch.arange(n, dtype=torch.float64)) / n
-    even = torch.ones(n, dtype=torch.float64)
+    weight = torch.ones(n, dtype=torch.float64)
     if times == "importance" and history is not None and history.warm:
         share = history.shares()
         k = torch.multinomial(share, n, replacement=True, generator=generator)
-        u, even = (k + u) / len(share), 1 / (share[k] * len(share))
-    return QUANTILES[times](path, u.clamp(1e-12, 1 - 1e-12), **options), even
+        u, weight = (k + u) / len(share), 1 / (share[k] * len(share))
+    return QUANTILES[times](path, u.clamp(1e-12, 1 - 1e-12), **options), weight
 
 
 class LossHistory:

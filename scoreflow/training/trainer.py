@@ -59,7 +59,7 @@ def train(
     *,
     out: str | Path | None = None,
     held_out: Dataset[Any] | Tensor | None = None,
-    said: Mapping[str, Any] | None = None,
+    notes: Mapping[str, Any] | None = None,
     show: Callable[[Progress], object] | None = None,
     progress: bool = False,
 ) -> ScoreModel:
@@ -74,7 +74,7 @@ def train(
         out: a folder for `log.jsonl`, `state.safetensors` and `model.safetensors`. A run that was cut goes on from its last
             state. None: nothing is written.
         held_out: data for a loss with draws that are the same every time.
-        said: what else to write down with the run, such as the name of the data.
+        notes: what else to write down with the run, such as the name of the data.
         show: called after the first and every `show_every` steps, and at the end.
         progress: show a bar.
 
@@ -95,7 +95,7 @@ def train(
     objective.check(model)
     training = model.net.training
     with torch.random.fork_rng():  # dropout is seeded at every step
-        run = _Run(model, dataset("data", data), objective, recipe, Path(out) if out else None, held_out, said or {})
+        run = _Run(model, dataset("data", data), objective, recipe, Path(out) if out else None, held_out, notes or {})
         averaged = run.go(show, progress)
     model.net.train(training)
     return averaged
@@ -106,7 +106,7 @@ class _Run:
 
     def __init__(
         self, model: ScoreModel, data: Dataset[Any], objective: Objective, recipe: Recipe, out: Path | None,
-        held_out: Dataset[Any] | Tensor | None, said: Mapping[str, Any],
+        held_out: Dataset[Any] | Tensor | None, notes: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.fabric = _fabric(recipe.precision)
         self.part = (self.fabric.global_rank, self.fabric.world_size)
@@ -125,7 +125,7 @@ class _Run:
         )
         bins = min(50, model.path.T or 50)
         self.plain, self.history, self.errors, self.step = model, LossHistory(bins), LossHistory(bins), 0
-        self.config = _config(model, objective, recipe, said)
+        self.config = _config(model, objective, recipe, notes)
         if out is not None:
             self._open(out)
 
@@ -337,7 +337,7 @@ def _fabric(precision: str) -> Fabric:
     return fabric
 
 
-def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _config(model: ScoreModel, objective: Objective, recipe: Recipe, notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """All that a run depends on, as JSON can hold it."""
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     plain = {k: scalar(v) for k, v in own.items()}
@@ -345,13 +345,13 @@ def _config(model: ScoreModel, objective: Objective, recipe: Recipe, said: Mappi
     net = unwrapped(model.net)
     network = {"network": type(net).__name__, "config": getattr(net, "config", None)}
     named = model.time if isinstance(model.time, str) else "a function"
-    said_all = {
+    parts = {
         "model": {**network, "path": repr(model.path), "prediction": model.prediction, "time": named},
         "objective": texts,
         "recipe": dataclasses.asdict(recipe),
-        "said": dict(said),
+        "notes": dict(notes),
     }
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps(said_all, default=checkpoint.as_json))
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=checkpoint.as_json))
     return found
 
 

@@ -6,7 +6,7 @@ import types
 
 from problems import states
 
-from scoreflow.studies.metrics import METRICS, Scene
+from scoreflow.studies.metrics import METRICS, MetricInput
 
 if (found := importlib.util.find_spec("torch_fidelity")) and not importlib.util.find_spec("torchvision"):
     # The package asks for torchvision on import, and torchmetrics imports it where it is; the files in use do not need it.
@@ -22,14 +22,14 @@ def same(x):
 
 def value(name, x, y=None, **more):
     """The one figure of a metric."""
-    (found,) = METRICS[name](Scene(x, more.pop("seed", 0), data=y, features=same, **more)).values()
+    (found,) = METRICS[name](MetricInput(x, more.pop("seed", 0), data=y, features=same, **more)).values()
     return found
 
 
 def figures(name, x, y=None, **more):
     """The figures of a metric by their parts."""
-    scene = Scene(x, more.pop("seed", 0), data=y, features=same, **more)
-    return {figure.partition("/")[2]: v for figure, v in METRICS[name](scene).items()}
+    inputs = MetricInput(x, more.pop("seed", 0), data=y, features=same, **more)
+    return {figure.partition("/")[2]: v for figure, v in METRICS[name](inputs).items()}
 
 
 def two(n, m, *shape, seed=0):

@@ -1,4 +1,4 @@
-"""The house rules: who may import whom, where the arithmetic lives, what is written down."""
+"""The rules of the code: who may import whom, where the arithmetic lives, what is written down."""
 
 import ast
 import importlib
@@ -15,11 +15,11 @@ import pytest
 
 import scoreflow as sf
 
-HOUSE = Path(sf.__file__).parent
-FILES = sorted(HOUSE.rglob("*.py"))
+PACKAGE = Path(sf.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
-FLOORS = [
+LAYERS = [
     {"_core"},
     {"_score"},
     {"guidance"},
@@ -34,7 +34,7 @@ FLOORS = [
     {"cli"},
     {"scoreflow", "__main__"},
 ]
-"""From low to high. A module imports from lower floors only, and within a package no two need each other."""
+"""From low to high. A module imports from lower layers only, and within a package no two need each other."""
 
 LAZY = (
     "torchdiffeq",
@@ -54,21 +54,21 @@ LAZY = (
 )
 """Loaded on use only."""
 
-IDS = [str(file.relative_to(HOUSE)) for file in FILES]
+IDS = [str(file.relative_to(PACKAGE)) for file in FILES]
 every_file = pytest.mark.parametrize("file", FILES, ids=IDS)
 
 
-# -- floors -------------------------------------------------------------------------------------------------------------
+# -- layers -------------------------------------------------------------------------------------------------------------
 
 
 def part(file):
     """The module or package a file belongs to, directly under scoreflow; scoreflow itself for its __init__."""
-    first = file.relative_to(HOUSE).parts[0].removesuffix(".py")
+    first = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return "scoreflow" if first == "__init__" else first
 
 
-def floor(name):
-    (found,) = [i for i, names in enumerate(FLOORS) if name in names]
+def layer(name):
+    (found,) = [i for i, names in enumerate(LAYERS) if name in names]
     return found
 
 
@@ -85,7 +85,7 @@ def imports(tree):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             if node.module == "scoreflow":
-                names = [f"scoreflow.{a.name}" if (HOUSE / a.name).exists() or (HOUSE / f"{a.name}.py").exists() else
+                names = [f"scoreflow.{a.name}" if (PACKAGE / a.name).exists() or (PACKAGE / f"{a.name}.py").exists() else
                          "scoreflow" for a in node.names]  # fmt: skip
             else:
                 names = [node.module]
@@ -99,19 +99,19 @@ def ours(name):
     return None if parts[0] != "scoreflow" else parts[1] if len(parts) > 1 else "scoreflow"
 
 
-def test_every_part_has_one_floor():
-    named = [name for names in FLOORS for name in names]
-    assert sorted({part(file) for file in FILES}) == sorted(named), "say in FLOORS where a new module stands"
+def test_every_part_has_one_layer():
+    named = [name for names in LAYERS for name in names]
+    assert sorted({part(file) for file in FILES}) == sorted(named), "say in LAYERS where a new module stands"
 
 
 @every_file
-def test_a_lower_floor_never_imports_a_higher_one(file):
+def test_a_lower_layer_never_imports_a_higher_one(file):
     at = part(file)
     for name, _inside, typing_only in imports(TREES[file]):
         other = ours(name)
         if other is None or other == at or typing_only:
             continue
-        higher = floor(other) >= floor(at)
+        higher = layer(other) >= layer(at)
         assert not higher, f"{at} imports {other}"
 
 
@@ -128,7 +128,7 @@ def test_imports_inside_functions(file):
             assert not heavy, f"{name} is loaded with the package"
 
 
-PACKAGES = sorted({part(file) for file in FILES if file.parent != HOUSE})
+PACKAGES = sorted({part(file) for file in FILES if file.parent != PACKAGE})
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -180,14 +180,14 @@ def code(file):
 SAMPLING = [f for f in FILES if (part(f) in ("_samplers", "_run") and f.stem != "health") or f.name == "grid.py"]
 
 
-@pytest.mark.parametrize("file", SAMPLING, ids=[str(f.relative_to(HOUSE)) for f in SAMPLING])
+@pytest.mark.parametrize("file", SAMPLING, ids=[str(f.relative_to(PACKAGE)) for f in SAMPLING])
 def test_path_arithmetic_stays_in_the_path(file):
     assert not PATH_ARITHMETIC.findall(code(file))
 
 
 def test_the_pattern_finds_path_arithmetic():
     for name in ("gaussian.py", "path.py", "chain.py"):
-        assert PATH_ARITHMETIC.findall(code(HOUSE / "_core" / name))
+        assert PATH_ARITHMETIC.findall(code(PACKAGE / "_core" / name))
     for line in ("math.sqrt(1 - a)", "1-alpha_bar", "torch.expm1(-h)", "1 - alpha", "alpha**2"):
         assert PATH_ARITHMETIC.search(line)
 
@@ -255,7 +255,7 @@ def test_import_time():
     for _ in range(5):
         run = subprocess.run(
             [sys.executable, "-X", "importtime", "-c", "import torch; import scoreflow"],
-            capture_output=True, text=True, check=True, cwd=HOUSE.parent, env=env,
+            capture_output=True, text=True, check=True, cwd=PACKAGE.parent, env=env,
         )  # fmt: skip
         ours, torchs = (
             int(re.findall(rf"(?m)^import time:\s+\d+ \|\s+(\d+) \| {name}$", run.stderr)[0]) / 1000
@@ -276,5 +276,5 @@ before = set(sys.modules)
 import scoreflow
 print(*(name for name in {heavy} if name in set(sys.modules) - before))
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=HOUSE.parent)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert run.stdout.split() == []

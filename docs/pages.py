@@ -1,0 +1,84 @@
+"""A page for each sampler of the registry, written when the book is built: docstring, facts, coefficients, order, source."""
+
+import inspect
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+import scoreflow as sf
+from scoreflow import analysis
+from scoreflow._samplers.step import SAMPLERS, VARIANTS
+from scoreflow._uses.table import page_name
+
+HERE = Path(__file__).parent
+FOLDER = HERE / "sampler"
+PACKAGE = Path(sf.__file__).parent
+
+
+def write(app):
+    """Write what has changed, and nothing else, so that Sphinx reads no page twice."""
+    FOLDER.mkdir(exist_ok=True)
+    families = {file: file.read_text(encoding="utf-8") for file in sorted((HERE / "families").glob("*.md"))}
+    tests = {file: file.read_text(encoding="utf-8") for file in sorted((HERE.parent / "tests").glob("test_*.py"))}
+    for name, entry in SAMPLERS.items():
+        sampler, file = sf.get_sampler(name), FOLDER / f"{page_name(name)}.md"
+        text = f"# {name}\n\n{fenced(entry.doc)}\n\n{facts(sampler, families, tests)}"
+        if isinstance(sampler, sf.Linear):
+            plan = sf.plan(name, sf.VPSDE(), 5)
+            text += f"\n\n## Coefficients at 5 steps\n\n`sf.plan({name!r}, sf.VPSDE(), 5)`:\n\n{fenced(plan)}"
+            if sampler.order is not None:
+                text += f"\n\n## Order\n\n![error against steps, and the declared order]({order(name, sampler)})"
+        module, line = entry.place.split(":")
+        source = source_from(HERE.parent / module, int(line))
+        text += f"\n\n## Source\n\n`{entry.place}`:\n\n{fenced(source, 'python')}\n"
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            file.write_text(text, encoding="utf-8")
+
+
+def fenced(text, language="text"):
+    return f"```{language}\n{text}\n```"
+
+
+def facts(sampler, families, tests):
+    """The lines of `Sampler.doc` after the docstring, with what speaks of the sampler in the book and in the tests."""
+    named = re.compile(rf"(?<![\w+-]){re.escape(sampler.name)}(?![\w+])")
+    lines = [line.split(maxsplit=1) for line in sampler.doc.rpartition("\n\n")[2].splitlines()]
+    rows = [f"| {head} | {rest.replace('|', chr(92) + '|')} |" for head, rest in lines if head != "tests"]
+    own = {sampler.name, *(variant for variant, (base, _) in VARIANTS.items() if base == sampler.name)}
+    listed = {file: re.search(r"^Names: .*?\n\n", text, re.M | re.S)[0] for file, text in families.items()}
+    family = max(listed, key=lambda file: sum(f"`{name}`" in listed[file] for name in own))
+    rows.append(f"| family | [{family.stem}](../families/{family.name}) |")
+    rules = "`tests/test_rows.py`, `tests/test_orders.py`"
+    often = sorted(tests, key=lambda file: -len(named.findall(tests[file])))[:4]
+    found = ", ".join(f"`tests/{file.name}`" for file in often if named.search(tests[file]))
+    rows.append(f'| tests | `pytest -k "{sampler.name}"`; the rules for all are in {rules}; {found} |')
+    return "\n".join(["| | |", "|---|---|", *rows])
+
+
+def order(name, sampler):
+    """The name of a picture of the error against steps; drawn again where the code is newer."""
+    image = FOLDER / f"{page_name(name)}.png"
+    if image.exists() and image.stat().st_mtime > max(file.stat().st_mtime for file in PACKAGE.rglob("*.py")):
+        return image.name
+    # iPNDM's and PNDM's weights are those of nodes even in κ: on uniform t they show no order.
+    seen = analysis.order(name, grid="logsnr" if name in ("ipndm", "pndm") else "uniform")
+    with plt.rc_context({"font.size": 8}):
+        figure, ax = plt.subplots(figsize=(4, 2.6), layout="constrained")
+        ax.loglog(seen.steps, seen.errors, "o-", ms=3, label=f"observed, {seen.order:.2f}")
+        line = [seen.errors[-1] * (seen.steps[-1] / n) ** sampler.order for n in seen.steps]
+        ax.loglog(seen.steps, line, ":", label=f"declared, {sampler.order}")
+        ax.set(xlabel="steps", ylabel=f"error ({seen.kind})")
+        ax.legend(frameon=False)
+        figure.savefig(image, dpi=120)
+        plt.close(figure)
+    return image.name
+
+
+def source_from(file, line):
+    """The function that begins at the line, with its decorator."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    return "".join(inspect.getblock(lines[line - 1 :])).rstrip()
