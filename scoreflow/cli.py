@@ -163,9 +163,12 @@ def study(
     metrics: Annotated[str | None, typer.Option(help=f"Any of {', '.join(studies.METRICS)}.")] = None,
     n: Annotated[int, typer.Option("-n", help="Samples in a block.")] = 64,
     seeds: Annotated[int, typer.Option(help="How many blocks.")] = 8,
-    reference: Annotated[str | None, typer.Option(help="What converges to the ODE, with a tolerance.")] = None,
+    reference: Annotated[str | None, typer.Option(help="What converges to the ODE, as typed.")] = None,
     features: Annotated[str | None, typer.Option(help=f"Where images are judged: {', '.join(studies.FEATURES)}.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
+    batch: Annotated[
+        int | None, typer.Option(help="In this process: states in one network call, of cells run together.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run samplers at budgets from the same seeds, measure, and write a report.
@@ -179,7 +182,7 @@ def study(
             done = studies.study(
                 model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
                 grids=split(grids) if grids else None, metrics=chosen, n=n, seeds=seeds, reference=reference,
-                features=features, out=out, executor=pool, progress=sys.stderr.isatty(),
+                features=features, out=out, executor=pool, batch=batch, progress=sys.stderr.isatty(),
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)

@@ -29,7 +29,7 @@ def without(name):
     "text",
     [
         "", "rubbish", "[]", "{}", "null", "42", '"ddim"', "[1, 2]", plan_json()[:-10], plan_json() + "x", 5, None,
-        without("steps"), without("sampler"), without("path"), without("wants"), without("options"),
+        without("steps"), without("sampler"), without("path"), without("prediction"), without("options"),
         plan_json(steps=3), plan_json(steps=[]), plan_json(steps=[[1.0, 0.5]]), plan_json(steps=[[1.0, 0.0, True, []]]),
         plan_json(steps=[[1.0, 0.0, True, [[0.0, [1.0]]]]]), plan_json(steps=[["a", 0, True, [[0, ["b", [1], 0]]]]]),
         plan_json(prediction="banana"), plan_json(options=3), plan_json(rows=[]),

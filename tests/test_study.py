@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from problems import PATHS
 
 import scoreflow as sf
 from scoreflow.studies import METRICS, Metric, Subject, load
@@ -267,6 +268,31 @@ def test_a_metric_that_fails_takes_no_other_with_it():
     assert study.store.samples(study.cells.query("kind == 'cell'")["key"].iloc[0]).shape == (8, 2)
 
 
+@pytest.mark.parametrize("path", ["vp", "cosine"])
+def test_the_reference_bounds_its_own_error(path):
+    """In float32: 100 evaluations and 50, whose distance is stated, and is more than what is true; in float64 a tolerance."""
+    model = sf.GaussianMixture([0.5, 0.5], [[1.0, 0.0], [-1.0, 0.5]], 0.1).model(PATHS[path])
+    more = {"nfe": [8], "n": 32, "seeds": 1, "metrics": ["trajectory"]}
+    study = sf.study(model, ["ddim"], **more, dtype=torch.float32)
+    exact = sf.study(model, ["ddim"], **more, dtype=torch.float64)
+    run, fine = (next(run for run in s.runs if run["kind"] == "reference") for s in (study, exact))
+    assert run["nfe"] == 100 and run["sampler"].startswith("unipc(order=3") and "DOP853" in fine["sampler"]
+    off = exact.store.samples(fine["key"]) - study.store.samples(run["key"])
+    ((stated,),) = (
+        blocks.values()
+        for (kind, _, figure), blocks in study._blocks.items()
+        if (kind, figure) == ("reference", "trajectory/rms")
+    )
+    assert 3 * (off**2).mean() ** 0.5 < stated < 1e-2
+
+
+def test_a_reference_by_name():
+    """One without a tolerance takes 100 evaluations and 50, one with a tolerance is run again at ten times that."""
+    study = sf.study("oracle:ring", "ddim", nfe=4, n=4, seeds=1, metrics="trajectory", reference="dpm-solver++@logsnr")
+    (run,) = [run for run in study.runs if run["kind"] == "reference"]
+    assert (run["sampler"], run["grid"], run["nfe"], run["counted"]) == ("dpm-solver++", "logsnr", 100, 100)
+
+
 def test_a_reference_that_fails():
     """What is compared to it says why there is no figure; what is not goes on."""
 
@@ -300,7 +326,7 @@ def test_a_reference_that_fails():
         ({"samplers": ["ddim(eta)"]}, "options are name=value, such as"),
         ({"samplers": ["ddim(teta=1)"]}, "has no option 'teta'; it has eta"),
         ({"samplers": ["ddim@moon"]}, "moon"),
-        ({"reference": "ddim"}, "reference must go by a tolerance"),
+        ({"reference": "ddim(eta=0.5)"}, "reference must converge to the probability-flow ODE"),
         ({"metrics": ["kid"]}, "metric 'kid' needs features="),
         ({"metrics": ["w2-exact"]}, "metric 'w2-exact' needs a Gaussian's model"),
         ({"samplers": ["ddpm"], "metrics": ["trajectory"]}, "no metric asked for applies to ddpm"),

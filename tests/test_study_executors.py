@@ -105,3 +105,54 @@ def test_an_executor_that_fails():
     (failure,) = study.failures
     assert failure.error == "ZeroDivisionError: division by zero" and failure.kind == "cell"
     assert sorted(study.frame["blocks"].unique()) == [1, 2]
+
+
+# -- in lockstep --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 60, 10_000])
+def test_lockstep(here, batch):
+    """Cells of a block in shared network calls: the same figures to rounding, and the same evaluations and plans."""
+    together = sweeps.run(None, **SMALL, batch=batch)
+    pd.testing.assert_frame_equal(together.cells, here.cells, rtol=1e-9)
+    pd.testing.assert_frame_equal(together.frame, here.frame, rtol=1e-9)
+
+
+def test_lockstep_shares_calls():
+    """Of two samplers and two budgets, and of the reference's two runs: one call of the network for all that wait."""
+    calls = []
+
+    def net(x, t):
+        calls.append(len(x))
+        return 0.5 * x
+
+    model = sf.ScoreModel(net, sf.VPSDE())
+    more = {"nfe": [4, 6], "n": 8, "seeds": 1, "shape": (2,), "metrics": ["trajectory"]}
+    sf.study(model, ["ddim", "dpm-solver++"], **more, batch=10_000)
+    assert max(calls) == 32 and len(calls) < 100 + 6 + 5
+    calls.clear()
+    sf.study(model, ["ddim", "dpm-solver++"], **more, batch=20)
+    assert max(calls) == 16
+
+
+def test_lockstep_and_a_cell_that_fails():
+    """Its error is recorded, and the others of its block have their figures; so has a cell that is timed."""
+
+    def net(x, t):
+        return torch.where(((t > 0.4) & (t < 0.45)).reshape(-1, 1), torch.nan, 0.5 * x)
+
+    model = sf.ScoreModel(net, sf.VPSDE())
+    more = {"n": 8, "seeds": 2, "shape": (2,), "grids": "uniform", "reference": "ddim@logsnr"}
+    study = sf.study(
+        model, ["ddim", "ddpm"], steps=[5, 7], metrics=[sweeps.FIRST, "time"], data=torch.zeros(40, 2), **more, batch=500
+    )
+    failed = {(failure.spec.sampler, failure.spec.steps) for failure in study.failures if failure.kind == "cell"}
+    assert failed == {("ddim", 7), ("ddpm", 7)}
+    assert set(study.frame.query("figure == 'time'")["steps"]) == {5}
+
+
+def test_lockstep_is_for_this_process():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="batch=4 and executor exclude each other"):
+        sweeps.run(None, **SMALL, batch=4, executor=pool)
+    with pytest.raises(ValueError, match="batch must be a whole number ≥ 1, got 0"):
+        sweeps.run(None, **SMALL, batch=0)

@@ -214,7 +214,7 @@ def test_claims(tmp_path):
 
 
 def test_a_store_of_something_else(tmp_path):
-    """Another model, n, data, reference or version: refused, with what differs; the file stays as it is."""
+    """Another model, n, data, reference or numerics: refused, with what differs; the file stays as it is."""
     sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1)
     before = (tmp_path / "study.sqlite").read_bytes()
     with pytest.raises(ValueError, match=r"n: 24 there, 25 here"):
@@ -224,10 +224,10 @@ def test_a_store_of_something_else(tmp_path):
     with pytest.raises(ValueError, match=r"model: \w+ there, \w+ here"):
         sf.study("oracle:ring(std=0.2)", ["ddim"], nfe=[4], n=24, seeds=1, reference="scipy(rtol=1e-4)", out=tmp_path)
     store = sqlite3.connect(tmp_path / "study.sqlite")
-    store.execute("UPDATE meta SET value = '0.0.9' WHERE name = 'scoreflow'")
+    store.execute("UPDATE meta SET value = '0' WHERE name = 'numerics'")
     store.commit()
     store.close()
-    with pytest.raises(ValueError, match=r"scoreflow: 0\.0\.9 there"):
+    with pytest.raises(ValueError, match=r"numerics: 0 there, \d+ here"):
         sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1)
     (tmp_path / "study.sqlite").write_bytes(before)
     assert len(sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1).specs) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, whole
+from scoreflow._core.control import Control
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import BrownianDraws, Draws
 from scoreflow._core.row import Row, double, double_on
@@ -18,6 +18,8 @@ from scoreflow._samplers.dpm_solver import dpm_solver_rows
 from scoreflow._samplers.plan import Network
 from scoreflow._samplers.runge_kutta import check_variable, reverse_family
 from scoreflow._samplers.step import Sampler, Step, family, landing
+
+FIXED = Control(0.0, 0.0)
 
 
 class Pace(NamedTuple):
@@ -45,19 +47,18 @@ class Evaluate(NamedTuple):
 class Adaptive(Sampler):
     """Steps from t to s of a size of their own for every sample; who has arrived leaves the batch.
 
-    A step is taken if `E = RMS((x_s − x')/max(atol, rtol max(|x_t|, |x'|)))` ≤ 1, x' the lower solution, and the next is
-    `0.9 E^{−integral} E_before^{proportional}` times as long, held to 0.2 … 5. A step refused keeps its output at t.
+    A step is taken if `E = RMS((x_s − x')/max(atol, rtol max(|x_t|, |x'|)))` ≤ 1, x' the lower solution; `Control` gives the
+    length of the next. A step refused keeps its output at t.
 
     Attributes:
         rtol, atol, first: the tolerances, and the first step in u.
-        integral, proportional: the exponents of the controller.
+        control: what makes the next step longer or shorter.
     """
 
     rtol: float = 0.0
     atol: float = 0.0
     first: float = 0.0
-    integral: float = 0.0
-    proportional: float = 0.0
+    control: Control = FIXED
 
     @property
     def stochastic(self) -> bool:
@@ -107,7 +108,7 @@ class Adaptive(Sampler):
                 if taken := error <= 1:
                     out[b] = new[i]
                 if not taken or to[i] != s:
-                    pace.h[b] = (ends[i] - now[b]) * self._factor(error, pace.error[b], taken, refused[b])
+                    pace.h[b] = (ends[i] - now[b]) * self.control.factor(error, pace.error[b], refused[b])
                     moved += [b] * taken
                 if taken:
                     at[b], now[b], pace.error[b] = to[i], ends[i], max(error, 1e-4)
@@ -119,15 +120,6 @@ class Adaptive(Sampler):
             if moved:
                 output[moved] = Evaluate(model, moved)(out[moved], [at[b] for b in moved])
         return Step(out, tuple(pace))
-
-    def _factor(self, error: float, before: float, taken: bool, refused: bool) -> float:
-        """By how much the next step is longer; no longer after one refused."""
-        if taken:
-            factor: float = 0.9 * max(error, 1e-10) ** -self.integral * before**self.proportional
-            return min(max(factor, 0.2), 1.0 if refused else 5.0)
-        # What is not finite is refused like any other, and as short as may be.
-        shorter: float = 0.9 * error ** -(self.integral + self.proportional) if error < math.inf else 0.0
-        return min(max(shorter, 0.2), 0.9)
 
     def _errors(self, old: Tensor, new: Tensor, low: Tensor) -> list[float]:
         scale = double(torch.maximum(old.abs(), low.abs())).mul(self.rtol).clamp(min=self.atol)
@@ -201,7 +193,7 @@ def dpm_adaptive(order: int = 3, rtol: float = 0.05, atol: float = 0.0078, h_ini
     _tolerances(rtol, atol, h_init)
     return DPMAdaptive(
         cites=("lu2022dpmsolver", "hairer1996stiff"), default_steps=None, rtol=rtol, atol=atol, first=h_init,
-        integral=0.7 / order, proportional=0.4 / order,
+        control=Control(0.7 / order, 0.4 / order),
     )  # fmt: skip
 
 
@@ -268,7 +260,7 @@ def gotta_go_fast(eta: float = 1.0, rtol: float = 0.05, atol: float = 0.0078, h_
     _tolerances(rtol, atol, h_init)
     return GottaGoFast(
         cites=("jolicoeur2021gotta", "song2021sde"), default_steps=None, brownian=True, rtol=rtol, atol=atol, first=h_init,
-        integral=0.9, proportional=0.0,
+        control=Control(0.9, 0.0),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scoreflow._core.chain import gaussian_nll
 from scoreflow._core.check import check_state, flag, number, one_of, whole
+from scoreflow._core.control import Control
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends, default_t_min
 from scoreflow._core.noise import White, check_seed
@@ -49,6 +50,7 @@ DOPRI5 = Tableau(
 """Dormand & Prince (1980); its last stage is the first of the next step."""
 LOWER = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 """The weights of the embedded solution of order 4."""
+CONTROL = Control(0.7 / 5, 0.4 / 5)
 Slope = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 METHODS = ("dopri5", *TABLEAUS)
 DIVERGENCES = ("hutchinson", "exact")
@@ -286,7 +288,7 @@ class _Flow:
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Dormand–Prince with steps of their own for every sample; who has arrived leaves the batch."""
         u = torch.full((len(y),), begin, dtype=double_on(y.device), device=y.device)
-        h, before = torch.full_like(u, (end - begin) / 50), torch.ones_like(u)
+        h, before, refused = torch.full_like(u, (end - begin) / 50), torch.ones_like(u), torch.zeros(len(y), dtype=torch.bool)
         first = slope(y, u, everyone) if len(y) else (y, total)
         error_weights = [b - low for b, low in zip(DOPRI5.b, LOWER, strict=True)]
         while len(at := (u != end).nonzero().flatten()):
@@ -299,10 +301,11 @@ class _Flow:
             with torch.no_grad():
                 off = self._off(old, new, _joined(torch.zeros_like(old), step, error_weights, ks))
                 off = torch.maximum(off, self._off(trace, sums, _joined(torch.zeros_like(trace), step, error_weights, ts)))
-                off = torch.where(off.isfinite(), off, 1e6).clamp(min=1e-10)
+                off = torch.where(off.isfinite(), off, math.inf)
                 taken = off <= 1
-                factor = 0.9 * off ** (-0.7 / 5) * torch.where(taken, before[at], 1.0) ** (0.4 / 5)
-                h[at] = step * factor.clamp(0.2, 5.0)
+                states = zip(off.tolist(), before[at].tolist(), refused[at.to("cpu")].tolist(), strict=True)
+                h[at] = step * torch.tensor([CONTROL.factor(*one) for one in states], dtype=step.dtype, device=step.device)
+                refused[at.to("cpu")] = ~taken.to("cpu")
                 if bool((h[at].abs() < 1e-9 * abs(end - begin)).any()):
                     raise RuntimeError("a sample takes no step that is short enough: raise rtol or atol, or stop earlier")
             kept = at[taken]

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scoreflow.studies.metrics import radii
+from scoreflow.studies.results import Results
 from scoreflow.studies.stats import interval, unpaired
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from scoreflow.studies.results import Results
 
 DOUBT = 0.01
 """The p-value at which a second look, taken because the first told nothing, is believed."""

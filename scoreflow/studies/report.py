@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scoreflow.studies import draw
+from scoreflow.studies.findings import findings
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import Interval
@@ -71,7 +72,7 @@ def metrics(results: Results, figures: list[str]) -> list[dict[str, Any]]:
         entry = found.setdefault(name, dict(name=name, meaning=known.meaning if known else "", parts=[]))
         entry["parts"].append(
             dict(
-                name=figure, id=f"curve-{i}", arrow=draw.arrow(results, figure), findings=results.findings(figure),
+                name=figure, id=f"curve-{i}", arrow=draw.arrow(results, figure), findings=findings(results, figure),
                 chart=chart(results, figure),
             )
         )  # fmt: skip

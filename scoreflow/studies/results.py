@@ -1,4 +1,4 @@
-"""What a study's figures say: tables, the best, the cheapest, differences, orders, findings in words."""
+"""What a study's figures say: tables, the best, the cheapest, differences, orders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from scoreflow._core.check import number, suggestion
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure
-from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import METRICS, Better, Metric
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import LEVEL, Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
@@ -392,10 +391,6 @@ class Results:
         told = discoveries([line["p"] for line in lines])
         columns = ["a", "b", "budget", "value", "low", "high", "p", "better"]
         return pd.DataFrame(lines, columns=columns).assign(significant=told)
-
-    def findings(self, figure: str | None = None) -> list[str]:
-        """What the figures say, in words."""
-        return findings(self, self._figure(figure))
 
     # -- out ----------------------------------------------------------------------------------------------------------
     def to_csv(self, file: str | Path) -> None:

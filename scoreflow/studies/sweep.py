@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow._core import NUMERICS
 from scoreflow._core.check import flag, listed, number, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends
@@ -23,18 +23,21 @@ from scoreflow._score.model import ScoreModel
 from scoreflow.studies import draw, report
 from scoreflow.studies.answers import Answer
 from scoreflow.studies.features import Features
+from scoreflow.studies.findings import findings
 from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
 from scoreflow.studies.subject import Subject, subject
-from scoreflow.studies.work import Job, fill
+from scoreflow.studies.work import Job, Lockstep, fill
 
 __all__ = ["FLOORS", "Answer", "Study", "study"]
 
 FLOORS = 32
 """Blocks of data against data."""
+FINE = 100
+"""Evaluations of a reference that has no tolerance; its coarse run takes half of them."""
 
 
 class Study(Results):
@@ -59,6 +62,10 @@ class Study(Results):
         for one in (self, *others):
             store.take(one.store)
         return Study(store)
+
+    def findings(self, figure: str | None = None) -> list[str]:
+        """What the figures say, in sentences computed from them."""
+        return findings(self, self._figure(figure))
 
     def plot(self, figure: str | None = None, ax: Any = None) -> Any:
         """Draw a figure against evaluations with matplotlib: intervals, floor, reference. Returns the axes."""
@@ -89,6 +96,7 @@ def study(
     stop: float | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
+    batch: int | None = None,
     progress: bool = False,
 ) -> Study:
     """Run every sampler at every budget from the same seeds, and measure.
@@ -106,12 +114,14 @@ def study(
         grids: every sampler runs on each; None for its own.
         metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact".
         n: samples in a block. seeds: of the blocks, or how many.
-        reference: what converges to the probability-flow ODE, with a stated tolerance; None: adaptive, rtol = atol = 1e-9 in
-            float64, 1e-5 in lower precision. It is run again at 10 times its tolerance, and the distance between the two is
-            shown as its own error, which it bounds from above.
+        reference: what converges to the probability-flow ODE. A sampler with a tolerance is run again at 10 times that, any
+            other takes 100 evaluations, and again 50; the distance between the two runs is shown as its own error, which it
+            bounds from above. None: UniPC of order 3, and in float64 DOP853 with rtol = atol = 1e-9.
         shape, data, features, conditions, dtype, start, stop: of the `Subject`.
         out: a folder; None keeps all in memory.
         executor: where cells run, any of `concurrent.futures`; None: in this process.
+        batch: in this process, run the cells of a block together, up to so many states in one network call; None: one after
+            the other. Results are the same to rounding: networks are not the same to the last digit in other batches.
         progress: show a bar with the time left.
 
     Raises:
@@ -124,6 +134,10 @@ def study(
     flag("progress", progress)
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor must have submit, as those of concurrent.futures have, got {executor!r}")
+    if batch is not None:
+        if executor is not None:
+            raise ValueError(f"batch={batch} and executor exclude each other: cells run together in this process only")
+        executor = Lockstep(whole("batch", batch))
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
     what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
     check_ends(what.start, what.stop)
@@ -131,7 +145,7 @@ def study(
     wrong = list[str]()
     found = _collect(wrong, lambda: specs(samplers, nfe, steps, grids, what.model.path)) or []
     chosen = _collect(wrong, lambda: _metrics(metrics, what)) or []
-    exact = _collect(wrong, lambda: _reference(reference, what))
+    exact, coarse = _collect(wrong, lambda: _reference(reference, what)) or (None, None)
     blocks = _collect(wrong, lambda: _blocks(seeds)) or []
     n = _collect(wrong, lambda: whole("n", n, 2)) or 2
     wrong += what.lacks(chosen)
@@ -142,9 +156,9 @@ def study(
     if wrong:
         raise ValueError("; ".join(dict.fromkeys(wrong)))
     assert exact is not None
-    identity = {**versions(), **what.identity(), "n": str(n), "reference": exact.label}
+    identity = {**versions(), **what.identity(), "n": str(n), "reference": str(exact)}
     store = Store(_file(out, make=True), identity)
-    first, second = _jobs(what, identity, found, chosen, exact, blocks, n)
+    first, second = _jobs(what, identity, found, chosen, exact, coarse, blocks, n)
     if not progress:
         fill(store, first, executor, _nobody)
         fill(store, second, executor, _nobody)
@@ -168,7 +182,7 @@ def study(
 
 def versions() -> dict[str, str]:
     """Of what figures depend on."""
-    return {"scoreflow": version("scoreflow"), "torch": torch.__version__}
+    return {"numerics": str(NUMERICS), "torch": torch.__version__}
 
 
 def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subject) -> list[Metric]:
@@ -196,27 +210,27 @@ def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subjec
     return chosen
 
 
-def _reference(reference: str | Sampler | None, what: Subject) -> Spec:
+def _reference(reference: str | Sampler | None, what: Subject) -> tuple[Spec, Spec | None]:
+    """The run that cells are compared to, and a coarser one: their distance bounds its error from above."""
+    path = what.model.path
     if reference is None:
+        form = "noise" if path.alpha(what.start) > 0 else "data"  # noise form begins where α > 0
         fine = what.precision == torch.float64
-        reference = "scipy(method=DOP853, rtol=1e-09, atol=1e-09)" if fine else "pf-ode(method=dopri5, rtol=1e-05, atol=1e-05)"
+        reference = "scipy(method=DOP853, rtol=1e-09, atol=1e-09)" if fine else f"unipc(order=3, form={form})"
     if not isinstance(reference, str | Sampler):
         raise TypeError(f"reference must be a sampler or its name, got {reference!r}")
-    text = typed(reference)
-    (found,) = specs([text], [1000], None, None, what.model.path)
-    if found.nfe is not None:
-        raise ValueError(f"reference must go by a tolerance, such as pf-ode(method=dopri5, rtol=1e-5), got {text!r}")
-    return found
-
-
-def _coarse(spec: Spec) -> Spec | None:
-    """The same at ten times the tolerance."""
-    name, options, _ = parse(spec.sampler)
+    (exact,) = specs([typed(reference)], [FINE], None, None, path)
+    if exact.nfe is not None:
+        sampler = exact.made()
+        if isinstance(sampler, Sampler) and sampler.stochastic_on(path):
+            raise ValueError(f"reference must converge to the probability-flow ODE, and {exact.sampler} draws noise")
+        return exact, exact._replace(nfe=FINE // 2)
+    name, options, _ = parse(exact.sampler)
     tolerances = {k: 10 * v for k, v in options.items() if k in ("rtol", "atol")}
     if not tolerances:
-        return None
+        return exact, None
     inside = ", ".join(f"{k}={v!r}" for k, v in {**options, **tolerances}.items())
-    return spec._replace(sampler=f"{name}({inside})")
+    return exact, exact._replace(sampler=f"{name}({inside})")
 
 
 def _blocks(seeds: int | Sequence[int]) -> list[int]:
@@ -238,7 +252,14 @@ def _apply(metrics: list[Metric], spec: Spec, path: GaussianPath) -> list[Metric
 
 
 def _jobs(
-    what: Subject, identity: dict[str, str], found: list[Spec], metrics: list[Metric], exact: Spec, blocks: list[int], n: int
+    what: Subject,
+    identity: dict[str, str],
+    found: list[Spec],
+    metrics: list[Metric],
+    exact: Spec,
+    coarse: Spec | None,
+    blocks: list[int],
+    n: int,
 ) -> tuple[list[Job], list[Job]]:
     """What the cells are compared to, and the cells, block by block."""
     who, ends = digest(*(f"{k}={v}" for k, v in sorted(identity.items()))), (what.start, what.stop)
@@ -250,7 +271,6 @@ def _jobs(
 
     on_data = [m for m in metrics if {"data", "features", "oracle", "mixture"} & set(m.needs)]
     to_ode = [m for m in metrics if "reference" in m.needs]
-    coarse = _coarse(exact)
     first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data else []
     references, finest = dict[int, Job](), dict[tuple[Spec, int], Job]()
     if to_ode or on_data:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.noise import White
+from scoreflow._run.lockstep import solve_many
 from scoreflow._run.solve import Solution, solve
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
@@ -57,10 +59,14 @@ def metric_fingerprint(metric: Metric) -> str:
     return fingerprint(metric.measure)
 
 
-def work(job: Job) -> Done:
+Solved = Mapping[Spec, tuple[Solution, float]]
+"""Runs that are done already, and their seconds."""
+
+
+def work(job: Job, solved: Solved = MappingProxyType({})) -> Done:
     """Run and measure; what goes wrong is recorded."""
     try:
-        return _floor(job) if job.kind == "floor" else _run(job)
+        return _floor(job) if job.kind == "floor" else _run(job, solved)
     except Exception as error:
         return Done(None, 0.0, None, (), error=_text(error), machine=machine())
 
@@ -75,7 +81,7 @@ def _floor(job: Job) -> Done:
     return Done(None, 0.0, _array(x), _measured(job, _inputs(job, x)), "data", machine=machine())
 
 
-def _run(job: Job) -> Done:
+def _run(job: Job, solved: Solved) -> Done:
     subject, sampler = job.subject, job.spec.made()
     plan = job.spec.plan(subject.model, subject.start, subject.stop)
     if job.kept is not None:
@@ -86,22 +92,23 @@ def _run(job: Job) -> Done:
         inputs = MetricInput(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
         nfe = sum(int(subject.model.evaluations(t)) for t in plan.evaluation_times)
         return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), _head(plan), cites, machine=machine())
-    sol, seconds = _solve(job, job.spec)
+    sol, seconds = solved.get(job.spec) or _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
-    measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation))
+    measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation), solved)
     counted = float(np.mean(sol.nfe_per_sample))
     ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
     return Done(counted, seconds, _array(sol.x), (*measured, *_checked(sol.plan)), ran, sol.cites, machine=machine())
 
 
-def _measured(job: Job, inputs: MetricInput) -> tuple[Measured, ...]:
+def _measured(job: Job, inputs: MetricInput, solved: Solved = MappingProxyType({})) -> tuple[Measured, ...]:
     """What each metric gives; one that fails takes no other with it."""
     found = []
     for metric in job.metrics:
         try:
             if job.kind == "reference" and "reference" in metric.needs:
                 assert job.coarse is not None
-                figures = metric(inputs._replace(x=_solve(job, job.coarse)[0].x, reference=inputs.x))
+                coarse, _ = solved.get(job.coarse) or _solve(job, job.coarse)
+                figures = metric(inputs._replace(x=coarse.x, reference=inputs.x))
             else:
                 for other in {"reference", "finest"} & set(metric.needs):
                     if getattr(inputs, other) is None:
@@ -129,17 +136,24 @@ def _text(error: Exception) -> str:
 
 def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     """The run and its seconds."""
-    subject, sampler = job.subject, spec.made()
-    like = torch.empty(job.n, *subject.shape, dtype=subject.precision, device=subject.model.device)
-    x_T = White(job.seed).draws("prior")(like) * subject.model.path.prior_std(subject.start)
-    keywords: dict[str, Any] = {**spec.budget, **subject.conditioned(job.n, job.seed)}
-    if isinstance(sampler, Sampler) and sampler.stochastic_on(subject.model.path):
-        keywords["noise"] = "brownian"
     begun = time.perf_counter()
-    sol = solve(
-        subject.model, x_T, sampler, grid=spec.grid, start=subject.start, stop=subject.stop, seed=job.seed, **keywords
-    )  # fmt: skip
+    sol = solve(job.subject.model, _prior(job), **_keywords(job, spec), **job.subject.conditioned(job.n, job.seed))
     return sol, time.perf_counter() - begun
+
+
+def _prior(job: Job) -> Tensor:
+    """x_T of the block."""
+    subject = job.subject
+    like = torch.empty(job.n, *subject.shape, dtype=subject.precision, device=subject.model.device)
+    return White(job.seed).draws("prior")(like) * subject.model.path.prior_std(subject.start)
+
+
+def _keywords(job: Job, spec: Spec) -> dict[str, Any]:
+    """A run as keywords of `solve`; conditions apart."""
+    subject, sampler = job.subject, spec.made()
+    noisy = isinstance(sampler, Sampler) and sampler.stochastic_on(subject.model.path)
+    ends: dict[str, Any] = {"start": subject.start, "stop": subject.stop, "noise": "brownian" if noisy else None}
+    return {"sampler": sampler, "grid": spec.grid, "seed": job.seed, **spec.budget, **ends}
 
 
 def _evaluation(job: Job, x: Tensor) -> float:
@@ -183,6 +197,65 @@ class Here(Executor):
         future: Future[Any] = Future()
         future.set_result(fn(*args, **kwargs))
         return future
+
+
+class Pending:
+    """A cell that waits for others to run with; it has of a `Future` what `fill` uses."""
+
+    def __init__(self, lockstep: Lockstep, job: Job) -> None:
+        self.lockstep, self.job = lockstep, job
+        self.answer: Done | None = None
+
+    def done(self) -> bool:
+        """True: whoever asks sets off all that wait."""
+        self.lockstep.run()
+        return True
+
+    def result(self) -> Done:
+        """What the cell gave."""
+        assert self.answer is not None
+        return self.answer
+
+    def cancel(self) -> None:
+        """Nothing to stop."""
+
+
+class Lockstep(Executor):
+    """Cells of one block run together, in this process: their states in one network call, of `batch` states at most.
+
+    A cell that is timed runs alone. Where one of them fails, each of the block runs alone.
+    """
+
+    _max_workers = 16
+
+    def __init__(self, batch: int) -> None:
+        self.batch, self.waiting = batch, list[Pending]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Puts a job of `work` with those that wait."""
+        self.waiting.append(Pending(self, *args))
+        return self.waiting[-1]
+
+    def run(self) -> None:
+        """All that wait."""
+        blocks = dict[int, list[tuple[Pending, Spec]]]()
+        for one in self.waiting:
+            if one.job.kind != "floor" and one.job.kept is None and not any("timed" in m.needs for m in one.job.metrics):
+                specs = [one.job.spec, *([one.job.coarse] if one.job.coarse else [])]
+                blocks.setdefault(one.job.seed, []).extend((one, spec) for spec in specs)
+        solved = dict[Pending, dict[Spec, tuple[Solution, float]]]()
+        for seed, runs in blocks.items():
+            job, begun = runs[0][0].job, time.perf_counter()
+            with suppress(Exception):  # each runs alone then, and the one at fault is recorded
+                keywords = [_keywords(one.job, spec) for one, spec in runs]
+                given = job.subject.conditioned(job.n, seed)
+                found = solve_many(keywords, job.subject.model, _prior(job), batch=self.batch, conditions=given)
+                each = (time.perf_counter() - begun) / len(runs)
+                for (one, spec), sol in zip(runs, found, strict=True):
+                    solved.setdefault(one, {})[spec] = sol, each
+        for one in self.waiting:
+            one.answer = work(one.job, solved.get(one, {}))
+        self.waiting = []
 
 
 def fill(store: Store, jobs: Iterable[Job], executor: Executor | None, tell: Callable[[Job, Done | None], object]) -> None:
