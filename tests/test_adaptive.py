@@ -9,6 +9,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
+from scoreflow._core.control import Control
 from scoreflow._samplers.adaptive import DPMAdaptive, GottaGoFast
 
 PATH = PATHS["vp"]
@@ -216,3 +217,14 @@ def test_sra_needs_the_area():
     cursor = noise.draws()
     given = torch.stack([cursor(X, d.t, d.s, d.area) for step in plan.steps for d in step.draws])
     assert torch.equal(sf.solve(MODEL, X, plan, noise=given).x, sf.solve(MODEL, X, plan, noise=noise).x)
+
+
+def test_the_controller():
+    """Its formula, its limits, and what follows a refusal."""
+    control = Control(0.2, 0.1)
+    assert control.factor(0.5, 0.25, refused=False) == pytest.approx(0.9 * 0.5**-0.2 * 0.25**0.1)
+    assert control.factor(0.0, 1.0, refused=False) == 5.0 and control.factor(1e-9, 1.0, refused=True) == 1.0
+    assert control.factor(1.0, 1e-9, refused=False) == 0.2
+    assert control.factor(8.0, 0.3, refused=False) == pytest.approx(0.9 * 8**-0.3)
+    assert control.factor(1.0001, 1.0, refused=True) == pytest.approx(0.9, abs=1e-3)
+    assert control.factor(1e9, 1.0, refused=False) == control.factor(math.inf, 1.0, refused=False) == 0.2

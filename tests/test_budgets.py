@@ -160,3 +160,9 @@ def test_rules_take_what_the_face_gives():
         parameters = list(inspect.signature(rule).parameters.values())
         assert [p.name for p in parameters[:4]] == ["path", "steps", "start", "stop"]
         assert all(p.default is not p.empty for p in parameters[4:])
+
+
+def test_a_plan_is_not_moved_to_the_chain_unless_a_network_knows_no_other_times():
+    path = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
+    times = sf.plan("ddim", path, 7, grid="logsnr").times
+    assert times == tuple(sf.grid(path, 7, "logsnr")) and any(abs(1000 * t - round(1000 * t)) > 0.01 for t in times)

@@ -203,3 +203,11 @@ def test_whole_batches_for_samples_that_come_again():
     output, word = model.evaluate_some(x, t, torch.tensor(samples), 4, {"c": C[:4]})
     torch.testing.assert_close(output, x * C[samples])
     torch.testing.assert_close(word, x + t[:, None], rtol=1e-6, atol=1e-6)
+
+
+def test_marks_deep_inside_are_taken_off_and_nothing_else_is_rebuilt():
+    inner = torch.ones(2)
+    told = plain({"a": [sf.each(inner), 3], "b": (inner, None)})
+    assert told["a"][0] is inner and told["a"][1] == 3 and told["b"][0] is inner
+    bare = {"a": [inner], "b": {"c": inner}}
+    assert plain(bare) is bare

@@ -352,3 +352,24 @@ def test_state_that_overflows():
     model = sf.ScoreModel(lambda x, t: torch.full_like(x, 3e38), VP)
     with pytest.raises(FloatingPointError, match=r"state is not finite.*step 1 \(t=1 → 0\.5\)"):
         sf.solve(model, X, "ddim", steps=2)
+
+
+@pytest.mark.parametrize("steps", [5, 16])
+def test_a_state_that_breaks_in_the_last_step_alone(steps):
+    """States of a plan are looked at now and then; the last always."""
+    model = sf.ScoreModel(
+        lambda x, t: torch.full_like(x, torch.inf) if float(t[0]) < 1.01 / steps else x, sf.VPSDE(), prediction="x0"
+    )
+    with pytest.raises(FloatingPointError, match=f"in step {steps} "):
+        sf.solve(model, torch.ones(1, 2), "ddim", steps=steps, grid="uniform")
+
+
+def test_what_helps_where_alpha_is_0():
+    """For networks of noise and score a start below; elsewhere a time inside the path."""
+    x = torch.ones(1, 2)
+    for prediction, path, t, want, hint in (
+        ("eps", sf.Flow(), 1.0, "x0", "start below it"), ("score", sf.Flow(), 1.0, "x0", "start below it"),
+        ("x0", sf.Flow(), 0.0, "eps", "use a time inside the path"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=hint):
+            sf.ScoreModel(lambda x, t: x, path, prediction=prediction)(x, t, want)

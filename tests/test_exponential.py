@@ -331,6 +331,7 @@ def test_where_noise_form_cannot_start():
         ("dpm-solver", {"order": 1, "r1": 0.5}, "r1 belongs to order 2 and above"),
         ("dpm-solver", {"r1": 1.5}, "r1 must be a finite number > 0 and ≤ 1, got 1.5"),
         ("dpm-solver", {"order": 3, "r1": 0.7}, "r1 must lie below r2"),
+        ("dpm-solver", {"order": 3, "r2": 0.3}, "r1 must lie below r2"),
         ("dpm-solver++", {"method": "4m"}, "method must be one of 1, 2m"),
         ("dpm-solver++", {"r1": 0.5}, "r1=0.5.*belong to the methods 2s and 3s"),
     ],

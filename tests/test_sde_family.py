@@ -208,6 +208,7 @@ def grid(n):
 
 def test_without_churn_it_is_edm():
     for name, options in (("edm-churn", {"S_churn": 0.0}), ("restart", {"restarts": 0})):
+        assert not sf.get_sampler(name, **options).stochastic_on(PATH)
         mine = sf.plan(name, PATH, grid=grid(9), **options)
         assert mine.steps == sf.plan("edm-heun", PATH, grid=grid(9)).steps
 

@@ -230,3 +230,16 @@ def test_a_value_of_0_does_not_take_the_logarithm_away():
     some = made({("cell", "a", 5): [0.1, 0.2, 0.3], ("cell", "a", 9): [0.0, 0.0, 0.0]}, name="trajectory")
     figure = chart(some, "trajectory")
     assert figure["layout"]["yaxis"]["type"] == "log" and curves(some, "trajectory")["a"]["y"][1] is None
+
+
+def test_the_extent_is_of_all_that_is_drawn():
+    some = made({("cell", "a", 5): [0.1, 0.2], ("cell", "b", 9): [3.0, 4.0]}, name="trajectory")
+    low, high = draw.extent(some, "trajectory")
+    assert low <= 0.15 and high >= 3.5
+
+
+def test_infinite_pixels_are_at_the_ends():
+    x = np.zeros((1, 1, 4, 4))
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = -np.inf, np.inf
+    shown = pixels(picture(x))
+    assert shown[0, 0].mean() > 0.95 and shown.min() < 0.05  # ink is positive

@@ -152,3 +152,31 @@ def _gone(group):
             return True
         time.sleep(0.1)
     return False
+
+
+def test_the_bar_counts_all_evaluations_once(monkeypatch, tmp_path):
+    """Its total is what is to be run, less what is there already; it ends at the total."""
+    totals = []
+
+    class Bar:
+        def __init__(self, total, **more):
+            self.total, self.n = total, 0
+            totals.append(self)
+
+        def update(self, n):
+            self.n += n
+
+        def __getattr__(self, name):
+            return lambda *of, **more: None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+    monkeypatch.setattr("tqdm.auto.tqdm", Bar)
+    more = {"n": 4, "seeds": 2, "metrics": "trajectory", "reference": "ddim", "progress": True, "out": tmp_path}
+    sf.study("oracle:ring", ["ddim"], nfe=[4, 6], **more)
+    sf.study("oracle:ring", ["ddim"], nfe=[4, 6, 9], **more)
+    assert [bar.total for bar in totals] == [2 * (100 + 4 + 6), 2 * 9] == [bar.n for bar in totals]

@@ -350,3 +350,10 @@ def test_what_is_left_out():
     assert slope([5, 10, 10, 20, 30, 40], [1 / 5, 1 / 10, 1 / 3, 1 / 20, nan, 1 / 40]) == pytest.approx((1, 5, 40, 4), rel=1e-9)
     with pytest.raises(ValueError):
         slope([1, 2], [1.0])
+
+
+def test_a_slope_is_steady_to_a_quarter_of_it():
+    """Local slopes 1 ± 0.22 are one fall, 1 ± 0.28 none."""
+    for off, there in ((0.22, True), (0.28, False)):
+        y = np.cumsum([0.0, 1 + off, 1 - off, 1 + off, 1 - off])
+        assert (slope([8, 16, 32, 64, 128], 2.0**-y) is not None) == there

@@ -140,3 +140,10 @@ def test_the_curve_stands_in_the_middle_of_its_parts():
     history.update(history.sums(torch.tensor([0.1, 0.2, 0.6]), torch.tensor([1.0, 3.0, 5.0])))
     middles, losses = history.curve()
     assert middles.tolist() == [0.125, 0.625] and losses.tolist() == [2.0, 5.0]
+
+
+def test_the_curve_of_losses_has_the_parts_that_were_seen():
+    history = LossHistory(bins=4)
+    history.update(history.sums(torch.tensor([0.1, 0.6, 0.6]), torch.tensor([2.0, 3.0, 5.0])))
+    middle, loss = history.curve()
+    assert middle.tolist() == [0.125, 0.625] and loss.tolist() == [2.0, 4.0]
