@@ -370,6 +370,7 @@ def test_what_helps_where_alpha_is_0():
     for prediction, path, t, want, hint in (
         ("eps", sf.Flow(), 1.0, "x0", "start below it"), ("score", sf.Flow(), 1.0, "x0", "start below it"),
         ("x0", sf.Flow(), 0.0, "eps", "use a time inside the path"),
+        ("eps", sf.Flow(), 0.0, "score", "use a time inside the path"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=hint):
             sf.ScoreModel(lambda x, t: x, path, prediction=prediction)(x, t, want)

@@ -286,6 +286,12 @@ def test_the_reference_bounds_its_own_error(path):
     assert 3 * (off**2).mean() ** 0.5 < stated < 1e-2
 
 
+def test_what_was_run_is_written_down(ring):
+    """The head of its plan; of a sampler that has none, its options and steps."""
+    ran = ring.cells.query("kind == 'cell'").set_index("sampler")["plan"]
+    assert ran["ddim"].iloc[0].startswith("ddim, eta=0.0 on VPSDE(") and "scipy(" in ran["scipy(rtol=1e-2)"].iloc[0]
+
+
 def test_a_reference_by_name():
     """One without a tolerance takes 100 evaluations and 50, one with a tolerance is run again at ten times that."""
     study = sf.study("oracle:ring", "ddim", nfe=4, n=4, seeds=1, metrics="trajectory", reference="dpm-solver++@logsnr")

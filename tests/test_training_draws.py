@@ -1,5 +1,7 @@
 """Draws of a batch: in parts, by their laws, unbiased."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -144,6 +146,13 @@ def test_the_curve_stands_in_the_middle_of_its_parts():
 
 def test_the_curve_of_losses_has_the_parts_that_were_seen():
     history = LossHistory(bins=4)
-    history.update(history.sums(torch.tensor([0.1, 0.6, 0.6]), torch.tensor([2.0, 3.0, 5.0])))
+    history.update(history.sums(torch.tensor([0.1, 0.6, 0.6, 0.9]), torch.tensor([2.0, 3.0, 5.0, 0.0])))
     middle, loss = history.curve()
-    assert middle.tolist() == [0.125, 0.625] and loss.tolist() == [2.0, 4.0]
+    assert middle.tolist() == [0.125, 0.625, 0.875] and loss.tolist() == [2.0, 4.0, 0.0]
+
+
+def test_an_objective_is_a_value():
+    objective = Objective()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        objective.vlb = 1.0
+    assert hash(objective) == hash(Objective())
