@@ -86,8 +86,7 @@ def law(
 
 def _root(cov: Tensor) -> Tensor:
     var, eigenvectors = torch.linalg.eigh(cov)
-    root: Tensor = (eigenvectors * var.clamp(min=0).sqrt()) @ eigenvectors.mT
-    return root
+    return (eigenvectors * var.clamp(min=0).sqrt()) @ eigenvectors.mT
 
 
 # -- order ---------------------------------------------------------------------------------------------------------------
@@ -183,8 +182,7 @@ class Scaled:
 
     def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
         a, b = self.path.convert("eps", prediction, t)
-        wanted: Tensor = a * x + b * self.mu / self.path.sigma(t) * x
-        return wanted
+        return a * x + b * self.mu / self.path.sigma(t) * x
 
 
 def stability(sampler: str | Sampler, mu: Tensor, h: float = 0.5, steps: int = 60, **options: Any) -> Tensor:

@@ -17,7 +17,7 @@ from scoreflow import nets
 from scoreflow._core.check import one_of
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
-from scoreflow._score.model import ScoreModel, placed, say, unwrapped
+from scoreflow._score.model import ScoreModel, module_of, placed, say, unwrapped
 
 NETWORKS: dict[str, type[nn.Module]] = {
     made.__name__: made for made in (nets.MLP, nets.UNet, nets.DiT, nets.Autoencoder, nets.Classifier, nets.NoisyClassifier)
@@ -44,16 +44,13 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
     A path has one if it is among `PATHS`; any other must be given again to `load_model`.
 
     Raises:
-        TypeError: no score model, or one whose network is no module. FileNotFoundError: no such folder.
+        TypeError: no score model, or one whose network is no module; of a `Latent`, write its model so and its autoencoder with
+            `save`. FileNotFoundError: no such folder.
     """
-    if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        raise TypeError(
-            f"model must be a ScoreModel of a torch module, whose weights can be written, got {type(model).__name__}: of a "
-            "Latent, write its model with save_model and its autoencoder with save"
-        )
+    net = module_of(model)
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
-    save(model.net, file, **header, time=model.time if isinstance(model.time, str) else "")
+    save(net, file, **header, time=model.time if isinstance(model.time, str) else "")
 
 
 def load(file: str | Path) -> nn.Module:

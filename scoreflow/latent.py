@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoreflow._core.check import whole
 from scoreflow._run.solve import sample
-from scoreflow._score.model import ScoreModel, unwrapped
+from scoreflow._score.model import ScoreModel, check_model, unwrapped
 from scoreflow.data import Images, read
 
 
@@ -44,8 +44,7 @@ class Latent:
     """
 
     def __init__(self, model: ScoreModel, autoencoder: Autoencoder) -> None:
-        if not isinstance(model, ScoreModel):
-            raise TypeError(f"model must be a ScoreModel of the latents, got {type(model).__name__}")
+        check_model(model)
         self.model, self.autoencoder = model, check_autoencoder(autoencoder)
 
     @torch.no_grad()
@@ -96,6 +95,5 @@ def check_autoencoder(autoencoder: Any) -> Autoencoder:
     """The autoencoder, inside what spreads it over devices. Raises TypeError unless it can encode and decode."""
     for found in (autoencoder, unwrapped(autoencoder)):
         if all(callable(getattr(found, name, None)) for name in ("encode", "decode")):
-            able: Autoencoder = found
-            return able
+            return found
     raise TypeError(f"autoencoder must have encode(x) and decode(z), got {type(autoencoder).__name__}")

@@ -140,25 +140,25 @@ def test_labels_are_those_of_the_path_at_hand():
 
 def test_numbers_follow_a_noise_schedule_that_is_replaced():
     used = sf.VPSDE(0.1, 20.0)
-    used.schedule.beta_max = 10.0
+    used.noise_schedule.beta_max = 10.0
     assert used.alpha(0.5) == sf.VPSDE(0.1, 10.0).alpha(0.5)
-    used.schedule = sf.VPSDE(0.1, 5.0).schedule
+    used.noise_schedule = sf.VPSDE(0.1, 5.0).noise_schedule
     assert used.alpha(0.5) == sf.VPSDE(0.1, 5.0).alpha(0.5)
 
 
 def test_numbers_follow_a_noise_schedule():
     used, fresh = sf.VPSDE(0.1, 20.0), sf.VPSDE(0.1, 5.0)
     assert used.alpha(0.5) != fresh.alpha(0.5)
-    used.schedule.beta_max = 5.0
+    used.noise_schedule.beta_max = 5.0
     assert used.alpha(0.5) == fresh.alpha(0.5)
 
 
 @pytest.mark.parametrize(
     ("used", "change", "fresh"),
     [
-        (sf.VPSDE(0.1, 20.0), lambda path: setattr(path.schedule, "beta_max", 5.0), sf.VPSDE(0.1, 5.0)),
-        (sf.SubVPSDE(0.1, 20.0), lambda path: setattr(path.schedule, "beta_min", 0.2), sf.SubVPSDE(0.2, 20.0)),
-        (sf.VPSDE.cosine(), lambda path: setattr(path.schedule, "s", 0.1), sf.VPSDE.cosine(0.1)),
+        (sf.VPSDE(0.1, 20.0), lambda path: setattr(path.noise_schedule, "beta_max", 5.0), sf.VPSDE(0.1, 5.0)),
+        (sf.SubVPSDE(0.1, 20.0), lambda path: setattr(path.noise_schedule, "beta_min", 0.2), sf.SubVPSDE(0.2, 20.0)),
+        (sf.VPSDE.cosine(), lambda path: setattr(path.noise_schedule, "s", 0.1), sf.VPSDE.cosine(0.1)),
         (sf.VESDE(0.01, 50.0), lambda path: setattr(path, "sigma_max", 9.0), sf.VESDE(0.01, 9.0)),
     ],
     ids=["vp", "sub-vp", "cosine", "ve"],

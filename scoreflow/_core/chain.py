@@ -241,15 +241,13 @@ def _times(coefficient: Tensor, x: Tensor) -> Tensor:
 def gaussian_kl(mean: Tensor, log_var: Tensor, other: Tensor, other_log_var: Tensor) -> Tensor:
     """`KL(N(m, v) ‖ N(m', v')) = ½ (log v'/v − 1 + v/v' + (m − m')²/v')`, in nats, entry by entry."""
     ratio = log_var - other_log_var
-    kl: Tensor = 0.5 * (-ratio - 1 + ratio.exp() + (mean - other).square() * (-other_log_var).exp())
-    return kl
+    return 0.5 * (-ratio - 1 + ratio.exp() + (mean - other).square() * (-other_log_var).exp())
 
 
 def gaussian_nll(x: Tensor, mean: Tensor | float, log_var: Tensor | float) -> Tensor:
     """`−log N(x; m, v) = ½ (log 2πv + (x − m)²/v)`, in nats, entry by entry."""
     log_var = torch.as_tensor(log_var, dtype=x.dtype, device=x.device)
-    nll: Tensor = 0.5 * (math.log(2 * math.pi) + log_var + (x - mean).square() * (-log_var).exp())
-    return nll
+    return 0.5 * (math.log(2 * math.pi) + log_var + (x - mean).square() * (-log_var).exp())
 
 
 def discretised_nll(x_0: Tensor, mean: Tensor, log_std: Tensor, bins: int = 256) -> Tensor:
@@ -265,5 +263,4 @@ def discretised_nll(x_0: Tensor, mean: Tensor, log_std: Tensor, bins: int = 256)
     low = torch.where((x_0 < -1 + half) & ~flip | (x_0 > 1 - half) & flip, -math.inf, low)
     high = torch.where((x_0 > 1 - half) & ~flip | (x_0 < -1 + half) & flip, math.inf, high)
     small, large = torch.special.log_ndtr(low.clamp(min=-1e4)), torch.special.log_ndtr(high.clamp(max=1e4))
-    nll: Tensor = -(large + torch.log1p(-(small - large).exp().clamp(max=1 - 1e-7)))
-    return nll
+    return -(large + torch.log1p(-(small - large).exp().clamp(max=1 - 1e-7)))

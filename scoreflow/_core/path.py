@@ -179,7 +179,7 @@ class VPSDE(GaussianPath):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        self.schedule: AlphaBar = LinearBeta(beta_min, beta_max)
+        self.noise_schedule: AlphaBar = LinearBeta(beta_min, beta_max)
 
     @classmethod
     def cosine(cls, s: float = 0.008) -> VPSDE:
@@ -217,11 +217,11 @@ class VPSDE(GaussianPath):
     @classmethod
     def _of(cls, schedule: AlphaBar) -> VPSDE:
         path = cls.__new__(cls)
-        path.schedule = schedule
+        path.noise_schedule = schedule
         return path
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self.schedule}"
+        return f"{type(self).__name__}{self.noise_schedule}"
 
     def discretize(self, N: int) -> DDPMChain:
         """The DDPM chain of N steps with this path's ᾱ at t = i/N: `β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1})`, never β(t)/N.
@@ -238,27 +238,27 @@ class VPSDE(GaussianPath):
     @curve
     def log_alpha(self, t: Tensor) -> Tensor:
         """½ log ᾱ."""
-        return self.schedule.log_alpha_bar(t) / 2
+        return self.noise_schedule.log_alpha_bar(t) / 2
 
     @curve
     def log_sigma(self, t: Tensor) -> Tensor:
         """½ log(1 − ᾱ)."""
-        return torch.log(-torch.expm1(self.schedule.log_alpha_bar(t))) / 2
+        return torch.log(-torch.expm1(self.noise_schedule.log_alpha_bar(t))) / 2
 
     @curve
     def f(self, t: Tensor) -> Tensor:
         """−β/2."""
-        return -self.schedule.beta(t) / 2
+        return -self.noise_schedule.beta(t) / 2
 
     @curve
     def g2(self, t: Tensor) -> Tensor:
         """β."""
-        return self.schedule.beta(t)
+        return self.noise_schedule.beta(t)
 
     @curve
     def alpha_slope(self, t: Tensor) -> Tensor:
         """−½ β α."""
-        return self.schedule.alpha_slope(t)
+        return self.noise_schedule.alpha_slope(t)
 
     @curve
     def sigma_slope(self, t: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class VPSDE(GaussianPath):
     @curve
     def time(self, lam: Tensor) -> Tensor:
         """From `log ᾱ = −log(1 + e^{−2λ})`."""
-        return self.schedule.time(-torch.nn.functional.softplus(-2 * lam, threshold=800)).clamp(0, 1)
+        return self.noise_schedule.time(-torch.nn.functional.softplus(-2 * lam, threshold=800)).clamp(0, 1)
 
 
 class SubVPSDE(VPSDE):
@@ -281,12 +281,12 @@ class SubVPSDE(VPSDE):
     @curve
     def log_sigma(self, t: Tensor) -> Tensor:
         """log(1 − ᾱ)."""
-        return torch.log(-torch.expm1(self.schedule.log_alpha_bar(t)))
+        return torch.log(-torch.expm1(self.noise_schedule.log_alpha_bar(t)))
 
     @curve
     def g2(self, t: Tensor) -> Tensor:
         """β (1 − ᾱ²)."""
-        return self.schedule.beta(t) * -torch.expm1(2 * self.schedule.log_alpha_bar(t))
+        return self.noise_schedule.beta(t) * -torch.expm1(2 * self.noise_schedule.log_alpha_bar(t))
 
     @curve
     def sigma_slope(self, t: Tensor) -> Tensor:

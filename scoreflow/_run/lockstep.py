@@ -13,10 +13,10 @@ from scoreflow._core.check import check_state, whole
 from scoreflow._run.asked import AskedRun
 from scoreflow._run.schedule import Schedule
 from scoreflow._run.solve import ARGUMENTS, Prepared, Solution, carry, options_of, prepare
-from scoreflow._run.walk import Run, check_model
+from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
-from scoreflow._score.model import ScoreModel, check_settled
+from scoreflow._score.model import ScoreModel, check_model, check_settled
 
 Asked = str | Sampler | Plan | tuple[str | Sampler, int] | Mapping[str, Any]
 TIMES = tuple(one.name for one in fields(Schedule))

@@ -129,9 +129,13 @@ def _within(
             )
         return count
 
+    # Most take the same at every step: the guess by proportion is the answer then.
+    guess = nfe * nfe // max(cost(nfe), 1)
+    if guess and cost(guess) <= nfe < cost(guess + 1):
+        return guess
     if nfe < cost(1):
         raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")
-    # Far from the ends every step costs the same: the guess is the answer, or near it.
+    # Far from the ends every step costs the same: from two counts the guess is the answer, or near it.
     n, few = 1, cost(8)
     if few <= nfe and (each := cost(9) - few) > 0:
         guess = 8 + (nfe - few) // each

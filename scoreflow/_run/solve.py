@@ -20,11 +20,11 @@ from scoreflow._core.row import wide
 from scoreflow._run.auto import AUTO, choose
 from scoreflow._run.picard import Picard, picard
 from scoreflow._run.schedule import Grid, Schedule
-from scoreflow._run.walk import Run, State, check_model, shown, walk
+from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.cite import cite
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
-from scoreflow._score.model import ScoreModel, check_settled, placed
+from scoreflow._score.model import ScoreModel, check_model, check_settled, placed
 
 Noise = str | Tensor | White | Replay | None
 

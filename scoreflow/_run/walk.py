@@ -174,11 +174,4 @@ def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable
         return items
     from tqdm.auto import tqdm
 
-    bar: Iterable[T] = tqdm(items, total=total, desc=name)
-    return bar
-
-
-def check_model(model: Any) -> None:
-    """Raise TypeError unless it is a ScoreModel."""
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+    return tqdm(items, total=total, desc=name)

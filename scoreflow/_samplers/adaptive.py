@@ -39,8 +39,7 @@ class Evaluate(NamedTuple):
         """ε̂."""
         times = torch.tensor(t, dtype=double_on(x.device), device=x.device)
         output = self.model.evaluate_samples(x, times, torch.tensor(self.samples))
-        eps: Tensor = self.model.express(output, x, times, "eps")
-        return eps
+        return self.model.express(output, x, times, "eps")
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,8 +123,7 @@ class Adaptive(Sampler):
     def _errors(self, old: Tensor, new: Tensor, low: Tensor) -> list[float]:
         scale = double(torch.maximum(old.abs(), low.abs())).mul(self.rtol).clamp(min=self.atol)
         ratio = (double(new - low) / scale).reshape(len(new), -1)
-        errors: list[float] = ratio.square().mean(1).sqrt().tolist()
-        return errors
+        return ratio.square().mean(1).sqrt().tolist()
 
     def _cursors(self, noise: Draws, batch: int) -> list[Draws]:
         return [noise] * batch

@@ -220,8 +220,7 @@ class SciPy(BlackBox):
         solution = solve_ivp(rate, field.ends, begin, method=self.method, rtol=self.rtol, atol=self.atol)
         if not solution.success:
             raise RuntimeError(f"scipy's {self.method} failed between t={t} and s={s}: {solution.message}")
-        y: Tensor = torch.as_tensor(solution.y[:, -1]).reshape(x.shape).to(x) * field.scales[1]
-        return y
+        return torch.as_tensor(solution.y[:, -1]).reshape(x.shape).to(x) * field.scales[1]
 
 
 @dataclass(frozen=True, repr=False)

@@ -59,8 +59,7 @@ def er_sde_row(path: GaussianPath, times: tuple[float, ...], s: float, *, order:
     def by_parts(slope: Callable[[np.ndarray], np.ndarray]) -> float:
         def measure(k: np.ndarray) -> np.ndarray:
             ratio = np.array([end / scale(float(value)) for value in np.exp(k)])
-            density: np.ndarray = slope(np.exp(k)) * ratio * np.exp(k)
-            return density
+            return slope(np.exp(k)) * ratio * np.exp(k)
 
         return weights(measure, [0.0], math.log(kappa_s), math.log(kappa_t))[0]
 

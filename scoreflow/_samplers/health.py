@@ -89,8 +89,7 @@ class Symbolic:
         if (k := next(self.errors, None)) is not None:
             x_0[:, k] += 1.0
         weight, m = self.path.convert("x0", prediction, t)
-        wanted: Tensor = weight * x + m * x_0
-        return wanted
+        return weight * x + m * x_0
 
 
 class UnitVectors(Draws):

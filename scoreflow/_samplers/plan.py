@@ -337,5 +337,4 @@ def drive(step: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, f
         while True:
             question = step.send(model(*question))
     except StopIteration as end:
-        stepped: Stepped = end.value
-        return stepped
+        return end.value

@@ -135,8 +135,7 @@ def richardson_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, b
 
 
 def _joined(row: Row, x: np.ndarray, outputs: list[np.ndarray]) -> np.ndarray:
-    out: np.ndarray = np.array([row.x, *row.m]) @ np.stack([x, *outputs])
-    return out
+    return np.array([row.x, *row.m]) @ np.stack([x, *outputs])
 
 
 def _stages(one: Linear, path: GaussianPath, t: float, s: float) -> list[tuple[float, Row]]:

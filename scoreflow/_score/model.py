@@ -352,6 +352,21 @@ class ScoreModel:
         return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
 
 
+def check_model(model: Any, name: str = "model") -> None:
+    """Raise TypeError unless it is a ScoreModel."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"{name} must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+
+
+def module_of(model: Any) -> torch.nn.Module:
+    """Its network. Raises TypeError unless it is a ScoreModel of a torch module, which has weights."""
+    check_model(model)
+    net: Any = model.net
+    if not isinstance(net, torch.nn.Module):
+        raise TypeError(f"model must be a ScoreModel of a torch module, got {type(model).__name__} of {type(net).__name__}")
+    return net
+
+
 def check_settled(model: ScoreModel, grad: bool = False) -> None:
     """Warn, at the line that called the library, where the same seed would give something else; not of a run that trains."""
     if grad or not (layer := unsettled(model.net)):
@@ -386,8 +401,7 @@ def say(value: Any) -> str:
     if isinstance(value, Tensor) and value.ndim:
         return f"tensor{tuple(value.shape)}"
     if callable(value) and not isinstance(value, ScoreModel):
-        name: str = getattr(value, "__name__", type(value).__name__)
-        return name
+        return getattr(value, "__name__", type(value).__name__)
     return repr(value)
 
 

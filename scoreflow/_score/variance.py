@@ -15,7 +15,7 @@ from scoreflow._core.grid import check_times, grid, inner_ends
 from scoreflow._core.noise import White, check_seed
 from scoreflow._core.row import double, flat, wide
 from scoreflow._score.conditions import rows
-from scoreflow._score.model import ScoreModel, check_settled
+from scoreflow._score.model import ScoreModel, check_model, check_settled
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def estimate_variance(
     Reference:
         Analytic-DPM (Bao et al., 2022), Theorem 1 and Eq. 8.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}")
+    check_model(model)
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.ndim < 1 or not len(data):
         raise TypeError("data must be a floating-point tensor of shape (N, ...), N ≥ 1")
     check_state("data", data)

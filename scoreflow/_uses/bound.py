@@ -26,8 +26,8 @@ from scoreflow._core.grid import check_ends, check_times, inner_ends
 from scoreflow._core.grid import grid as make_grid
 from scoreflow._core.noise import White, check_seed
 from scoreflow._core.row import double, double_on, flat, per_sample, standard_error, wide
-from scoreflow._run.walk import FiniteCheck, check_model, shown
-from scoreflow._score.model import ScoreModel, check_settled
+from scoreflow._run.walk import FiniteCheck, shown
+from scoreflow._score.model import ScoreModel, check_model, check_settled
 from scoreflow._score.variance import Levels
 
 VARIANCES = ("posterior", "beta", "interpolated", "learned", "analytic")

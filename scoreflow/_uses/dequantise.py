@@ -15,8 +15,7 @@ from scoreflow._core.check import check_state, flag, number, one_of, whole
 from scoreflow._core.grid import default_t_min
 from scoreflow._core.noise import White, check_seed, fold_in
 from scoreflow._core.row import double, double_on, flat, standard_error, wide
-from scoreflow._run.walk import check_model
-from scoreflow._score.model import ScoreModel
+from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._uses.bound import step_term
 from scoreflow._uses.likelihood import ARGUMENTS, log_prob, standard
 

@@ -16,10 +16,10 @@ from scoreflow._run.auto import AUTO
 from scoreflow._run.picard import Picard
 from scoreflow._run.schedule import Grid, Schedule, explicit
 from scoreflow._run.solve import Noise, Solution, carry, prepare
-from scoreflow._run.walk import State, check_model
+from scoreflow._run.walk import State
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
-from scoreflow._score.model import ScoreModel
+from scoreflow._score.model import ScoreModel, check_model
 
 KINDS = ("spherical", "linear")
 

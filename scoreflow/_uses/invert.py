@@ -16,10 +16,10 @@ from scoreflow._core.noise import White
 from scoreflow._core.row import Row
 from scoreflow._run.schedule import Grid, Schedule
 from scoreflow._run.solve import Prepared, Solution, carry, check_conditions, options_of, per_call
-from scoreflow._run.walk import State, check_model
+from scoreflow._run.walk import State
 from scoreflow._samplers.invertible import Invertible
 from scoreflow._samplers.step import Linear, Sampler, get_sampler
-from scoreflow._score.model import ScoreModel
+from scoreflow._score.model import ScoreModel, check_model
 
 
 @dataclass(frozen=True, repr=False)

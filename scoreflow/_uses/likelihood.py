@@ -29,9 +29,9 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends, default_t_min
 from scoreflow._core.noise import White, check_seed
 from scoreflow._core.row import double, double_on, flat, per_sample, standard_error, wide
-from scoreflow._run.walk import Run, check_model
+from scoreflow._run.walk import Run
 from scoreflow._samplers.runge_kutta import TABLEAUS, Tableau
-from scoreflow._score.model import ScoreModel, check_settled
+from scoreflow._score.model import ScoreModel, check_model, check_settled
 
 DOPRI5 = Tableau(
     (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0),

@@ -13,10 +13,10 @@ from scoreflow._core.check import check_state, flag
 from scoreflow._core.noise import White
 from scoreflow._core.row import double, double_on, flat
 from scoreflow._run.solve import Solution, check_conditions
-from scoreflow._run.walk import Run, check_model
+from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Plan, PlannedStep, Stage, advance, drive
 from scoreflow._samplers.step import get_sampler
-from scoreflow._score.model import ScoreModel, check_settled
+from scoreflow._score.model import ScoreModel, check_model, check_settled
 
 
 class Transitions(NamedTuple):

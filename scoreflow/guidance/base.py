@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow._core import check
 from scoreflow._core.gaussian import PREDICTIONS, Prediction
 from scoreflow._core.row import double, double_on, per_sample
-from scoreflow._score.model import ScoreModel, say
+from scoreflow._score.model import ScoreModel, check_model, say
 
 Scale = float | Callable[[float], float]
 """A number, or a function of t."""
@@ -31,8 +31,7 @@ class Guided(ScoreModel):
     """Keys of the works that this wrapper rests on."""
 
     def __init__(self, model: ScoreModel, prediction: Prediction | None = None, **options: Any) -> None:
-        if not isinstance(model, ScoreModel):
-            raise TypeError(f"model must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
+        check_model(model)
         if prediction is not None:
             check.one_of("prediction", prediction, PREDICTIONS)
         self.model, self.options = model, options

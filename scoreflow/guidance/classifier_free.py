@@ -81,8 +81,7 @@ class ClassifierFree(Contrast):
             return out
         std = out.flatten(1).std(1, correction=0)  # 0 of a flat sample, which stays as it is
         ratio = torch.where(std > 0, ours.flatten(1).std(1, correction=0) / std, 1.0)
-        rescaled: Tensor = out * per_sample(self.rescale * ratio + (1 - self.rescale), x)
-        return rescaled
+        return out * per_sample(self.rescale * ratio + (1 - self.rescale), x)
 
     def _none(self, conditions: dict[str, Any], batch: int) -> dict[str, Any]:
         """The conditions, none given."""

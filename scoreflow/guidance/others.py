@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreflow._core import check
 from scoreflow._core.row import double, double_on, per_sample
 from scoreflow._score.conditions import plain
-from scoreflow._score.model import ScoreModel
+from scoreflow._score.model import ScoreModel, check_model
 from scoreflow.guidance.base import Contrast, Guided, Scale, check_interval, check_scale, value_at
 
 
@@ -34,8 +34,7 @@ class Autoguidance(Contrast):
     works: tuple[str, ...] = ("karras2024autoguidance",)
 
     def __init__(self, model: ScoreModel, worse: ScoreModel, scale: Scale, *, interval: Sequence[float] | None = None) -> None:
-        if not isinstance(worse, ScoreModel):
-            raise TypeError(f"worse must be a ScoreModel, got {type(worse).__name__}")
+        check_model(worse, "worse")
         super().__init__(model, scale, interval, worse=worse)
         if repr(worse.path) != repr(model.path):
             raise ValueError(f"worse must stand on the model's path, {model.path}, got {worse.path}")

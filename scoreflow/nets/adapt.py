@@ -21,8 +21,7 @@ class FromDiffusers(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         named = {NAMES.get(name, name): value for name, value in conditions.items()}
-        out: Tensor = self.net(x, t, **named).sample
-        return out
+        return self.net(x, t, **named).sample
 
 
 def from_diffusers(net: nn.Module) -> nn.Module:

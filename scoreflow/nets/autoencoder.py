@@ -51,13 +51,11 @@ class Autoencoder(nn.Module):
         """
         if x.shape[-2] % self.step or x.shape[-1] % self.step:
             raise ValueError(f"height and width must be multiples of {self.step}, got states of shape {tuple(x.shape)}")
-        out: Tensor = (self.encoder(x) - self.shift) * self.scale
-        return out
+        return (self.encoder(x) - self.shift) * self.scale
 
     def decode(self, z: Tensor) -> Tensor:
         """States of latents."""
-        out: Tensor = self.decoder(z / self.scale + self.shift)
-        return out
+        return self.decoder(z / self.scale + self.shift)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:

@@ -33,12 +33,10 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, width)."""
-        out: Tensor = self.norm(self.body(x.to(self.last.weight.dtype)))
-        return out
+        return self.norm(self.body(x.to(self.last.weight.dtype)))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.last(self.features(x))
-        return out
+        return self.last(self.features(x))
 
 
 class NoisyClassifier(nn.Module):
@@ -78,5 +76,4 @@ class NoisyClassifier(nn.Module):
         embedding, h = self.embedding(t), self.first(x)
         for layer in self.levels:
             h = layer(h, embedding) if isinstance(layer, ResidualBlock) else layer(h)
-        out: Tensor = self.logits(self.last(h).mean(-1))
-        return out
+        return self.logits(self.last(h).mean(-1))

@@ -33,8 +33,7 @@ class Block(nn.Module):
         h = h + gate_1 * self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
         if self.cross is not None:
             h = self.cross(h, tokens)
-        out: Tensor = h + gate_2 * self.body(self.norm_2(h) * (1 + scale_2) + shift_2)
-        return out
+        return h + gate_2 * self.body(self.norm_2(h) * (1 + scale_2) + shift_2)
 
 
 class DiT(nn.Module):

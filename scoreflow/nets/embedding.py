@@ -117,8 +117,7 @@ class CrossAttention(nn.Module):
         k, v = self.kv(torch.cat([none, tokens.to(none.dtype)], dim=1)).chunk(2, dim=-1)
         q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(1, 2) for u in (self.q(self.norm(h)), k, v))
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :])
-        out: Tensor = h + self.out(found.transpose(1, 2).flatten(-2))
-        return out
+        return h + self.out(found.transpose(1, 2).flatten(-2))
 
 
 def nulls(classes: int, tokens: int) -> dict[str, float]:

@@ -20,8 +20,7 @@ class Layer(nn.Module):
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.embed(embedding).chunk(2, dim=1)
-        out: Tensor = h + self.body(self.norm(h) * (1 + scale) + shift)
-        return out
+        return h + self.body(self.norm(h) * (1 + scale) + shift)
 
 
 class MLP(nn.Module):
@@ -77,5 +76,4 @@ class MLP(nn.Module):
         h = self.first(x)
         for layer in self.layers:
             h = layer(h, embedding)
-        out: Tensor = self.last(h)
-        return out
+        return self.last(h)

@@ -29,8 +29,7 @@ class ResidualBlock(nn.Module):
         scale, shift = self.embed(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         h = self.conv_1(F.silu(self.norm_1(x)))
         h = self.norm_2(h) * (1 + scale) + shift
-        out: Tensor = self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
-        return out
+        return self.skip(x) + self.conv_2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -46,8 +45,7 @@ class Attention(nn.Module):
         batch, _, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).view(batch, 3, self.heads, -1, height * width).transpose(-1, -2).unbind(1)
         h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
-        out: Tensor = x + self.out(h)
-        return out
+        return x + self.out(h)
 
 
 class UNet(nn.Module):
@@ -163,8 +161,7 @@ class UNet(nn.Module):
 
 def _run(layer: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor | None) -> Tensor:
     if not isinstance(layer, nn.ModuleList):
-        out: Tensor = layer(h)
-        return out
+        return layer(h)
     residual, *attend = layer
     h = residual(h, embedding)
     for part in attend:

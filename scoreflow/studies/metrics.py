@@ -228,8 +228,7 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
     """The distance of every point to its k-th neighbour among the others: (n, d) to (n,)."""
     from scipy.spatial.distance import pdist, squareform
 
-    near: np.ndarray = np.partition(squareform(pdist(x)), k, axis=1)[:, k]  # the 0th is the point itself
-    return near
+    return np.partition(squareform(pdist(x)), k, axis=1)[:, k]  # the 0th is the point itself
 
 
 # -- to a known law -------------------------------------------------------------------------------------------------------

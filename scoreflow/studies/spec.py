@@ -94,8 +94,7 @@ def parse(text: str) -> tuple[str, dict[str, Any], str | None]:
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Name):
         return node.id
-    value: Any = ast.literal_eval(node)
-    return value
+    return ast.literal_eval(node)
 
 
 def split(text: str) -> list[str]:

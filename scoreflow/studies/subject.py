@@ -59,8 +59,7 @@ class Subject:
     @property
     def oracle(self) -> GaussianMixture | None:
         """The data's distribution, if the model is exact for one."""
-        found: GaussianMixture | None = self.model.oracle
-        return found
+        return self.model.oracle
 
     @property
     def precision(self) -> torch.dtype:

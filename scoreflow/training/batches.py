@@ -25,8 +25,7 @@ def dataset(name: str, data: Any) -> Dataset[Any]:
         raise TypeError(f"{name} must be a tensor or a dataset with a length and items, got {type(data).__name__}")
     if not len(data):
         raise ValueError(f"{name} must hold at least one sample")
-    found: Dataset[Any] = data
-    return found
+    return data
 
 
 class Batches:

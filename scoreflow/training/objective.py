@@ -128,8 +128,7 @@ class Objective:
 
     def nulls(self, model: ScoreModel) -> Mapping[str, Any]:
         """What means "none given"."""
-        found: Mapping[str, Any] = (self.null if self.null is not None else attribute(model.net, "null")) or {}
-        return found
+        return (self.null if self.null is not None else attribute(model.net, "null")) or {}
 
     def draw(
         self,

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from scoreflow import checkpoint
 from scoreflow._core.check import flag, scalar
 from scoreflow._core.noise import stream_key
-from scoreflow._score.model import ScoreModel, say, unwrapped
+from scoreflow._score.model import ScoreModel, module_of, say, unwrapped
 from scoreflow.data import read
 from scoreflow.training.batches import Batches, dataset
 from scoreflow.training.objective import Loss, Objective
@@ -84,8 +84,7 @@ def train(
             a loss, a gradient or a weight that is not finite; names the step and the parameter. The step is not taken, and
             what was written before stays. ModuleNotFoundError: without Lightning Fabric (the extra `scoreflow[train]`).
     """
-    if not isinstance(model, ScoreModel) or not isinstance(model.net, nn.Module):
-        raise TypeError("model must be a ScoreModel of a torch module")
+    net = module_of(model)
     flag("progress", progress)
     objective, recipe = Objective() if objective is None else objective, Recipe() if recipe is None else recipe
     for name, value, kind in (("objective", objective, Objective), ("recipe", recipe, Recipe)):
@@ -93,11 +92,11 @@ def train(
             raise TypeError(f"{name} must be of {kind.__name__}(...), got {value!r}")
     objective = dataclasses.replace(objective, null=objective.nulls(model))
     objective.check(model)
-    training = model.net.training
+    training = net.training
     with torch.random.fork_rng():  # dropout is seeded at every step
         run = _Run(model, dataset("data", data), objective, recipe, Path(out) if out else None, held_out, notes or {})
         averaged = run.go(show, progress)
-    model.net.train(training)
+    net.train(training)
     return averaged
 
 
@@ -351,8 +350,7 @@ def _config(model: ScoreModel, objective: Objective, recipe: Recipe, notes: Mapp
         "recipe": dataclasses.asdict(recipe),
         "notes": dict(notes),
     }
-    found: dict[str, dict[str, Any]] = json.loads(json.dumps(parts, default=checkpoint.as_json))
-    return found
+    return json.loads(json.dumps(parts, default=checkpoint.as_json))
 
 
 def _log(file: Path, steps: int) -> list[dict[str, Any]]:

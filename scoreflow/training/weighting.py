@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,5 +100,4 @@ def get_weighting(weighting: str | Weighting, **options: float) -> Weighting:
     check.options(f"weighting {weighting!r}", options, OPTIONS.get(weighting, ()))
     for name, value in options.items():
         check.number(name, value, above=-math.inf if name == "bias" else 0)
-    made: Any = partial(WEIGHTINGS[weighting], **options) if options else WEIGHTINGS[weighting]
-    return made  # type: ignore[no-any-return]
+    return partial(WEIGHTINGS[weighting], **options) if options else WEIGHTINGS[weighting]
