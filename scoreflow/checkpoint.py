@@ -44,10 +44,9 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
     A path has one if it is among `PATHS`; any other must be given again to `load_model`.
 
     Raises:
-        TypeError: no score model, or one whose network is no module; of a `Latent`, write its model so and its autoencoder with
-            `save`. FileNotFoundError: no such folder.
+        TypeError: no score model, or one whose network is no module. FileNotFoundError: no such folder.
     """
-    net = module_of(model)
+    net = module_of(model, ": of a Latent, write its model with save_model and its autoencoder with save")
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
     save(net, file, **header, time=model.time if isinstance(model.time, str) else "")

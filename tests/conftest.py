@@ -8,6 +8,24 @@ hypothesis.settings.register_profile("scoreflow", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("scoreflow")
 
 
+SLOW = {
+    "adaptive", "blackbox", "cli", "devices", "digits", "health", "likelihood", "optimal", "orders", "peers", "readme",
+    "stochastic", "trainer", "training", "training_config", "twelve_digits",
+}  # fmt: skip
+"""Modules that `pytest -m fast` leaves out, with those of studies."""
+
+
+def pytest_collection_modifyitems(items):
+    """`fast` is the first case of every test in the quick modules: under a minute."""
+    seen = set()
+    for item in items:
+        module = item.path.stem.removeprefix("test_")
+        test = (module, item.originalname)
+        if module not in SLOW and not module.startswith("study") and test not in seen:
+            item.add_marker("fast")
+            seen.add(test)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     torch.set_num_threads(1)

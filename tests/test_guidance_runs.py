@@ -202,7 +202,7 @@ def test_every_wrapper_is_recorded(name):
     assert type(guided).__name__ in sol.model and "ScoreModel(" in sol.model and sol.model == repr(guided)
     assert set(guided.cites) <= set(sol.cites) and guided.cites[0] in sol.citations and "song2021ddim" in sol.citations
     what = sf.Subject(guided, (D,), conditions={"y": Y})
-    assert guided.said in what.identity()["network"] and sf.Subject(MODEL, (D,)).identity()["network"] == "Both"
+    assert guided.kind in what.identity()["network"] and sf.Subject(MODEL, (D,)).identity()["network"] == "Both"
     others = [make(MODEL) for make in WRAPPERS.values()] + [sf.ClassifierFree(MODEL, 2.6), sf.APG(MODEL, 2.5, eta=0.3)]
     prints = [fingerprint(one) for one in others]
     assert len(set(prints)) == len(prints)
@@ -220,10 +220,10 @@ def test_the_record_says_all_options_the_same_in_every_process():
 
     timed = sf.ScoreModel(lambda x, t: x, VP, time=lambda t: t)
     guided = sf.ClassifierFree(sf.Autoguidance(MODEL, timed, Ramp()), functools.partial(max, 1.0), null={"y": 3}, batched=False)
-    assert guided.said == "ClassifierFree(scale=partial, null={'y': 3}, batched=False)"
+    assert guided.kind == "ClassifierFree(scale=partial, null={'y': 3}, batched=False)"
     assert "0x" not in repr(guided) and "scale=Ramp, worse=ScoreModel(function, " in repr(guided)
     assert (
-        sf.ClassifierFree(MODEL, 2.0, null={"y": torch.zeros(4, 2)}).said
+        sf.ClassifierFree(MODEL, 2.0, null={"y": torch.zeros(4, 2)}).kind
         == "ClassifierFree(scale=2.0, null={'y': tensor(4, 2)})"
     )
     assert sf.Autoguidance(MODEL, sf.Thresholding(MODEL), 2.0).cites == ("karras2024autoguidance", "saharia2022imagen")

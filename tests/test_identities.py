@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from problems import LINEAR, PATHS, ROWS, linear, mixture, states
+from problems import LINEAR, PATHS, ROWS, SAME, linear, mixture, states
 from test_chain import betas
 
 import scoreflow as sf
@@ -334,3 +334,11 @@ def test_36_guidance_is_linear(scale, seed):
         close(other, whole[0], 1e-9)
     parts = [sf.solve(model, x, "ddim", grid=[t, s]).x for model in (one, two)]
     close(whole[0], (1 - scale) * parts[0] + scale * parts[1], 1e-9)
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_names_of_one_sampler(case):
+    """Rows that coincide, such as `sra1` and `sra` or `deis-tab-0` and the first-order step, do so on every path."""
+    for path in PATHS.values():
+        times = (*sf.grid(path, 6, "uniform", start=0.9, stop=0.1), 0.0)
+        assert linear(case).plan(path, times).steps == linear(SAME[case]).plan(path, times).steps

@@ -192,10 +192,16 @@ def twice(net):
     return lambda x, t: torch.cat([net(x, t), torch.zeros_like(x)], 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 1, 2, 3, 3), (2, 1, 4, 4), (3, 5), (4,)], ids=str)
-@pytest.mark.parametrize("name", SAMPLERS)
+SHAPES, DTYPES = [(2, 1, 2, 3, 3), (2, 1, 4, 4), (3, 5), (4,)], [torch.float32, torch.float64, torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [(name, shape, DTYPES[(i + k) % 3]) for i, name in enumerate(SAMPLERS) for k, shape in enumerate(SHAPES)],
+    ids=str,
+)
 def test_dtype_and_shape_are_kept(name, shape, dtype):
+    """Pairwise: every sampler in every dtype and shape, and every dtype in every shape."""
     model = sf.ScoreModel(Toy(dtype), sf.VPSDE())
     sol = sf.solve(model, states(*shape, dtype=dtype), name, steps=4, seed=0, trajectory=True)
     assert sol.x.shape == shape

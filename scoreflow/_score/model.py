@@ -358,12 +358,11 @@ def check_model(model: Any, name: str = "model") -> None:
         raise TypeError(f"{name} must be a ScoreModel, got {type(model).__name__}: wrap the network, ScoreModel(net, path)")
 
 
-def module_of(model: Any) -> torch.nn.Module:
+def module_of(model: Any, hint: str = "") -> torch.nn.Module:
     """Its network. Raises TypeError unless it is a ScoreModel of a torch module, which has weights."""
-    check_model(model)
-    net: Any = model.net
-    if not isinstance(net, torch.nn.Module):
-        raise TypeError(f"model must be a ScoreModel of a torch module, got {type(model).__name__} of {type(net).__name__}")
+    net = getattr(model, "net", None)
+    if not isinstance(model, ScoreModel) or not isinstance(net, torch.nn.Module):
+        raise TypeError(f"model must be a ScoreModel of a torch module, got {type(model).__name__}{hint}")
     return net
 
 
