@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test check browser docs reproduce clean
+.PHONY: demo test check browser docs coverage reproduce clean
 
 demo: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python examples/demo.py --out demo.png
@@ -29,6 +29,9 @@ check: $(VENV)/.ready
 # The book, offline and strict, into docs/_build/html; the examples of its gallery run.
 docs: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs docs/_build/html
+
+coverage: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --cov=scoreflow --cov-report=term-missing:skip-covered
 
 # Every figure and table of REPRODUCE.md: hours.
 reproduce: $(VENV)/.ready

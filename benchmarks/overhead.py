@@ -5,10 +5,16 @@
 50 steps on (16, 3, 64, 64) in float32. The two take turns in one run, and the least time of each counts. `passes` is our
 time over that of one torch.add for every tensor that the rows read or write. The draws of ddpm are made by one and the
 same generator of torch, which takes longer than all else; the columns "without draws" leave their time out on both sides.
+
+The ratios to diffusers without draws are kept in overhead.json (`--store`). They vary by a quarter from run to run; one of more
+than 1.5 times what is kept ends the command with an error.
 """
 
 import argparse
+import json
+import math
 import time
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
@@ -18,6 +24,7 @@ from rich.table import Table
 
 import scoreflow as sf
 
+BASELINE = Path(__file__).with_suffix(".json")
 STEPS, SHAPE = 50, (16, 3, 64, 64)
 PATH = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
 PAIRS = {
@@ -60,10 +67,13 @@ def least(calls, repeats):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--store", action="store_true", help="keep these ratios as the baseline")
+    chosen = parser.parse_args()
+    repeats, kept = chosen.repeats, json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     x, output = torch.randn(SHAPE), torch.randn(SHAPE)
     other, out = torch.randn(SHAPE), torch.empty(SHAPE)
-    table = Table("sampler", "ours / diffusers", "without draws", "tensors", "passes", "without draws", box=box.MARKDOWN)
+    heads = ("sampler", "ours / diffusers", "without draws", "tensors", "passes", "without draws", "baseline")
+    table, seen = Table(*heads, box=box.MARKDOWN), {}
     with torch.no_grad():
         for name, scheduler in PAIRS.items():
             model = sf.ScoreModel(lambda x, t: output, PATH, prediction="eps", time="index")
@@ -80,5 +90,10 @@ if __name__ == "__main__":
             draws = plan.noise_count * normal
             ratios = mine / peer, (mine - draws) / (peer - draws), mine / (count * one), (mine - draws) / (count * one)
             first, second, third, fourth = (f"{r:.2f}" for r in ratios)
-            table.add_row(name, first, second, str(count), third, fourth)
+            seen[name] = round(ratios[1], 3)
+            table.add_row(name, first, second, str(count), third, fourth, f"{kept[name]:.2f}" if name in kept else "none")
     Console().print(table)
+    if chosen.store:
+        BASELINE.write_text(json.dumps(seen, indent=1) + "\n")
+    elif slower := [name for name, ratio in seen.items() if ratio > 1.5 * kept.get(name, math.inf)]:
+        raise SystemExit(f"more than 1.5 times the baseline: {', '.join(slower)}")

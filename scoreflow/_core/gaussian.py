@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from scoreflow._core import check
 from scoreflow._core.check import hidden
+from scoreflow._core.deprecated import renamed
 from scoreflow._core.row import Row, double
 
 S = TypeVar("S", float, Tensor)
@@ -210,6 +211,8 @@ class GaussianPath(Parameters):
         """
         x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
         return Row(x, (), _lift(_spread, self.sigma(u), self.lam(u), self.lam(t)))
+
+    noised = renamed("noised", "q_sample")
 
     def q_sample(self, x_0: Tensor, t: S, eps: Tensor) -> Tensor:
         """`x_t = α_t x_0 + σ_t ε` of states (B, ...), t a float or (B,)."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.check import number, whole
+from scoreflow._core.deprecated import renamed
 from scoreflow._core.gaussian import GaussianPath, Parameters, _bisect, curve
 
 
@@ -219,6 +220,8 @@ class VPSDE(GaussianPath):
         path = cls.__new__(cls)
         path.noise_schedule = schedule
         return path
+
+    schedule = renamed("schedule", "noise_schedule")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}{self.noise_schedule}"

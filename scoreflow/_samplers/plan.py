@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, one_of
+from scoreflow._core.deprecated import renamed
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.row import Row
 from scoreflow._samplers.health import VARIANCES, Health, Symbolic, UnitVectors
@@ -142,6 +143,8 @@ class Plan:
         """Network evaluations of the whole run."""
         return sum(step.nfe for step in self.steps) - (self.analytic is not None)
 
+    wants, asked = renamed("wants", "prediction"), renamed("asked", "evaluation_times")
+
     @property
     def evaluation_times(self) -> tuple[float, ...]:
         """The times at which the network is evaluated, in order."""
@@ -233,6 +236,8 @@ class Plan:
         """
         try:
             data = json.loads(text)
+            if "wants" in data:  # as 0.1 wrote it
+                data["prediction"] = data.pop("wants")
             steps = tuple(
                 PlannedStep(
                     t, s, evaluates,

@@ -1,5 +1,8 @@
 """Step count against quality: sweeps of samplers and budgets, metrics with their noise, a store, a report."""
 
+from typing import Any
+
+from scoreflow._core.deprecated import warn
 from scoreflow.studies.features import FEATURES
 from scoreflow.studies.metrics import METRICS, Metric, MetricInput, metric
 from scoreflow.studies.report import picture
@@ -21,3 +24,10 @@ __all__ = [
     "picture",
     "study",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Scene":
+        warn("scoreflow.studies.Scene", "MetricInput")
+        return MetricInput
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scoreflow._core.check import number, suggestion
+from scoreflow._core.deprecated import renamed
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure
@@ -159,6 +160,8 @@ class Results:
         """Whether its values are of draws, so that equal ones may be so by chance."""
         known = self.metric(figure)
         return known is None or known.samples
+
+    beside = renamed("beside", "floor_values")
 
     def floor_values(self, figure: str) -> list[float]:
         """The values of the floor's blocks."""
