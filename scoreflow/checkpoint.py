@@ -17,7 +17,8 @@ from scoreflow import nets
 from scoreflow._core.check import one_of
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
-from scoreflow._score.model import ScoreModel, module_of, placed, say, unwrapped
+from scoreflow._score.model import ScoreModel, module_of, say
+from scoreflow._score.network import placed, unwrapped
 
 NETWORKS: dict[str, type[nn.Module]] = {
     made.__name__: made for made in (nets.MLP, nets.UNet, nets.DiT, nets.Autoencoder, nets.Classifier, nets.NoisyClassifier)

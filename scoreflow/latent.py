@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoreflow._core.check import whole
 from scoreflow._run.solve import sample
-from scoreflow._score.model import ScoreModel, check_model, unwrapped
+from scoreflow._score.model import ScoreModel, check_model
+from scoreflow._score.network import unwrapped
 from scoreflow.data import Images, read
 
 

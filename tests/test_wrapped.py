@@ -6,7 +6,7 @@ from problems import states
 from torch import nn
 
 import scoreflow as sf
-from scoreflow._score.model import attribute, trains, unwrapped
+from scoreflow._score.network import attribute, trains, unwrapped
 
 VP, X, Y = sf.VPSDE(), states(4, 3, dtype=torch.float32), torch.tensor([0, 1, 2, 1])
 

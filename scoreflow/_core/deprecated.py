@@ -21,4 +21,4 @@ def renamed(old: str, new: str) -> Any:
         warn(f"{type(self).__name__}.{old}", new)
         return getattr(self, new)
 
-    return property(get)
+    return property(get, doc=f"The earlier name of `{new}`.")

@@ -24,7 +24,8 @@ from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.cite import cite
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
-from scoreflow._score.model import ScoreModel, check_model, check_settled, placed
+from scoreflow._score.model import ScoreModel, check_model, check_settled
+from scoreflow._score.network import placed
 
 Noise = str | Tensor | White | Replay | None
 

@@ -363,6 +363,6 @@ def _enter(
     for new in (name, *(also or ())):
         if new in SAMPLERS or new in VARIANTS:
             raise ValueError(f"the sampler name {new!r} is taken")
-    place = f"{source.__module__.replace('.', '/')}.py:{source.__code__.co_firstlineno}"
+    place = f"{str(source.__module__).replace('.', '/')}.py:{source.__code__.co_firstlineno}"
     SAMPLERS[name] = Entry(build, {**options, "analytic": ANALYTIC}, inspect.getdoc(source) or "", place)
     VARIANTS.update({new: (name, chosen) for new, chosen in (also or {}).items()})

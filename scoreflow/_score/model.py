@@ -16,6 +16,7 @@ from scoreflow._core import check
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.row import double, per_sample
 from scoreflow._score.conditions import known, plain, rounds, rows
+from scoreflow._score.network import attribute, unsettled, unwrapped
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -376,23 +377,6 @@ def check_settled(model: ScoreModel, grad: bool = False) -> None:
     warnings.warn(f"the network is in training mode, and its {layer} is not settled: call net.eval()", stacklevel=level)
 
 
-def unsettled(net: Any) -> str | None:
-    """A layer in training mode that answers otherwise at every call or by its batch: dropout, batch normalisation."""
-    for layer in net.modules() if isinstance(net, nn.Module) else ():
-        random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
-        if layer.training and (random or isinstance(layer, nn.modules.batchnorm._BatchNorm)):
-            return type(layer).__name__
-    return None
-
-
-def placed(device: Any) -> torch.device | None:
-    """The device by its name. Raises ValueError if torch knows none of it."""
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
-
-
 def say(value: Any) -> str:
     """An option as text, the same in every process: a function by its name, a tensor by its shape, the rest as it prints."""
     if isinstance(value, dict):
@@ -402,28 +386,3 @@ def say(value: Any) -> str:
     if callable(value) and not isinstance(value, ScoreModel):
         return getattr(value, "__name__", type(value).__name__)
     return repr(value)
-
-
-def unwrapped(net: Any) -> Any:
-    """The network itself, inside `torch.compile`, `DataParallel` and other modules that hand all they are given to one."""
-    while isinstance(net, nn.Module):
-        inner: Any = net._modules.get("_orig_mod")
-        if inner is None and isinstance(getattr(net, "module", None), nn.Module):
-            parameters = inspect.signature(net.forward).parameters.values()
-            inner = net.module if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) else None
-        if inner is None:
-            break
-        net = inner
-    return net
-
-
-def attribute(net: Any, name: str) -> Any:
-    """What a network says of itself, such as its `null`, through wrappers too; None if nothing."""
-    found = getattr(net, name, None)
-    return getattr(unwrapped(net), name, None) if found is None else found
-
-
-def trains(net: Any) -> bool:
-    """Whether any layer of a network is in training mode. A module that wraps others has a flag of its own, which says
-    nothing: it is made in training mode around a network in evaluation mode."""
-    return isinstance(net, nn.Module) and any(module.training for module in net.modules() if not module._modules)

@@ -12,7 +12,8 @@ from scoreflow._core import check
 from scoreflow._core.gaussian import Prediction
 from scoreflow._core.row import double_on, per_sample
 from scoreflow._score.conditions import joined, none_given, plain
-from scoreflow._score.model import ScoreModel, attribute, trains
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.network import attribute, trains
 from scoreflow.guidance.base import Contrast, Scale, value_at
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scoreflow._score.model import attribute
+from scoreflow._score.network import attribute
 
 NAMES = {"y": "class_labels", "tokens": "encoder_hidden_states"}
 

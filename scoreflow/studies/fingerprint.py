@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow._core.gaussian import GaussianPath
-from scoreflow._score.model import ScoreModel, unwrapped
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.network import unwrapped
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
 """What its text says all of."""

@@ -14,7 +14,8 @@ from scoreflow._core.check import number, one_of, whole
 from scoreflow._core.noise import White, stream_key
 from scoreflow._core.row import flat, per_sample
 from scoreflow._score.conditions import joined, none_given, rows
-from scoreflow._score.model import ScoreModel, attribute
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.network import attribute
 from scoreflow._uses.bound import step_term
 from scoreflow.training.times import LossHistory, check_times_options, draw_times
 from scoreflow.training.weighting import Weighting, get_weighting

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from scoreflow import checkpoint
 from scoreflow._core.check import flag, scalar
 from scoreflow._core.noise import stream_key
-from scoreflow._score.model import ScoreModel, module_of, say, unwrapped
+from scoreflow._score.model import ScoreModel, module_of, say
+from scoreflow._score.network import unwrapped
 from scoreflow.data import read
 from scoreflow.training.batches import Batches, dataset
 from scoreflow.training.objective import Loss, Objective
