@@ -27,10 +27,9 @@ SUBJECTS = (
 CANDIDATES = {
     "dopri5 in t, 1e-5 and 1e-4": [("pf-ode", {"method": "dopri5", "rtol": t, "atol": t}) for t in (1e-5, 1e-4)],
     "dopri5 in t, 1e-4 and 1e-3": [("pf-ode", {"method": "dopri5", "rtol": t, "atol": t}) for t in (1e-4, 1e-3)],
-    "DPM-Solver++(2M) on logsnr, 100 and 50": [("dpm-solver++-2m", {"grid": "logsnr", "nfe": n}) for n in (100, 50)],
-    "exponential-ab-3 on logsnr, 100 and 50": [("exponential-ab-3", {"grid": "logsnr", "nfe": n}) for n in (100, 50)],
-    "UniPC-3, 80 and 40": [("unipc-3", {"form": "noise", "nfe": n}) for n in (80, 40)],
-    "UniPC-3, 100 and 50": [("unipc-3", {"form": "noise", "nfe": n}) for n in (100, 50)],
+    "DPM-Solver++(2M) on logsnr, 97 and 48": [("dpm-solver++-2m", {"grid": "logsnr", "nfe": n}) for n in (97, 48)],
+    "exponential-ab-3 on logsnr, 97 and 48": [("exponential-ab-3", {"grid": "logsnr", "nfe": n}) for n in (97, 48)],
+    "UniPC-3, 97 and 48": [("unipc-3", {"form": "noise", "nfe": n}) for n in (97, 48)],
 }
 """The last is the default of studies."""
 N = 24
