@@ -27,9 +27,9 @@ SUBJECTS = (
 CANDIDATES = {
     "dopri5 in t, 1e-5 and 1e-4": [("pf-ode", {"method": "dopri5", "rtol": t, "atol": t}) for t in (1e-5, 1e-4)],
     "dopri5 in t, 1e-4 and 1e-3": [("pf-ode", {"method": "dopri5", "rtol": t, "atol": t}) for t in (1e-4, 1e-3)],
-    "DPM-Solver++(2M) on logsnr, 97 and 48": [("dpm-solver++-2m", {"grid": "logsnr", "nfe": n}) for n in (97, 48)],
-    "exponential-ab-3 on logsnr, 97 and 48": [("exponential-ab-3", {"grid": "logsnr", "nfe": n}) for n in (97, 48)],
-    "UniPC-3, 97 and 48": [("unipc-3", {"form": "noise", "nfe": n}) for n in (97, 48)],
+    "DPM-Solver++(2M) on logsnr, 113 and 56": [("dpm-solver++-2m", {"grid": "logsnr", "nfe": n}) for n in (113, 56)],
+    "exponential-ab-3 on logsnr, 113 and 56": [("exponential-ab-3", {"grid": "logsnr", "nfe": n}) for n in (113, 56)],
+    "UniPC-3, 113 and 56": [("unipc-3", {"form": "noise", "nfe": n}) for n in (113, 56)],
 }
 """The last is the default of studies."""
 N = 24

@@ -128,7 +128,9 @@ def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ..
     Raises:
         ValueError: fewer than two, outside [0, 1], or not strictly decreasing. TypeError: no sequence of numbers.
     """
-    plain = times.tolist() if isinstance(times, Tensor | np.ndarray) else times
+    # One by one, as torch before 2.5 has no `tolist` inside `torch.func`.
+    plain = [t.item() for t in times] if isinstance(times, Tensor) and times.ndim == 1 else times
+    plain = plain.tolist() if isinstance(plain, Tensor | np.ndarray) else plain
     if not isinstance(plain, Sequence) or any(isinstance(t, Sequence) and not isinstance(t, str) for t in plain):
         raise TypeError(f"grid must be a name or a one-dimensional sequence of decreasing times, got {times!r}")
     values = tuple(check.time(f"time {i} of the grid", t) for i, t in enumerate(plain))

@@ -32,7 +32,7 @@ def trajectory(inputs: MetricInput) -> dict[str, float]:
     another mode rule the RMS. Of sample i it is `|x_i − y_i|/√d`, in the states' unit.
 
     Floor:
-        The reference's own error: its distance to its coarser run, which bounds it from above.
+        The reference's own error, as stated: its distance to a coarser run.
     """
     assert inputs.reference is not None
     return _distance(inputs.x, inputs.reference)
