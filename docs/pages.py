@@ -17,6 +17,8 @@ from scoreflow._uses.table import page_name
 HERE = Path(__file__).parent
 FOLDER = HERE / "sampler"
 PACKAGE = Path(sf.__file__).parent
+STEPS = {"seeds": [40, 80, 160, 320, 640]}
+"""Where the default counts show no order yet: an error of third order is the larger one there."""
 
 
 def write(app):
@@ -26,17 +28,28 @@ def write(app):
     tests = {file: file.read_text(encoding="utf-8") for file in sorted((HERE.parent / "tests").glob("test_*.py"))}
     for name, entry in SAMPLERS.items():
         sampler, file = sf.get_sampler(name), FOLDER / f"{page_name(name)}.md"
-        text = f"# {name}\n\n{fenced(entry.doc)}\n\n{facts(sampler, families, tests)}"
+        text = f"# {name}\n\n{written(entry.doc)}\n\n{facts(sampler, families, tests)}"
         if isinstance(sampler, sf.Linear):
             plan = sf.plan(name, sf.VPSDE(), 5)
             text += f"\n\n## Coefficients at 5 steps\n\n`sf.plan({name!r}, sf.VPSDE(), 5)`:\n\n{fenced(plan)}"
-            if sampler.order is not None:
+            if name == "edm-churn":  # its noise depends on the number of steps
+                text += "\n\n## Order\n\nIt is that of W₂ to the data's law: [churn](../families/churn.md)."
+            elif sampler.order is not None:
                 text += f"\n\n## Order\n\n![error against steps, and the declared order]({order(name, sampler)})"
         module, line = entry.place.split(":")
         source = source_from(HERE.parent / module, int(line))
+        rows = getattr(sampler, "rows", None)
+        if inspect.isfunction(rows) and f"def {rows.__name__}(" not in source:
+            source += f"\n\n\n{inspect.getsource(rows).rstrip()}"
         text += f"\n\n## Source\n\n`{entry.place}`:\n\n{fenced(source, 'python')}\n"
         if not file.exists() or file.read_text(encoding="utf-8") != text:
             file.write_text(text, encoding="utf-8")
+
+
+def written(doc):
+    """A docstring as Markdown: its paragraphs and lists as they are, the work that it goes back to at its end."""
+    text, _, reference = doc.partition("Reference:\n")
+    return f"{text.rstrip()}\n\n**Reference.** {' '.join(reference.split())}"
 
 
 def fenced(text, language="text"):
@@ -65,13 +78,16 @@ def order(name, sampler):
     if image.exists() and image.stat().st_mtime > max(file.stat().st_mtime for file in PACKAGE.rglob("*.py")):
         return image.name
     # iPNDM's and PNDM's weights are those of nodes even in κ: on uniform t they show no order.
-    seen = analysis.order(name, grid="logsnr" if name in ("ipndm", "pndm") else "uniform")
+    grid = "logsnr" if name in ("ipndm", "pndm") else "uniform"
+    seen = analysis.order(name, grid=grid, steps=STEPS.get(name))
     with plt.rc_context({"font.size": 8}):
         figure, ax = plt.subplots(figsize=(4, 2.6), layout="constrained")
         ax.loglog(seen.steps, seen.errors, "o-", ms=3, label=f"observed, {seen.order:.2f}")
         line = [seen.errors[-1] * (seen.steps[-1] / n) ** sampler.order for n in seen.steps]
         ax.loglog(seen.steps, line, ":", label=f"declared, {sampler.order}")
         ax.set(xlabel="steps", ylabel=f"error ({seen.kind})")
+        ax.set_xticks(seen.steps, map(str, seen.steps))
+        ax.minorticks_off()
         ax.legend(frameon=False)
         figure.savefig(image, dpi=120)
         plt.close(figure)
