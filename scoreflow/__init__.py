@@ -49,8 +49,16 @@ from scoreflow.guidance import (
 )
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, data, latent, nets, training, zoo
+    from scoreflow import analysis, data, interop, latent, nets, training, zoo
     from scoreflow.checkpoint import load_model, save_model
+    from scoreflow.interop import (
+        from_diffusers,
+        from_edm,
+        from_guided_diffusion,
+        from_k_diffusion,
+        from_score_sde,
+        from_velocity,
+    )
     from scoreflow.latent import Latent
     from scoreflow.studies import Study, Subject, metric, study
 
@@ -62,7 +70,8 @@ __all__ = [
     "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel",
     "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE",
     "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode",
-    "estimate_variance", "family", "get_sampler", "gits_grid", "grid", "image_to_image", "interpolate", "invert", "latent",
+    "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
+    "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop", "interpolate", "invert", "latent",
     "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve",
     "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
@@ -70,14 +79,21 @@ __all__ = [
 del _chapters
 
 
+LAZY = {
+    **{name: f"scoreflow.{name}" for name in ("analysis", "data", "interop", "latent", "nets", "training", "zoo")},
+    "Latent": "scoreflow.latent",
+    **dict.fromkeys(("load_model", "save_model"), "scoreflow.checkpoint"),
+    **dict.fromkeys(("Study", "Subject", "metric", "study"), "scoreflow.studies"),
+    **dict.fromkeys(
+        ("from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity"),
+        "scoreflow.interop",
+    ),
+}
+"""What is heavy or seldom used, and the module that it is loaded from when it is first named."""
+
+
 def __getattr__(name: str) -> Any:
-    """Load what is heavy or seldom used when it is first named."""
-    if name in ("analysis", "data", "latent", "nets", "training", "zoo"):
-        return importlib.import_module(f"scoreflow.{name}")
-    if name == "Latent":
-        return importlib.import_module("scoreflow.latent").Latent
-    if name in ("load_model", "save_model"):
-        return getattr(importlib.import_module("scoreflow.checkpoint"), name)
-    if name in ("Study", "Subject", "metric", "study"):
-        return getattr(importlib.import_module("scoreflow.studies"), name)
-    raise AttributeError(f"module 'scoreflow' has no attribute {name!r}")
+    if name not in LAZY:
+        raise AttributeError(f"module 'scoreflow' has no attribute {name!r}")
+    module = importlib.import_module(LAZY[name])
+    return module if LAZY[name] == f"scoreflow.{name}" else getattr(module, name)

@@ -50,7 +50,9 @@ def save_model(model: ScoreModel, file: str | Path) -> None:
     net = module_of(model, ": of a Latent, write its model with save_model and its autoencoder with save")
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
-    save(net, file, **header, time=model.time if isinstance(model.time, str) else "")
+    told = model.time
+    time = told if isinstance(told, str) else f"{told[0]} {told[1]!r}" if isinstance(told, tuple) else ""
+    save(net, file, **header, time=time)
 
 
 def load(file: str | Path) -> nn.Module:
@@ -108,7 +110,8 @@ def load_model(
     prediction: Any = metadata["prediction"]
     one_of(f"prediction in {file}", prediction, PREDICTIONS)
     made = PATHS[str(named)]() if path is None else path
-    told: Any = label
+    scaled = isinstance(label, str) and label.startswith("scaled ")
+    told: Any = ("scaled", float(label.split()[1])) if scaled else label  # type: ignore[union-attr]
     return ScoreModel(moved(net.eval(), device, dtype), made, prediction, told)
 
 

@@ -166,3 +166,10 @@ def test_a_plan_is_not_moved_to_the_chain_unless_a_network_knows_no_other_times(
     path = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
     times = sf.plan("ddim", path, 7, grid="logsnr").times
     assert times == tuple(sf.grid(path, 7, "logsnr")) and any(abs(1000 * t - round(1000 * t)) > 0.01 for t in times)
+
+
+@pytest.mark.parametrize("name", ["edm", "dpm-solver-3", "dpm-2"])
+def test_an_error_of_a_sampler_is_not_the_end_of_a_grid(name):
+    """Where α = 0 at the start, noise form cannot begin: that is said, and no run of one step is made of the budget."""
+    with pytest.raises(ValueError, match="noise form begins where alpha > 0"):
+        sf.plan(name, sf.VPSDE.from_betas(sf.DDPMChain.linear().zero_terminal_snr().beta), nfe=11)

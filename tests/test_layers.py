@@ -29,7 +29,7 @@ LAYERS = [
     {"analysis", "nets", "data", "path"},
     {"checkpoint", "latent"},
     {"zoo"},
-    {"studies"},
+    {"studies", "interop"},
     {"training"},
     {"cli"},
     {"scoreflow", "__main__"},

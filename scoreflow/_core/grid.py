@@ -28,6 +28,10 @@ CHAIN_GRIDS = ("trailing", "leading", "linspace")
 """Those whose times are nodes of a DDPM chain."""
 
 
+class TooFine(ValueError):
+    """More steps than a grid has times."""
+
+
 def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
     """Register a rule `(path, steps, start, stop, **options) → float64 times (steps + 1,)` by name.
 
@@ -138,7 +142,7 @@ def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ..
         raise ValueError(f"a grid needs at least two times, got {len(values)}")
     for i, (a, b) in enumerate(pairwise(values), start=1):
         if not b < a:
-            raise ValueError(f"the times of a grid must decrease, got {a} then {b} at place {i}")
+            raise TooFine(f"the times of a grid must decrease, got {a} then {b} at place {i}")
     return values
 
 
@@ -262,7 +266,7 @@ def on_chain(times: Sequence[float], T: int) -> tuple[float, ...]:
         ValueError: more steps than there are nodes.
     """
     if len(times) > (times[0] - times[-1]) * T + 1:
-        raise ValueError(f"steps={len(times) - 1} is more than the chain of {T} steps has between its ends")
+        raise TooFine(f"steps={len(times) - 1} is more than the chain of {T} steps has between its ends")
     place = torch.arange(len(times))
     ahead = torch.cummin((torch.tensor(times, dtype=torch.float64) * T).round() + place, 0).values  # each below the one before
     low = round(times[-1] * T) + (len(times) - 1)
@@ -402,7 +406,7 @@ def _node(path: GaussianPath, name: str, t: float) -> int:
 
 def _enough(steps: int, available: int) -> None:
     if steps > available:
-        raise ValueError(f"steps={steps} is more than the {available} steps of the chain: use grid='uniform'")
+        raise TooFine(f"steps={steps} is more than the {available} steps of the chain: use grid='uniform'")
 
 
 def _to_zero(name: str, stop: float) -> None:

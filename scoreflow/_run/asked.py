@@ -109,6 +109,23 @@ class AskedRun:
             if not self._on(self._told[-1]):
                 self._begin()
 
+    def replace(self, x: Tensor) -> None:
+        """Go on from these states instead: an edit between two steps, such as inpainting by hand.
+
+        Args:
+            x: in the shape of the states.
+
+        Raises:
+            ValueError: the run is done or within a step of several stages; another shape.
+        """
+        self._check_waits()
+        if self._told:
+            raise ValueError(f"x can be replaced between steps, and step {self.step + 1} has had {len(self._told)} outputs")
+        if x.shape != self._state.shape:
+            raise ValueError(f"x must be of shape {tuple(self._state.shape)}, got {tuple(x.shape)}")
+        self._state = wide(x if self._grad else x.detach()).clone()
+        self._begin()
+
     def _check_waits(self) -> None:
         if self.done:
             raise ValueError(f"the run is done: it has taken its {self.step} steps, and x is the result")

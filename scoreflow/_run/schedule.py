@@ -10,7 +10,17 @@ from torch import Tensor
 
 from scoreflow._core.check import flag, whole
 from scoreflow._core.gaussian import GaussianPath
-from scoreflow._core.grid import CHAIN_GRIDS, GridRule, build, check_ends, check_path, check_times, default_t_min, on_chain
+from scoreflow._core.grid import (
+    CHAIN_GRIDS,
+    GridRule,
+    TooFine,
+    build,
+    check_ends,
+    check_path,
+    check_times,
+    default_t_min,
+    on_chain,
+)
 from scoreflow._samplers.step import Linear, Sampler
 
 Grid = str | GridRule | Sequence[float] | Tensor | None
@@ -119,10 +129,10 @@ def _within(
                 else:  # it may be evaluated between the times
                     among = (times[0] + (times[-1] - times[0]) * k / 64 for k in range(65))
                     count *= max(map(per_call, (*times, *among)))
-        except ValueError:
+        except TooFine:
             if n == 1:
                 raise
-            return 10**9  # more steps than the grid has
+            return 10**9
         if count is None:
             raise ValueError(
                 f"{sampler!r} cannot be held to nfe={nfe}: only its run tells how many it takes; set its tolerance"

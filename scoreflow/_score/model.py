@@ -18,7 +18,7 @@ from scoreflow._core.row import double, per_sample
 from scoreflow._score.conditions import known, plain, rounds, rows
 from scoreflow._score.network import attribute, unsettled, unwrapped
 
-TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"]
+TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"] | tuple[Literal["scaled"], float]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
 
 
@@ -33,7 +33,7 @@ class ScoreModel:
             (`dx_t/dt` along the path, `α' x_0 + σ' ε`).
         time: what it is told of the time. "unit": t in [0, 1]. "index": the label `t·T − 1` of a chain of T steps, 0…T−1,
             as a real number. "label": the same as int64, for networks with a table of embeddings; a time between the
-            nodes is an error. "log-snr": 2λ. "sigma": σ_t. Or a callable from times (B,) in float64 to labels.
+            nodes is an error. "log-snr": 2λ. "sigma": σ_t. ("scaled", k): k·t. Or a callable from times (B,) to labels.
 
     The network sees states in its own dtype and labels in at least float32; answers come in the dtype of the state.
     Gradients flow. `nfe` counts the evaluations since the model was made.
@@ -65,8 +65,10 @@ class ScoreModel:
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
         check.one_of("prediction", prediction, PREDICTIONS)
-        if not callable(time) and time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)} or a callable, got {time!r}")
+        if isinstance(time, tuple | list) and len(time) == 2 and time[0] == "scaled":
+            time = ("scaled", check.number("time's scale", time[1], above=0))
+        elif not callable(time) and time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, ('scaled', k) or a callable, got {time!r}")
         if time in ("index", "label") and path.T is None:
             raise ValueError(
                 f"time={time!r} needs a path with a chain, such as VPSDE.from_betas(betas); {path} has none. "
@@ -325,6 +327,8 @@ class ScoreModel:
         """What the network is told, on the device of x; labels within `slack` of a whole number are that number."""
         if self.time == "unit":
             label = t
+        elif isinstance(self.time, tuple):
+            label = self.time[1] * t
         elif self.time == "log-snr":
             label = 2 * self.path.lam(t)
         elif self.time == "sigma":
