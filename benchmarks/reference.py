@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import scoreflow as sf
-from scoreflow.studies.subject import load
+from scoreflow.studies.named import load
 
 SUBJECTS = (
     "oracle:ring",

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,12 @@ from scoreflow._core.check import whole
 from scoreflow._core.noise import White
 from scoreflow._core.path import PATHS
 from scoreflow._run.auto import AUTO
+from scoreflow._run.schedule import Schedule
 from scoreflow._run.solve import plan as make_plan
-from scoreflow._run.solve import solve
+from scoreflow._run.solve import prepare, solve
 from scoreflow._samplers.cite import cite as bibtex
 from scoreflow._samplers.step import get_sampler
+from scoreflow._score.model import ScoreModel
 from scoreflow._uses.table import samplers as table
 from scoreflow.data import DATA
 from scoreflow.guidance import ClassifierFree
@@ -36,10 +39,10 @@ from scoreflow.studies.spec import parse, split
 app = typer.Typer(
     help="Samplers of diffusion models, swapped by name.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
-Model = Annotated[str, typer.Option(help="zoo:digits, oracle:ring, run:folder, or package.module:factory.")]
+Model = Annotated[str, typer.Option(help="zoo:digits, oracle:ring, run:folder, file.py:function or package.module:function.")]
+Shape = Annotated[str | None, typer.Option(help="Of one sample, if the function gives a ScoreModel: 2, or 1,8,8.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
@@ -70,12 +73,27 @@ def plan(
     start: Annotated[float, typer.Option(help="The first time.")] = 1.0,
     stop: Annotated[float, typer.Option(help="The last time.")] = 0.0,
     option: Annotated[list[str] | None, typer.Option("--option", "-o", help="name=value, an option of the sampler.")] = None,
+    model: Annotated[str | None, typer.Option(help="The path, the ends and the oracle of this model, not of --path.")] = None,
+    shape: Shape = None,
+    guidance: Annotated[float | None, typer.Option(help="Of a guided run, whose budget pays for two branches.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Every coefficient of a run, before it runs, and what it does to Gaussian data and to an error of the network."""
     if path not in PATHS:
         raise ValueError(f"path must be one of {', '.join(PATHS)}, got {path!r}")
-    rows = make_plan(sampler, PATHS[path](), steps, nfe=nfe, grid=grid, start=start, stop=stop, **_options(option or []))
+    if model is None and guidance is None:
+        rows = make_plan(sampler, PATHS[path](), steps, nfe=nfe, grid=grid, start=start, stop=stop, **_options(option or []))
+    else:
+        net = ScoreModel(_unused, PATHS[path]())
+        if model is not None:
+            what = studies.load(model, _shape(shape), compare=False)
+            net, start, stop = what.model, what.start if start == 1.0 else start, what.stop if stop == 0.0 else stop
+        if guidance is not None:
+            net = ClassifierFree(ScoreModel(_unused, net.path, net.prediction, net.time), guidance, null={"y": 0})
+        prepared = prepare(net, sampler, Schedule(steps, nfe, grid, start, stop), _options(option or []))
+        if prepared.plan is None:
+            raise ValueError(f"{prepared.sampler!r} is not made of rows and has no plan")
+        rows = prepared.plan
     typer.echo(rows.to_json() if as_json else f"{rows}\n{rows.check()}")
 
 
@@ -83,6 +101,16 @@ def plan(
 def cite(names: Annotated[list[str], typer.Argument(help="Samplers, or keys of works.")]) -> None:
     """BibTeX of the works that samplers rest on."""
     typer.echo(bibtex(*names))
+
+
+def _unused(x: torch.Tensor, t: torch.Tensor, y: object = None) -> torch.Tensor:
+    """The network of a plan, which calls none."""
+    raise AssertionError
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """`1,8,8` as a shape."""
+    return None if text is None else tuple(_numbers("shape", text))
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
@@ -112,6 +140,7 @@ def sample(
         list[str] | None, typer.Option("--condition", "-c", help="name=value: y=3, or y=[0,1,2] in turn.")
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="The scale of classifier-free guidance; 1 is none.")] = None,
+    shape: Shape = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw samples and write them to a file."""
@@ -119,7 +148,7 @@ def sample(
         raise ValueError(f"out must end in .npy, .pt or .png, got {out}")
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"out must be a file and lie in a folder that is there, got {out}")
-    what = studies.load(model)
+    what = studies.load(model, _shape(shape), compare=False)
     if out.suffix == ".png" and not studies.picture(np.zeros((1, *what.shape)), shown=1):
         raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
     name, options, grid = parse(sampler)
@@ -166,6 +195,8 @@ def study(
     reference: Annotated[str | None, typer.Option(help="What converges to the ODE, as typed.")] = None,
     features: Annotated[str | None, typer.Option(help=f"Where images are judged: {', '.join(studies.FEATURES)}.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
+    shape: Shape = None,
+    data: Annotated[Path | None, typer.Option(help="To compare to: .npy, .pt, or a folder of images.")] = None,
     batch: Annotated[
         int | None, typer.Option(help="In this process: states in one network call, of cells run together.")
     ] = None,
@@ -175,12 +206,13 @@ def study(
 
     The exit code is 0; 1 if a cell failed; 130 if it was stopped: then the same command goes on from there.
     """
+    what = studies.load(model, _shape(shape), None if data is None else studies.states_of(data))
     budgets = {name: _numbers(name, text) for name, text in (("nfe", nfe), ("steps", steps)) if text is not None}
     chosen = None if metrics is None else split(metrics)
     try:
         with _pool(workers) as pool:
             done = studies.study(
-                model, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
+                what, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
                 grids=split(grids) if grids else None, metrics=chosen, n=n, seeds=seeds, reference=reference,
                 features=features, out=out, executor=pool, batch=batch, progress=sys.stderr.isatty(),
             )  # fmt: skip
@@ -292,9 +324,30 @@ def _numbers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name} must be whole numbers with commas between, got {text!r}") from None
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"scoreflow {version('scoreflow')}, torch {torch.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root(debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False) -> None:
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions.")
+    ] = False,
+) -> None:
     """Samplers of diffusion models, swapped by name."""
+
+
+EXTRAS = {
+    "data": ("sklearn", "PIL", "mlxtend", "fugue_icons"),
+    "study": ("pandas", "pyarrow", "ot", "matplotlib", "plotly", "jinja2"),
+    "train": ("lightning_fabric", "lightning"),
+    "inception": ("torch_fidelity",),
+    "demo": ("rich",),
+}
+"""The packages that an extra brings."""
 
 
 def main() -> None:
@@ -304,5 +357,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        typer.echo(f"scoreflow: {error}", err=True)
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        extra = next((f"; pip install 'scoreflow[{extra}]'" for extra, names in EXTRAS.items() if missing in names), "")
+        typer.echo(f"scoreflow: {error}{extra}", err=True)
         sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError | NotADirectoryError) else 1)

@@ -400,7 +400,7 @@ def test_subjects_that_are_refused():
     for name, said in {
         "zoo": "model must be zoo:name", "zoo:digit": "did you mean digits", "oracle:rnig": "did you mean ring",
         "oracle:ring(path=moon)": "path must be one of", "oracle:ring(mode=3)": "mode", "no.such:thing": "cannot be loaded",
-        "scoreflow:nothing": "cannot be loaded",
+        "scoreflow:nothing": "has no function 'nothing'",
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=said):
             go(name)

@@ -12,7 +12,7 @@ from problems import states
 
 import scoreflow as sf
 from scoreflow.studies.metrics import METRICS, MetricInput
-from scoreflow.studies.subject import ring
+from scoreflow.studies.named import ring
 
 ON_DATA = [name for name, m in METRICS.items() if "data" in m.needs]
 seeds = st.integers(0, 1000)

@@ -14,7 +14,7 @@ from scipy import optimize, stats
 import scoreflow as sf
 from scoreflow.studies import metrics as measures
 from scoreflow.studies.metrics import METRICS, MetricInput, get_metric, metric, table
-from scoreflow.studies.subject import ring
+from scoreflow.studies.named import ring
 
 SIZES = [(5, 5, (1,)), (7, 4, (2,)), (6, 9, (1, 2, 3)), (30, 50, (4,))]
 every_size = pytest.mark.parametrize(("n", "m", "shape"), SIZES, ids=str)

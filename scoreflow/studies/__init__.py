@@ -5,8 +5,9 @@ from typing import Any
 from scoreflow._core.deprecated import warn
 from scoreflow.studies.features import FEATURES
 from scoreflow.studies.metrics import METRICS, Metric, MetricInput, metric
+from scoreflow.studies.named import ORACLES, ZOO, load, states_of
 from scoreflow.studies.report import picture
-from scoreflow.studies.subject import ORACLES, ZOO, Subject, load
+from scoreflow.studies.subject import Subject
 from scoreflow.studies.sweep import Answer, Study, study
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "metric",
     "picture",
+    "states_of",
     "study",
 ]
 

@@ -26,10 +26,11 @@ from scoreflow.studies.features import Features
 from scoreflow.studies.findings import findings
 from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
+from scoreflow.studies.named import subject
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
-from scoreflow.studies.subject import Subject, subject
+from scoreflow.studies.subject import Subject
 from scoreflow.studies.work import Job, Lockstep, fill
 
 __all__ = ["FLOORS", "Answer", "Study", "study"]

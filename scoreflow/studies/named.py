@@ -1,0 +1,221 @@
+"""Subjects by name: the zoo, oracles, runs of training, functions of your own; and what is given beside."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreflow import analysis, zoo
+from scoreflow._core.check import number, one_of, suggestion, whole
+from scoreflow._core.grid import inner_ends
+from scoreflow._core.path import PATHS, VPSDE
+from scoreflow._score.model import ScoreModel
+from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
+from scoreflow.checkpoint import load_model
+from scoreflow.data import Images
+from scoreflow.data import load as named_data
+from scoreflow.studies.features import get_features
+from scoreflow.studies.metrics import draws
+from scoreflow.studies.spec import parse
+from scoreflow.studies.subject import Subject
+
+
+def ring(modes: int = 8, radius: float = 1.3, std: float = 0.1) -> GaussianMixture:
+    """Modes on a circle, of unequal weight."""
+    whole("modes", modes), number("radius", radius), number("std", std, least=0)
+    angle = torch.arange(modes, dtype=torch.float64) * (2 * torch.pi / modes)
+    return GaussianMixture(1 + torch.arange(modes) % 3, radius * torch.stack([angle.cos(), angle.sin()], 1), std**2)
+
+
+def white(d: int = 64, var: float = 0.25) -> Gaussian:
+    """N(0, var I)."""
+    return Gaussian(torch.zeros(whole("d", d)), number("var", var, least=0))
+
+
+def power_law(d: int = 64, power: float = 2.0) -> Gaussian:
+    """Independent entries with variances `k^−power` of a natural image's frequencies, scaled to a mean of 1."""
+    var = torch.arange(1, whole("d", d) + 1, dtype=torch.float64) ** -number("power", power)
+    return Gaussian(torch.zeros(d), var / var.mean())
+
+
+def digits() -> Gaussian:
+    """The mean and covariance of the 8×8 digits."""
+    x = zoo.digits_data().train.flatten(1).double()
+    return Gaussian(x.mean(0), x.T.cov())
+
+
+ORACLES: dict[str, Callable[..., GaussianMixture]] = {
+    "mixture": analysis.problem, "ring": ring, "white": white, "power-law": power_law, "digits": digits,
+}  # fmt: skip
+
+
+def _zoo_digits(compare: bool = True) -> Subject:
+    data = zoo.digits_data().held_out if compare else None
+    return Subject(zoo.digits(), (1, 8, 8), data, zoo.digits_features(), {"y": _classes})
+
+
+def _classes(n: int, seed: int, of: int = 10) -> Tensor:
+    """Classes at random, as often as in the data."""
+    return torch.randint(of, (n,), generator=draws(seed, "classes"))
+
+
+def _zoo_mnist(compare: bool = True) -> Subject:
+    held_out = named_data("mnist").held_out if compare else None
+    data = held_out.x if isinstance(held_out, Images) else None
+    return Subject(zoo.mnist(), (1, 28, 28), data, zoo.mnist_features(), {"y": _classes})
+
+
+ZOO: dict[str, Callable[..., Subject]] = {"digits": _zoo_digits, "mnist": _zoo_mnist}
+
+
+def trained(folder: str | Path) -> Subject:
+    """What `scoreflow train` left in a folder, with its data; images in memory are kept for comparison.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or one whose data have no name.
+    """
+    model, file = load_model(folder), Path(folder) / "config.json"
+    data = json.loads(file.read_text(encoding="utf-8"))["notes"]
+    if "name" not in data:
+        raise ValueError(f"the run in {folder} does not name its data: make a Subject of load_model({str(folder)!r}) and them")
+    found = named_data(data["name"], **{k: v for k, v in data.items() if k in ("size", "channels")})
+    held_out = found.held_out.x if isinstance(found.held_out, Images) else None
+    classes = found.classes if data["labels"] else 0
+    conditions = {"y": functools.partial(_classes, of=classes)} if classes else {}
+    return Subject(model, found.shape, held_out, conditions=conditions, start=inner_ends(model.path)[1])
+
+
+def load(text: str, shape: tuple[int, ...] | None = None, data: Tensor | None = None, compare: bool = True) -> Subject:
+    """A subject by name: `zoo:digits`, `oracle:mixture(d=2, path=cosine)`, `run:folder`, `package.module:factory`, or
+    `file.py:factory`.
+
+    A factory is called without arguments. It returns a Subject, a ScoreModel (of a network, if the shape is given), or an
+    oracle, which stands on `VPSDE()`. Its module is looked for in the current folder too.
+
+    Args:
+        shape: of one sample. data: to compare to, (N, *shape).
+        compare: whether the data of the zoo are needed.
+
+    Raises:
+        ValueError: nothing has the name, or it makes no subject.
+    """
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        raise ValueError(
+            f"model must be zoo:name, oracle:name, run:folder, file.py:factory or package.module:factory, got {text!r}"
+        )
+    if kind == "zoo":
+        if rest not in ZOO:
+            raise ValueError(f"no network of the zoo is called {rest!r}{suggestion(rest, ZOO)}")
+        found: Any = ZOO[rest](compare)
+    elif kind == "run":
+        found = trained(rest)
+    elif kind == "oracle":
+        name, options, _ = parse(rest)
+        if name not in ORACLES:
+            raise ValueError(f"no oracle is called {name!r}{suggestion(name, ORACLES)}")
+        one_of("path", path := options.pop("path", "vp"), PATHS)
+        try:
+            found = ORACLES[name](**options).model(PATHS[path]())
+        except TypeError as error:
+            raise ValueError(f"oracle {name!r}: {error}") from error
+    else:
+        found = _factory(*text.rsplit(":", 1))()
+        found = found.model(VPSDE()) if isinstance(found, GaussianMixture | Empirical) else found
+    return subject(found, shape, data=data, name=text)
+
+
+def _factory(module: str, name: str) -> Callable[[], Any]:
+    """A function of a module, or of a file: its folder, or the current one, is put last among the places of modules."""
+    file = Path(module)
+    if module.endswith(".py"):
+        if not file.is_file():
+            raise ValueError(f"model: no file {module!r} is there")
+        folder, module = str(file.parent.resolve()), file.stem
+    else:
+        folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # worker processes get it too
+    try:
+        made = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"model {module}:{name} cannot be loaded: {error}") from error
+    if not callable(found := getattr(made, name, None)):
+        own = [
+            one
+            for one, value in vars(made).items()
+            if callable(value) and getattr(value, "__module__", "") == module and one[0] != "_"
+        ]
+        raise ValueError(f"model: {made.__file__} has no function {name!r}{suggestion(name, own)}")
+    return found
+
+
+def states_of(file: str | Path) -> Tensor:
+    """Data in a file, (N, ...): .npy, or .pt with a tensor; or a folder of images, all of one size as `data.load` makes them.
+
+    Raises:
+        ValueError: another kind of file, or what holds no floating-point tensor. FileNotFoundError: nothing is there.
+    """
+    file = Path(file)
+    if file.is_dir():
+        found = named_data(file)
+        items: list[Any] = [found.held_out[i] for i in range(len(found.held_out))]  # type: ignore[arg-type]
+        return torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
+    if file.suffix not in (".npy", ".pt"):
+        raise ValueError(f"data must be a .npy or .pt file or a folder of images, got {file}")
+    held: Any = torch.from_numpy(np.load(file)) if file.suffix == ".npy" else torch.load(file, weights_only=True)
+    if not isinstance(held, Tensor) or not held.is_floating_point() or held.ndim < 2:
+        raise ValueError(f"data in {file} must be floating-point states of shape (N, ...)")
+    return held
+
+
+def _event(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape must be that of one sample, such as (1, 8, 8), got {shape!r}")
+    return tuple(whole("shape", n) for n in shape)
+
+
+def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = None, **given: Any) -> Subject:
+    """A subject from a name, a model with what else is given, or a subject with some of it changed.
+
+    Raises:
+        ValueError: no shape for a network. TypeError: no model, or data or features of a wrong kind.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(model, str):
+        model = load(model, shape)
+    if isinstance(model, ScoreModel):
+        if shape is None and model.oracle is None:
+            raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8)")
+        model = Subject(model, _event(shape) if shape is not None else model.oracle.event)
+    elif shape is not None:
+        given["shape"] = _event(shape)
+    if not isinstance(model, Subject):
+        raise TypeError(f"model must be a name, a ScoreModel or a Subject, got {type(model).__name__}")
+    merged = {**vars(model), **given}
+    if merged["features"] is not None:
+        merged["features"] = get_features(merged["features"])
+    data, event, dtype = merged["data"], merged["shape"], merged["dtype"]
+    if not isinstance(merged["conditions"], Mapping):
+        raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
+    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    if model.oracle is not None:
+        if data is not None:
+            raise ValueError("data: those of an oracle's model are drawn from it; give none")
+        if event != model.oracle.event:
+            raise ValueError(f"shape must be that of the oracle, {model.oracle.event}, got {event}")
+    if data is not None and (not isinstance(data, Tensor) or not data.is_floating_point() or data.shape[1:] != event):
+        got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
+        raise TypeError(f"data must be a floating-point tensor of shape (N, {', '.join(map(str, event))}), got {got}")
+    return Subject(**merged)
