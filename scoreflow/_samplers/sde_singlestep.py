@@ -11,6 +11,7 @@ from scoreflow._core.row import Row
 from scoreflow._samplers.dpm_solver import dpm_solver_pp_rows, dpm_solver_rows
 from scoreflow._samplers.exponential import PREDICTION, Form
 from scoreflow._samplers.plan import Draw, Stages
+from scoreflow._samplers.singlestep import dpm_2
 from scoreflow._samplers.step import Linear, Sampler, family
 from scoreflow._samplers.stochastic import noisy_stages
 
@@ -76,6 +77,27 @@ def ancestral_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, et
     out = dpm_solver_pp_rows(path, (t,), u, method="2s", r1=None, r2=None)
     assert isinstance(out, list)
     (middle, stage), (_, down) = out
+    up = path.forward(u, s)
+    return [(middle, stage), (s, Row(down.x * up.x, tuple(m * up.x for m in down.m), up.z))]
+
+
+@family("dpm-2-ancestral")
+def dpm_2_ancestral(eta: float = 1.0) -> Sampler:
+    """`dpm-2` from t down to u, then noise up to s: `κ_u² = κ_s² − c²/α_s²`, `c = η σ_s √(1 − e^{−2h})`.
+
+    η = 0 is `dpm-2`. The noise is that of level η to first order only where 0 < η < 1, as in `ddim`. The step to σ = 0 is x̂_0.
+
+    Reference:
+        k-diffusion (Crowson, 2022), `sample_dpm_2_ancestral`.
+    """
+    order = 2 if number("eta", eta, least=0) in (0, 1) else 1
+    return Linear(rows=dpm_2_ancestral_rows, order=order, cites=("crowson2022kdiffusion",), prediction="eps")
+
+
+def dpm_2_ancestral_rows(path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float) -> list[tuple[float, Row]]:
+    """The rows of `dpm-2-ancestral`."""
+    u = path.below(times[0], s, eta)
+    (middle, stage), (_, down) = dpm_2(path, times, u)
     up = path.forward(u, s)
     return [(middle, stage), (s, Row(down.x * up.x, tuple(m * up.x for m in down.m), up.z))]
 
