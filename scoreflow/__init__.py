@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from scoreflow import _samplers as _chapters
+from scoreflow import _samplers as _registered
+from scoreflow._core import chain_grid as _chain_grid
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.gaussian import GaussianPath
-from scoreflow._core.grid import grid
+from scoreflow._core.grid import grid, sigmas
 from scoreflow._core.noise import Brownian, Replay, White
 from scoreflow._core.path import VESDE, VPSDE, Flow, SubVPSDE
 from scoreflow._core.row import Row
@@ -72,11 +73,12 @@ __all__ = [
     "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode",
     "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
     "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop", "interpolate", "invert", "latent",
-    "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "solve",
+    "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas",
+    "solve",
     "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
-del _chapters
+del _chain_grid, _registered
 
 
 LAZY = {

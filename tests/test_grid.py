@@ -338,3 +338,52 @@ def test_ays_nodes_are_the_published_ones():
     for name, theirs in (("sd1", "StableDiffusion"), ("sdxl", "StableDiffusionXL"), ("svd", "StableDiffusionVideo")):
         published = [sigma for sigma in schedules[f"{theirs}Sigmas"] if sigma > 0]
         assert AYS[name][: len(published)] == pytest.approx(published, rel=1.5e-2)
+
+
+# -- ends in σ ----------------------------------------------------------------------------------------------------------
+
+
+def test_edms_own_grid():
+    """Equation 5 of the paper, at 18 steps from 80 to 0.002, and 0."""
+    path = sf.VESDE(0.002, math.hypot(80.0, 0.002))
+    levels = [(80 ** (1 / 7) + k / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for k in range(18)]
+    times = sf.grid(path, 18, "karras", sigma_min=0.002, sigma_max=80.0)
+    assert [path.kappa(t) for t in times] == pytest.approx([*levels, 0.0], rel=1e-9)
+
+
+@pytest.mark.parametrize("path", ["vp", "chain", "ve", "flow"])
+def test_times_of_levels(path):
+    """κ at the times is the levels; 0 is t = 0, and the level of t = 1 is 1."""
+    path = PATHS[path]
+    most = path.kappa(1.0)
+    levels = [min(most, 20.0), 3.0, 0.1, 0.0]
+    times = sf.sigmas(path, torch.tensor(levels, dtype=torch.float64))
+    assert [path.kappa(t) for t in times] == pytest.approx(levels, rel=1e-9) and times[-1] == 0
+    if math.isfinite(most):
+        assert sf.sigmas(path, [most]) == (1.0,)
+        with pytest.raises(ValueError, match="sigma 0 must be at most that of t = 1"):
+            sf.sigmas(path, [2 * most])
+    with pytest.raises(ValueError, match="sigma 1 must be"):
+        sf.sigmas(path, [1.0, -1.0])
+
+
+def test_ends_are_given_once():
+    for more, match in (({"start": 0.5, "sigma_max": 1.0}, "start=0.5 and sigma_max=1.0 exclude"),
+                        ({"t_min": 0.1, "sigma_min": 1.0}, "t_min=0.1 and sigma_min=1.0 exclude")):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            sf.grid(PATHS["vp"], 5, "karras", **more)
+    with pytest.raises(ValueError, match="grid 'uniform' has no option 't_min'"):
+        sf.grid(PATHS["vp"], 5, "uniform", sigma_min=0.1)
+
+
+def test_leading_with_an_offset():
+    path = PATHS["chain"]
+    assert sf.grid(path, 5, "leading", steps_offset=1, stop=1e-3) == pytest.approx([0.802, 0.602, 0.402, 0.202, 0.002, 0.001])
+    for options, match in [
+        ({"steps_offset": 300}, "does not fit the chain"),
+        ({"stop": 1e-3}, "does not fit the chain"),
+        ({"stop": 0.5}, "ends at stop=0 or at the first node"),
+        ({"steps_offset": -1}, "steps_offset must be"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            sf.grid(path, 5, "leading", **options)

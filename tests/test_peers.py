@@ -93,6 +93,17 @@ def test_ddim(spacing, eta, steps):
     assert gap(x, grid, "ddim", eta=eta, noise=noise[: steps - 1] if eta else None) < SINGLE
 
 
+@pytest.mark.parametrize("steps", [10, 25])
+def test_ddim_as_stable_diffusion_configures_it(steps):
+    """steps_offset=1 and set_alpha_to_one=False: labels moved by one, and an end at the first node."""
+    peer = scheduler("DDIMScheduler", clip_sample=False, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
+    peer.set_timesteps(steps)
+    x = X_T.clone()
+    for t in peer.timesteps:
+        x = peer.step(MODEL(x, (float(t) + 1) / T), t, x).prev_sample
+    assert gap(x, sf.grid(PATH, steps, "leading", steps_offset=1, stop=1 / T), "ddim") < SINGLE
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [("fixed_small", "posterior"), ("fixed_large", "beta")])
 @pytest.mark.parametrize("steps", [20, 1000])
 def test_ddpm(monkeypatch, theirs, ours, steps):

@@ -64,6 +64,8 @@ def grid(
     *,
     start: float = 1.0,
     stop: float = 0.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     **options: Any,
 ) -> tuple[float, ...]:
     """The times of a run, decreasing, as floats.
@@ -75,6 +77,7 @@ def grid(
             chain itself or a stride of it, elsewhere "uniform"; a run takes its sampler's. Or a rule
             `(path, steps, start, stop) → times`, such as `functools.partial(GRIDS["karras"], rho=3.0)`.
         start, stop: the first and last time, 1 ≥ start > stop ≥ 0.
+        sigma_min, sigma_max: instead, the last level before 0 and the first, in κ = σ/α (EDM's sigma); of grids with `t_min`.
         options: of the grid, such as `rho=` of karras, `t_min=` of karras and logsnr, `nodes=` of ays.
 
     Raises:
@@ -83,8 +86,33 @@ def grid(
         TypeError: steps is not a whole number.
     """
     check_path(path)
+    if sigma_max is not None:
+        if start != 1.0:
+            raise ValueError(f"start={start} and sigma_max={sigma_max} exclude each other: give one")
+        (start,) = sigmas(path, [sigma_max])
+    if sigma_min is not None:
+        if "t_min" in options:
+            raise ValueError(f"t_min={options['t_min']} and sigma_min={sigma_min} exclude each other: give one")
+        (options["t_min"],) = sigmas(path, [sigma_min])
     start, stop = check_ends(start, stop)
     return build(path, check.whole("steps", steps), name, start, stop, **options)
+
+
+def sigmas(path: GaussianPath, levels: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ...]:
+    """The times at which κ = σ/α (EDM's and k-diffusion's sigma) is these; 0 stands at t = 0.
+
+    Raises:
+        ValueError: a level below 0, or above that of t = 1. TypeError: no numbers.
+    """
+    check_path(path)
+    given = levels.tolist() if isinstance(levels, Tensor | np.ndarray) else levels
+    most, times = path.kappa(1.0), []
+    for i, level in enumerate(given):
+        kappa = check.number(f"sigma {i}", level, 0)
+        if kappa > most * (1 + 1e-9):
+            raise ValueError(f"sigma {i} must be at most that of t = 1, {most:g}, got {kappa:g}")
+        times.append(0.0 if kappa == 0 else 1.0 if kappa >= most else float(path.time(-math.log(kappa))))
+    return tuple(times)
 
 
 def build(
@@ -316,42 +344,6 @@ def ays(path: GaussianPath, steps: int, start: float, stop: float, nodes: str | 
     return torch.cat([torch.tensor([start]), path.time(-torch.from_numpy(inner)), torch.tensor([stop])])
 
 
-@grid_rule("trailing")
-def trailing(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """The chain's nodes nearest to equal steps, from `start`'s node down: the chain itself when steps = T.
-
-    `np.round(np.arange(T, 0, −T/steps))`, as in diffusers; where rounding gives that one entry too many, it is left out.
-    """
-    top, bottom = _node(path, "start", start), _node(path, "stop", stop)
-    _enough(steps, top - bottom)
-    return _nodes(path, [*np.round(np.arange(top, bottom, -(top - bottom) / steps))[:steps], bottom])
-
-
-@grid_rule("leading")
-def leading(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels 0, k, 2k, … with k = ⌊T/steps⌋, then 0: starts below t = 1 (Song et al., 2021, DDIM; "leading" elsewhere).
-
-    diffusers' `steps_offset`, where it is set, moves all labels up; here it is 0.
-    """
-    top = _node(path, "start", start)
-    _to_zero("leading", stop)
-    _enough(steps, top)
-    return _nodes(path, [*(1 + j * (top // steps) for j in reversed(range(steps))), 0])
-
-
-@grid_rule("linspace")
-def linspace(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
-    """Labels `np.linspace(0, T − 1, steps).round()` from above, then 0 (Nichol & Dhariwal, 2021); one step starts at the top.
-
-    This is diffusers' rounding, half to even; the authors' code adds the stride up, which settles some halves otherwise.
-    """
-    top = _node(path, "start", start)
-    _to_zero("linspace", stop)
-    _enough(steps, top)
-    labels = np.linspace(top - 1, 0, steps) if steps == 1 else np.linspace(0, top - 1, steps).round()[::-1]
-    return _nodes(path, [*(1 + labels), 0])
-
-
 def _even(a: float, b: float, steps: int) -> Tensor:
     """steps + 1 evenly spaced values, both ends exact."""
     i = torch.arange(steps + 1, dtype=torch.float64)
@@ -389,26 +381,3 @@ def _begins(name: str, path: GaussianPath, start: float) -> float:
     if path.alpha(start) == 0:
         raise ValueError(f"grid {name!r} needs alpha > 0 at its start; {path} has alpha=0 at t={start}: give a start below it")
     return start
-
-
-def _nodes(path: GaussianPath, nodes: Sequence[float]) -> Tensor:
-    return torch.tensor(nodes, dtype=torch.float64) / (path.T or 1)
-
-
-def _node(path: GaussianPath, name: str, t: float) -> int:
-    if path.T is None:
-        raise ValueError(f"this grid needs a path made from betas; {path} has no chain: use 'uniform'")
-    node = round(t * path.T)
-    if abs(node - t * path.T) > 1e-6:
-        raise ValueError(f"{name}={t} is no node of the chain of {path.T} steps; the nearest is {node / path.T}")
-    return node
-
-
-def _enough(steps: int, available: int) -> None:
-    if steps > available:
-        raise TooFine(f"steps={steps} is more than the {available} steps of the chain: use grid='uniform'")
-
-
-def _to_zero(name: str, stop: float) -> None:
-    if stop != 0:
-        raise ValueError(f"grid {name!r} ends at stop=0, got stop={stop}: use 'trailing' or 'uniform'")

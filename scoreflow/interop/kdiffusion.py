@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow._core.grid import sigmas as times_at
 from scoreflow._core.path import VESDE
 from scoreflow._run.asked import ask
 from scoreflow._run.walk import shown
@@ -70,5 +71,4 @@ def times_of(sigmas: Tensor) -> tuple[VESDE, list[float]]:
     if len(levels) < 2 or any(not b < a for a, b in pairwise(levels)) or levels[-1] < 0:
         raise ValueError(f"sigmas must fall, two or more, the last 0 or above; got {levels}")
     path = sigmas_path(min(levels[0] / 10, *(s / 10 for s in levels if s > 0)), levels[0])
-    inner = [float(path.time(-float(torch.tensor(s, dtype=torch.float64).log()))) for s in levels[1:] if s > 0]
-    return path, [1.0, *inner, *([0.0] if levels[-1] == 0 else [])]
+    return path, [1.0, *times_at(path, levels[1:])]

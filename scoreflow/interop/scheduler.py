@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.grid import rectified
+from scoreflow._core.grid import sigmas as times_at
 from scoreflow._core.noise import Draws
 from scoreflow._core.path import Flow
 from scoreflow._core.row import per_sample
@@ -200,7 +201,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(self.path, Flow):
             c = self._shift(mu)
             return [*(c * s / (1 + (c - 1) * s) for s in levels), 0.0]
-        return [*(float(self.path.time(-math.log(s))) for s in levels), 0.0]
+        return [*times_at(self.path, levels), 0.0]
 
     def _shift(self, mu: float | None) -> float:
         """The factor of a flow's shift, `σ ← c σ/(1 + (c − 1) σ)`."""
