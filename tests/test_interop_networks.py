@@ -1,7 +1,10 @@
 """Networks of other libraries as score models: against the other code's own conversions, or its published formulas."""
 
 import math
+import runpy
+import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,6 +162,47 @@ def test_k_samplers_are_called_as_theirs():
         wanted = sf.solve(model, x, name, grid=times, seed=3, **options).x
         torch.testing.assert_close(out, wanted, rtol=1e-6, atol=1e-7)
     assert k_sampler("dpm-solver++-2m").__name__ == "sample_dpm_solverpp"
+
+
+def test_k_samplers_of_flows_and_the_comfyui_node(monkeypatch):
+    """σ of a flow are its times: Euler in x is `pf-ode-euler`, and the node finds out by the model's sampling."""
+    exact = DATA.model(sf.Flow())
+
+    def flow_denoiser(x, sigma, **conditions):
+        return torch.cat([exact.x0(one[None], float(s)) for one, s in zip(x, sigma, strict=True)])
+
+    sigmas = torch.linspace(1, 0, 9, dtype=torch.float64)
+    wanted = euler(flow_denoiser, X, sigmas)
+    torch.testing.assert_close(k_sampler("pf-ode-euler", flow=True)(flow_denoiser, X, sigmas, disable=True), wanted)
+
+    class CONST:
+        pass
+
+    comfy, sampling, samplers = (SimpleNamespace() for _ in range(3))
+    comfy.model_sampling, comfy.samplers, sampling.CONST = sampling, samplers, CONST
+    samplers.KSAMPLER = lambda function, options: lambda *of, **more: function(*of, **more, **options)
+    for name, module in (("comfy", comfy), ("comfy.model_sampling", sampling), ("comfy.samplers", samplers)):
+        monkeypatch.setitem(sys.modules, name, module)
+    node = runpy.run_path(str(Path(__file__).parent.parent / "examples/comfyui/__init__.py"))["NODE_CLASS_MAPPINGS"][
+        "ScoreflowSampler"
+    ]
+    assert (
+        "unipc" in node.INPUT_TYPES()["required"]["name"][0] and "dpm-adaptive" not in node.INPUT_TYPES()["required"]["name"][0]
+    )
+
+    class Model:
+        def __init__(self, sampling, net):
+            self.inner_model, self.net = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling)), net
+
+        def __call__(self, x, sigma, **more):
+            return self.net(x, sigma, **more)
+
+    (sampler,) = node().get_sampler("pf-ode-euler", 0)
+    torch.testing.assert_close(sampler(Model(CONST(), flow_denoiser), X, sigmas, disable=True), wanted)
+    levels = torch.tensor([*LEVELS, 0.0], dtype=torch.float64)
+    (sampler,) = node().get_sampler("ddim", 0)
+    out = sampler(Model(None, denoiser), 80 * X, levels, disable=True)
+    torch.testing.assert_close(out, euler(denoiser, 80 * X, levels), rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize(
