@@ -92,7 +92,7 @@ if __name__ == "__main__":
             first, second, third, fourth = (f"{r:.2f}" for r in ratios)
             seen[name] = round(ratios[1], 3)
             table.add_row(name, first, second, str(count), third, fourth, f"{kept[name]:.2f}" if name in kept else "none")
-    Console().print(table)
+    Console(width=120).print(table)
     if chosen.store:
         BASELINE.write_text(json.dumps(seen, indent=1) + "\n")
     elif slower := [name for name, ratio in seen.items() if ratio > 1.5 * kept.get(name, math.inf)]:
