@@ -16,7 +16,7 @@ from scoreflow._core.path import VESDE, VPSDE, Flow, SubVPSDE
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.network import attribute
 from scoreflow.interop.paths import describe
-from scoreflow.nets.adapt import NAMES
+from scoreflow.nets import adapt
 
 
 class Wrapped(nn.Module):
@@ -63,13 +63,7 @@ def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
     path, prediction, time = describe(scheduler)
     if type(inner).__name__.startswith("Flux"):
         time = "unit"  # it multiplies by 1000 itself
-    return ScoreModel(Wrapped(inner, _diffusers), path, prediction, time)
-
-
-def _diffusers(net: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
-    named = {NAMES.get(name, name): value for name, value in conditions.items()}
-    out = net(x, timestep=t, **named)
-    return out[0] if isinstance(out, tuple) else out.sample
+    return ScoreModel(adapt.from_diffusers(inner), path, prediction, time)
 
 
 # -- denoisers in σ ------------------------------------------------------------------------------------------------------
@@ -78,7 +72,8 @@ def _diffusers(net: nn.Module, x: Tensor, t: Tensor, **conditions: Any) -> Tenso
 def from_edm(net: Any, sigma_min: float | None = None, sigma_max: float | None = None) -> ScoreModel:
     """EDM's network, `net(x, σ, class_labels)` → x̂_0, on a VE path from σ_max; labels as `y=` or `class_labels=`.
 
-    Run it to the data on EDM's own grid by `sf.solve(model, x_T, "edm", steps=18, grid=sf.grid(model.path, 18, "karras", …))`.
+    Run it to the data on EDM's own grid by `sf.solve(model, x_T, "edm", steps=18, grid=grid)`,
+    `grid = sf.grid(model.path, 18, "karras", sigma_min=0.002, sigma_max=80)`.
 
     Args:
         sigma_min, sigma_max: the network's own if None; 0.002 and 80 where it has 0 and infinity, as EDM's preconditioning.

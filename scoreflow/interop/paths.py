@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,6 @@ from scoreflow._core.path import VPSDE, Flow
 
 PREDICTION: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 """Their names of predictions."""
-Time = str | Callable[[Tensor], Tensor] | tuple[str, float]
 
 
 class Described(NamedTuple):
@@ -31,29 +29,18 @@ class Described(NamedTuple):
     time: Any
 
 
-def _linspace(start: float, end: float, n: int) -> np.ndarray:
-    return np.linspace(start, end, n)
-
-
-def _cosine(start: float, end: float, n: int) -> np.ndarray:
-    """Nichol & Dhariwal (2021), Eq. 17, β held to 0.999."""
-    t = np.arange(n + 1) / n
-    bar = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
-
-
-def _sigmoid(start: float, end: float, n: int) -> np.ndarray:
+def _sigmoid(T: int, start: float, end: float) -> DDPMChain:
     """GeoDiff (Xu et al., 2022)."""
-    return (end - start) / (1 + np.exp(-np.linspace(-6, 6, n))) + start
+    return DDPMChain((end - start) / (1 + np.exp(-np.linspace(-6, 6, T))) + start)
 
 
-BETAS: dict[str, Callable[[float, float, int], np.ndarray]] = {
-    "linear": _linspace,
-    "scaled_linear": lambda start, end, n: np.linspace(start**0.5, end**0.5, n) ** 2,
-    "squaredcos_cap_v2": _cosine,
+CHAINS: dict[str, Callable[[int, float, float], DDPMChain]] = {
+    "linear": DDPMChain.linear,
+    "scaled_linear": DDPMChain.scaled_linear,
+    "squaredcos_cap_v2": lambda T, start, end: DDPMChain.cosine(T),
     "sigmoid": _sigmoid,
 }
-"""β_1 … β_T by `beta_schedule`, in float64."""
+"""The chain by `beta_schedule`, from its length and the ends of β."""
 
 
 def describe(scheduler: Any) -> Described:
@@ -81,7 +68,7 @@ def describe(scheduler: Any) -> Described:
     told = config.get("prediction_type", "epsilon")
     if told not in PREDICTION:
         raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION)}, got {told!r}")
-    path = VPSDE.from_betas(_betas(config, scheduler))
+    path = VPSDE.from_betas(_chain(config, scheduler).beta)
     theirs = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(theirs, Tensor):
         nodes = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
@@ -92,15 +79,15 @@ def describe(scheduler: Any) -> Described:
     return Described(path, PREDICTION[told], "index")
 
 
-def _betas(config: Mapping[str, Any], scheduler: Any) -> Tensor:
-    """β_1 … β_T of a configuration."""
+def _chain(config: Mapping[str, Any], scheduler: Any) -> DDPMChain:
+    """The chain of a configuration."""
     if (trained := config.get("trained_betas")) is not None:
-        betas = torch.as_tensor(np.asarray(trained), dtype=torch.float64)
-    elif (name := config["beta_schedule"]) in BETAS:
+        chain = DDPMChain(torch.as_tensor(np.asarray(trained), dtype=torch.float64))
+    elif (name := config["beta_schedule"]) in CHAINS:
         ends = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
-        betas = torch.from_numpy(BETAS[name](*ends, int(config.get("num_train_timesteps", 1000))))
+        chain = CHAINS[name](int(config.get("num_train_timesteps", 1000)), *ends)
     elif isinstance(own := getattr(scheduler, "alphas_cumprod", None), Tensor):
-        return DDPMChain.from_alphas_cumprod(own.to("cpu", torch.float64)).beta
+        return DDPMChain.from_alphas_cumprod(own.to("cpu", torch.float64))
     else:
-        raise ValueError(f"beta_schedule must be one of {', '.join(BETAS)}, got {name!r}; or give the scheduler itself")
-    return DDPMChain(betas).zero_terminal_snr().beta if config.get("rescale_betas_zero_snr") else betas
+        raise ValueError(f"beta_schedule must be one of {', '.join(CHAINS)}, got {name!r}; or give the scheduler itself")
+    return chain.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else chain

@@ -20,7 +20,7 @@ from scoreflow._core.grid import sigmas as times_at
 from scoreflow._core.noise import Draws
 from scoreflow._core.path import Flow
 from scoreflow._core.row import per_sample
-from scoreflow._run.asked import AskedRun
+from scoreflow._run.asked import AskedRun, nobody
 from scoreflow._run.auto import AUTO
 from scoreflow._run.schedule import Schedule
 from scoreflow._run.solve import Prepared, prepare
@@ -66,10 +66,6 @@ def _randn(shape: Sequence[int], generator: torch.Generator | None, like: Tensor
     return torch.randn(tuple(shape), generator=generator, device=where, dtype=torch.float32).to(like)
 
 
-def _asked_only(x: Tensor, t: Tensor) -> Tensor:
-    raise AssertionError
-
-
 class DiffusersScheduler(SchedulerMixin, ConfigMixin):
     """A sampler of ours as a scheduler of diffusers::
 
@@ -107,7 +103,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         source_class = source.get("source_class") or source.get("_class_name") or type(config).__name__
         own = {"sampler": sampler, "nfe": nfe, "grid": grid, "options": options}
         self.register_to_config(**{**kept, **own, "source_class": source_class})  # type: ignore[no-untyped-call]
-        self.model = ScoreModel(_asked_only, self.path, self.prediction, self.time)
+        self.model = ScoreModel(nobody, self.path, self.prediction, self.time)
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)

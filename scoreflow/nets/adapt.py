@@ -12,7 +12,7 @@ NAMES = {"y": "class_labels", "tokens": "encoder_hidden_states"}
 
 
 class FromDiffusers(nn.Module):
-    """`UNet2DModel` and its like: `y` is passed as `class_labels`, `tokens` as `encoder_hidden_states`, the rest as it is."""
+    """Networks of diffusers: `y` is passed as `class_labels`, `tokens` as `encoder_hidden_states`, the rest as it is."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -21,11 +21,12 @@ class FromDiffusers(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         named = {NAMES.get(name, name): value for name, value in conditions.items()}
-        return self.net(x, t, **named).sample
+        out = self.net(x, timestep=t, **named)
+        return out[0] if isinstance(out, tuple) else out.sample
 
 
 def from_diffusers(net: nn.Module) -> nn.Module:
-    """A network of diffusers that returns an object with `sample`, as a network of ours. Its time is `time="index"`.
+    """A network of diffusers as `net(x, t, **conditions)`, its time `time="index"`; `sf.from_diffusers` reads a whole model.
 
     Raises:
         TypeError: net is no module.
