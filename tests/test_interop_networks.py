@@ -55,6 +55,29 @@ def test_diffusers_by_their_own_conversion(schedule, prediction):
         torch.testing.assert_close(model.x0(x, (int(t) + 1) / 1000), wanted, rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_betas_of_diffusers(schedule):
+    """Each β, and so its hold at the end of a cosine chain, which ᾱ does not show."""
+    theirs = pytest.importorskip("diffusers").DDPMScheduler(beta_schedule=schedule)
+    chain = describe(theirs).path
+    bar = chain.alpha(torch.arange(1001, dtype=torch.float64) / 1000) ** 2
+    torch.testing.assert_close(1 - bar[1:] / bar[:-1], theirs.betas.double(), rtol=1e-5, atol=1e-9)
+
+
+class FluxTransformer2DModel(Net):
+    """It is told t in [0, 1], and multiplies by 1000 itself."""
+
+
+@pytest.mark.parametrize(("net", "told"), [(Net(), 500.0), (FluxTransformer2DModel(), 0.5)])
+def test_what_flows_are_told(net, told):
+    flow = pytest.importorskip("diffusers").FlowMatchEulerDiscreteScheduler()
+    seen = []
+    hook = net.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs["timestep"]), with_kwargs=True)
+    from_diffusers(net, flow)(X, 0.5)
+    hook.remove()
+    assert [float(t[0]) for t in seen] == [told]
+
+
 def test_diffusers_configurations():
     """Given betas, zero terminal SNR, flows, Flux's time; a configuration alone; what is none of these."""
     diffusers = pytest.importorskip("diffusers")

@@ -111,6 +111,16 @@ def test_flow_times_are_those_of_their_euler():
     torch.testing.assert_close(stepped(ours, Net(), x), y, rtol=1e-4, atol=1e-4)
 
 
+def test_sigmas_on_a_chain():
+    """σ/α of EDM's kind, one a call, and a last step to the data, whether its 0 is given or not."""
+    sigmas = [80.0, 10.0, 2.0, 0.3]
+    for given in (sigmas, [*sigmas, 0.0]):
+        scheduler = DiffusersScheduler("ddim", EPS)
+        scheduler.set_timesteps(sigmas=given)
+        found = [scheduler.path.kappa((float(label) + 1) / 1000) for label in scheduler.timesteps]
+        assert found == pytest.approx(sigmas, rel=1e-3)  # labels are of 32 bits
+
+
 def test_generators_one_a_sample():
     """Sample k has the noise of its own generator, whatever its batch."""
 
@@ -140,6 +150,7 @@ def test_image_to_image(sampler):
     model = sf.ScoreModel(Net(), scheduler.path, "eps", "index")
     wanted = sf.solve(model, x, sampler, grid=times).x
     torch.testing.assert_close(stepped(scheduler, Net(), x), wanted, rtol=1e-4, atol=1e-5)
+    assert scheduler.step_index == 11
     if sampler == "edm":
         scheduler.set_timesteps(11)
         scheduler.set_begin_index(3)
