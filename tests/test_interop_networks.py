@@ -78,6 +78,17 @@ def test_what_flows_are_told(net, told):
     assert [float(t[0]) for t in seen] == [told]
 
 
+def test_networks_that_give_a_tuple():
+    """As with `return_dict=False`: its first."""
+
+    class Tuple(Net):
+        def forward(self, sample, timestep):
+            return super().forward(sample, timestep).sample, "more"
+
+    scheduler = pytest.importorskip("diffusers").DDPMScheduler()
+    torch.testing.assert_close(from_diffusers(Tuple(), scheduler)(X, 0.5), from_diffusers(Net(), scheduler)(X, 0.5))
+
+
 def test_diffusers_configurations():
     """Given betas, zero terminal SNR, flows, Flux's time; a configuration alone; what is none of these."""
     diffusers = pytest.importorskip("diffusers")
