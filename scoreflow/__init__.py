@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreflow import _samplers as _registered
 from scoreflow._core import chain_grid as _chain_grid
+from scoreflow._core import tool_grid as _tool_grid
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import grid, sigmas
@@ -78,7 +79,7 @@ __all__ = [
     "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
-del _chain_grid, _registered
+del _chain_grid, _registered, _tool_grid
 
 
 LAZY = {

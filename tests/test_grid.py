@@ -11,13 +11,14 @@ from hypothesis import given
 from problems import PATHS, mixture, states
 from runs import schedule
 from scipy.stats import beta
+from scipy.stats import laplace as laplace_law
 
 import scoreflow as sf
 from scoreflow._core.grid import AYS, GRIDS, check_times, on_chain
 
 ON_CHAIN = ("trailing", "leading", "linspace")
-TO_INFINITY = ("logsnr", "karras", "polyexponential")
-"""Their variable is infinite where α = 0 and where σ = 0."""
+TO_T_MIN = ("logsnr", "karras", "polyexponential", "laplace", "normal")
+"""They end at t_min, and then at 0; the variable of all but the last is infinite where α = 0 and where σ = 0."""
 
 VARIABLES = {
     "uniform": lambda path, t: t,
@@ -28,6 +29,10 @@ VARIABLES = {
     "polyexponential": lambda path, t: path.lam(t),
     "rectified": lambda path, t: path.sigma(t) / (path.alpha(t) + path.sigma(t)),
     "beta": lambda path, t: beta(0.6, 0.6).cdf(t),
+    "beta57": lambda path, t: beta(0.5, 0.7).cdf(t),
+    "laplace": lambda path, t: laplace_law(0.0, 0.5).cdf(-path.lam(t)),
+    "normal": lambda path, t: t,
+    "flow-shift": lambda path, t: path.sigma(t) / (3 * path.alpha(t) + path.sigma(t)),
 }
 """What each rule steps through evenly."""
 
@@ -36,7 +41,8 @@ on_every_path = pytest.mark.parametrize(("name", "path"), CASES)
 
 
 def test_every_grid_is_tested():
-    assert {*VARIABLES, *ON_CHAIN, "ays", "ode"} == set(GRIDS)
+    elsewhere = {"simple", "ddim-uniform", "sgm-uniform", "linear-quadratic"}  # test_tool_grid.py
+    assert {*VARIABLES, *ON_CHAIN, *elsewhere, "ays", "ode"} == set(GRIDS)
 
 
 def chain_of(T):
@@ -70,7 +76,7 @@ def is_even(values, tolerance=1e-8):
 @given(data=st.data(), steps=st.integers(1, 60))
 def test_times_of_a_rule(name, path, data, steps):
     path = PATHS[path]
-    start, stop = data.draw(ends(0.999 if name in TO_INFINITY and path.alpha(1.0) == 0 else 1.0))
+    start, stop = data.draw(ends(0.999 if name in TO_T_MIN and path.alpha(1.0) == 0 else 1.0))
     times = sf.grid(path, steps, name, start=start, stop=stop)
     assert isinstance(times, tuple)
     assert all(type(t) is float for t in times)
@@ -79,14 +85,14 @@ def test_times_of_a_rule(name, path, data, steps):
     assert all(s < t for t, s in pairwise(times))
 
     even = times
-    if name in TO_INFINITY and stop == 0:
+    if name in TO_T_MIN and stop == 0:
         even = times[:-1]
         assert steps == 1 or even[-1] == pytest.approx(1e-3, rel=1e-9)
     values = [VARIABLES[name](path, t) for t in even]
     assert is_even(values)
 
 
-@pytest.mark.parametrize("name", TO_INFINITY)
+@pytest.mark.parametrize("name", TO_T_MIN)
 @pytest.mark.parametrize("path", ["vp", "chain", "sub-vp", "ve"])
 @given(steps=st.integers(2, 60), t_min=st.floats(1e-4, 0.5))
 def test_t_min(name, path, steps, t_min):
@@ -203,7 +209,7 @@ def test_options_do_not_leak(name, path):
     """Two calls with the same arguments give the same times, whatever was asked in between."""
     path = PATHS[path]
     first = sf.grid(path, 8, name, start=0.9)
-    sf.grid(path, 9, name, start=0.7, stop=0.1, **({"t_min": 0.01} if name in TO_INFINITY else {}))
+    sf.grid(path, 9, name, start=0.7, stop=0.1, **({"t_min": 0.01} if name in TO_T_MIN else {}))
     assert sf.grid(path, 8, name, start=0.9) == first
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoreflow._core import check
 from scoreflow._core.gaussian import GaussianPath
-from scoreflow._core.grid import TooFine, grid_rule
+from scoreflow._core.grid import TooFine, _even, grid_rule
 
 
 @grid_rule("trailing")
@@ -42,6 +42,22 @@ def leading(path: GaussianPath, steps: int, start: float, stop: float, steps_off
             f"steps={steps} with steps_offset={steps_offset} and stop={stop} does not fit the chain of {path.T} steps"
         )
     return _nodes(path, [*nodes, last])
+
+
+@grid_rule("ddim-uniform")
+def ddim_uniform(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """`leading` with `steps_offset=1`: labels 1, 1 + k, 1 + 2k, … (ComfyUI, where k may leave room for a step more)."""
+    return leading(path, steps, start, stop, 1)
+
+
+@grid_rule("simple")
+def simple(path: GaussianPath, steps: int, start: float, stop: float) -> Tensor:
+    """`trailing` with the steps to a node cut off, `T − ⌊iT/steps⌋`, where it rounds (ComfyUI); without a chain "uniform"."""
+    if path.T is None:
+        return _even(start, stop, steps)
+    top, bottom = _node(path, "start", start), _node(path, "stop", stop)
+    _enough(steps, top - bottom)
+    return _nodes(path, [*(top - i * (top - bottom) // steps for i in range(steps)), bottom])
 
 
 @grid_rule("linspace")

@@ -24,7 +24,7 @@ from scoreflow._core.gaussian import GaussianPath, _once
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
 NAMES = {plain(name): meant for name, meant in GRID_ALIASES.items()}
-CHAIN_GRIDS = ("trailing", "leading", "linspace")
+CHAIN_GRIDS = ("trailing", "leading", "ddim-uniform", "linspace")
 """Those whose times are nodes of a DDPM chain."""
 
 
@@ -129,7 +129,7 @@ def build(
                 f"it gave {len(times)}, from {times[0]} to {times[-1]}"
             )
         return (start if times[0] > start - 1e-9 else times[0], *times[1:-1], stop)
-    name = NAMES.get(plain(name), name) if isinstance(name, str) else name
+    name = named(name)
     if not isinstance(name, str) or name not in GRIDS:
         raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
     known = list(inspect.signature(GRIDS[name]).parameters)[4:]
@@ -138,6 +138,13 @@ def build(
     nodes = GRIDS[name](path, steps, start, stop, **options)
     nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
     return check_times(nodes)
+
+
+def named(name: Any) -> Any:
+    """The registered name that this one means, or what it is."""
+    if not isinstance(name, str) or name in GRIDS:
+        return name
+    return next((own for own in GRIDS if plain(own) == plain(name)), NAMES.get(plain(name), name))
 
 
 def check_path(path: GaussianPath) -> None:
