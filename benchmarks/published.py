@@ -15,6 +15,7 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
@@ -123,6 +124,39 @@ def azula_eta():
     return f"{half / whole:.3f}; the paper's σ(η) = η σ(1) gives 0.5, and √½ is {math.sqrt(0.5):.3f}"
 
 
+def azula_reab():
+    """azula, REAB of order 2: its observed order on N(0, ¼) data, and that of `reab`."""
+    from azula.denoise import Denoiser, DiracPosterior
+    from azula.noise import VPSchedule
+    from azula.sample import REABSampler
+
+    class Quarter(Denoiser):
+        schedule = VPSchedule()
+
+        def forward(self, x_t, t):
+            alpha, sigma = self.schedule(t)
+            return DiracPosterior(x_t * alpha / 4 / (alpha**2 / 4 + sigma**2))
+
+    denoiser, x, ends = Quarter(), torch.ones(1, 1, dtype=torch.float64), {"start": 0.9, "stop": 0.1}
+    path, data = sf.VPSDE(), sf.Gaussian(torch.zeros(1), torch.eye(1) / 4)
+    steps = (20, 40, 80, 160)
+
+    def order(run, std):
+        off = [abs(float(run(n)) - std(0.1) / std(0.9)) for n in steps]
+        return -float(np.polyfit(np.log(steps), np.log(off), 1)[0])
+
+    def there(t):
+        alpha, sigma = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
+        return float((alpha**2 / 4 + sigma**2).sqrt())
+
+    def here(t):
+        return math.hypot(path.alpha(t) / 2, path.sigma(t))
+
+    theirs = order(lambda n: REABSampler(denoiser, order=2, steps=n, silent=True, dtype=x.dtype, **ends)(x), there)
+    ours = order(lambda n: sf.solve(data.model(path), x, "reab-2", steps=n, grid="uniform", **ends).x, here)
+    return f"{theirs:.2f}, and {ours:.2f}"
+
+
 @functools.cache
 def k_diffusion_sampling():
     """Its module of samplers alone: the package asks for torchvision and more when it is imported."""
@@ -146,6 +180,7 @@ OBSERVED = {
     past_the_end: "torchdiffeq",
     adams: "torchdiffeq",
     azula_eta: "azula",
+    azula_reab: "azula",
 }
 
 

@@ -37,7 +37,7 @@ from scoreflow._uses.dequantise import Bits, Dequantiser, bits_per_dim
 from scoreflow._uses.editing import image_to_image, interpolate
 from scoreflow._uses.invert import Inversion, invert
 from scoreflow._uses.likelihood import LogProb, decode, encode, log_prob
-from scoreflow._uses.optimal import dmn_grid, gits_grid
+from scoreflow._uses.optimal import dc_ratios, dmn_grid, gits_grid
 from scoreflow._uses.table import Table, samplers
 from scoreflow._uses.transitions import Transitions, step_log_prob
 from scoreflow.guidance import (
@@ -71,7 +71,8 @@ __all__ = [
     "DDPMChain", "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health",
     "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel",
     "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE",
-    "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "decode", "dmn_grid", "each", "encode",
+    "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each",
+    "encode",
     "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
     "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop", "interpolate", "invert", "latent",
     "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas",

@@ -67,6 +67,11 @@ CASES: dict[str, dict[str, object]] = {
     "edm-churn low": {"S_churn": 5.0, "S_tmax": 1.0, "S_noise": 1.01},
     "restart long": {"restarts": 3, "t_max": 1.0, "restart_steps": 2},
     "sa-solver": {},
+    "reab 3": {"order": 3},
+    "dpm-fast 1": {"remainder": 1},
+    "dpm-fast 0 eta=1": {"remainder": 0, "eta": 1.0},
+    "dc-solver 2 noise": {"ratio": 0.8, "order": 2, "form": "noise"},
+    "dc-solver": {"ratio": (1.0, 1.0, 0.9, 1.1)},
     "sa-solver tau=0.4": {"predictor": 3, "corrector": 3, "tau": 0.4},
 }
 _KNOWN = {sf.get_sampler(case.split()[0], **options) for case, options in CASES.items()}
@@ -99,6 +104,8 @@ LINEAR = {case: options for case, options in CASES.items() if case not in SAME}
 
 CLIMBING = [case for case in LINEAR if case.split()[0] in ("edm-churn", "restart")]
 """Those that also go up by noise: their steps are made of others' rows (test_sde_family.py)."""
+PLACED = [case for case in LINEAR if case.split()[0] in ("dpm-fast", "heunpp2")]
+"""Those whose rows depend on their place in the grid (test_whole_grid.py)."""
 ROWS = [case for case in LINEAR if case not in CLIMBING]
 
 

@@ -40,8 +40,12 @@ def test_aliases_where_names_are_taken():
 
 def test_a_grid_in_the_name_is_told_apart():
     """As A1111 shows them: the sampler and its grid are two arguments here."""
-    for typed, first, grid in (("DPM++ 2M Karras", "DPM++ 2M", "karras"), ("Euler a Exponential", "Euler a", "exponential")):
-        with pytest.raises(ValueError, match=rf"its last word is a grid, so give '{re.escape(first)}' and grid='{grid}'"):
+    for typed, first, grid in (
+        ("DPM++ 2M Karras", "DPM++ 2M", "karras"),
+        ("Euler a Exponential", "Euler a", "exponential"),
+        ("DPM++ 2M SGM Uniform", "DPM++ 2M", "sgm uniform"),
+    ):
+        with pytest.raises(ValueError, match=rf"is a grid, so give '{re.escape(first)}' and grid='{grid}'"):
             sf.get_sampler(typed)
         sf.plan(first, sf.VPSDE(), 3, grid=grid)
 

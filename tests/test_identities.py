@@ -308,7 +308,7 @@ class Scaled(sf.GaussianPath):
         return self.path.log_sigma(t) + math.log(self.a)
 
 
-@pytest.mark.parametrize("case", [c for c in ROWS if not c.startswith(("analytic-dpm", "er-sde"))])  # v, and κ itself
+@pytest.mark.parametrize("case", [c for c in ROWS if not c.startswith(("analytic-dpm", "er-sde", "reab"))])  # v, and κ itself
 def test_30_scaling_the_data(case):
     """30. Data scaled by a, on the path with σ scaled by a, give samples scaled by a; and any path of two curves runs."""
     a, data, x, sampler, grid = 2.5, mixture(), states(4, 3), linear(case), [0.9, 0.5, 0.2, 0.01]

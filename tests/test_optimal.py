@@ -145,3 +145,43 @@ def test_gits_serves_other_seeds():
 def test_gits_refuses(call, message):
     with pytest.raises(ValueError, match=message):
         sf.gits_grid(mixture().model(PATHS["vp"]), states(2, 3), **{"steps": 3, "teacher": 8, **call})
+
+
+# -- DC-Solver's ratios --------------------------------------------------------------------------------------------------
+
+
+def test_dc_ratios_serve_other_seeds():
+    """On new noise DC-Solver with them is nearer to the ODE than UniPC, which is the same with ratio 1."""
+    path = PATHS["vp"]
+    model, times, x_T = mixture().model(path), sf.grid(path, 6, "ode"), states(64, 3, seed=5)
+    ratio = sf.dc_ratios(model, states(32, 3, seed=6), times)
+    assert (len(ratio), ratio[:2], ratio[-1]) == (6, (1.0, 1.0), 1.0)
+    exact = sf.solve(model, x_T, "unipc", steps=400, grid="logsnr", stop=times[-2]).x
+
+    def error(**options):
+        return float((sf.solve(model, x_T, "dc-solver", grid=times[:-1], **options).x - exact).norm(dim=1).median())
+
+    assert error(ratio=ratio) < 0.7 * error()
+
+
+def test_a_ratio_is_the_best_of_its_step():
+    """The third step's state is nearer to the ODE's than with ratios beside it."""
+    path = PATHS["vp"]
+    model, times, x_T = mixture().model(path), sf.grid(path, 6, "ode")[:4], states(32, 3, seed=6)
+    ratio = sf.dc_ratios(model, x_T, times)
+    exact = sf.solve(model, x_T, "unipc", steps=400, grid="logsnr", stop=times[-1]).x
+
+    def off(value):
+        return float((sf.solve(model, x_T, "dc-solver", grid=times, ratio=(1.0, 1.0, value)).x - exact).square().mean())
+
+    assert ratio[2] != 1 and off(ratio[2]) < min(off(ratio[2] - 0.02), off(ratio[2] + 0.02))
+
+
+def test_dc_ratios_refuse():
+    model, x_T = mixture().model(PATHS["vp"]), states(2, 3)
+    for call, match in (
+        ({"parts": 0}, "parts must be"),
+        ({"limits": (1.0, 1.0)}, "limits must be two numbers, the lower first"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            sf.dc_ratios(model, x_T, (0.9, 0.5, 0.1), **call)

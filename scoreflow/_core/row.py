@@ -127,10 +127,10 @@ def weights(
     """
     u, mass = lo + (hi - lo) * (LEGENDRE[0] + 1) / 2, (hi - lo) / 2 * LEGENDRE[1]
     at, mass = u if variable is None else variable(u), mass * measure(u)
-    return tuple(float(sum(_lagrange(knots, j, at) * mass)) for j in range(len(knots)))
+    return tuple(float(sum(lagrange(knots, j, at) * mass)) for j in range(len(knots)))
 
 
-def _lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> np.ndarray:
+def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> np.ndarray:
     """ℓ_j(u)."""
     value = np.ones_like(u)
     for k, knot in enumerate(knots):

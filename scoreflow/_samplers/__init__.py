@@ -20,6 +20,7 @@ from scoreflow._samplers import (
     sra,
     stochastic,
     unipc,
+    whole_grid,
 )
 
 __all__ = [
@@ -42,4 +43,5 @@ __all__ = [
     "sra",
     "stochastic",
     "unipc",
+    "whole_grid",
 ]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from scoreflow._core.aliases import PLAIN, elsewhere, plain
+from scoreflow._core.aliases import PLAIN, REASONS, elsewhere, plain
 from scoreflow._core.check import number, scalar, suggestion
 from scoreflow._core.gaussian import GaussianPath, Prediction
-from scoreflow._core.grid import GRIDS, NAMES
+from scoreflow._core.grid import GRIDS, named
 from scoreflow._core.noise import Draws
 from scoreflow._core.path import VPSDE
 from scoreflow._core.row import Row
@@ -323,11 +323,15 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
         raise ValueError("auto is chosen by the budget: give it to solve, sample or plan")
     same = {plain(own): meant for own, meant in known.items()}
     if (meant := same.get(plain(name), PLAIN.get(plain(name)))) is None:
-        first, _, last = name.rpartition(" ")
-        if first and last.lower() in {*GRIDS, *NAMES}:  # as in "DPM++ 2M Karras"
-            raise ValueError(
-                f"no sampler is called {name!r}: its last word is a grid, so give {first!r} and grid={last.lower()!r}"
-            )
+        if reason := REASONS.get(plain(name)):
+            raise ValueError(f"no sampler here has the update of {name!r}: {reason}")
+        words = name.split(" ")
+        for k in range(1, len(words)):  # as in "DPM++ 2M Karras"
+            first, last = " ".join(words[:k]), " ".join(words[k:])
+            if named(last) in GRIDS:
+                raise ValueError(
+                    f"no sampler is called {name!r}: {last!r} is a grid, so give {first!r} and grid={last.lower()!r}"
+                )
         raise ValueError(f"no sampler is called {name!r}{suggestion(name, known)}")
     return meant
 

@@ -76,14 +76,15 @@ def noisy_stages(path: GaussianPath, t: float, s: float, order: int, r1: float |
     return Stages(rows, tuple(parts))
 
 
-@family("sa-solver")
-def sa_solver(predictor: int = 2, corrector: int = 2, tau: Tau = 1.0) -> Sampler:
+@family("sa-solver", also={"sa-solver-pece": {"mode": "pece"}})
+def sa_solver(predictor: int = 2, corrector: int = 2, tau: Tau = 1.0, mode: str = "pec") -> Sampler:
     """SA-Solver: `x_s = (σ_s/σ_t) e^{−τ²h} x_t + α_s Σ_j ∫ r e^{r(λ − λ_s)} ℓ_j dλ D_j + σ_s √(1 − e^{−2τ²h}) ε`, r = 1 + τ².
 
     The predictor interpolates through the last `predictor` outputs (1…4); the corrector, with the same noise, through the
     output at the predicted state and the last `corrector` ones (0…4; 0 for none). That output opens the next step, so n steps
-    to σ = 0, the last of them x̂_0, take n evaluations. `tau` is a number, or a function of t, constant along a step.
-    τ = 0 is the probability-flow ODE, 1 the reverse SDE. The weak order is 2, or 1 with one output and no corrector.
+    to σ = 0, the last of them x̂_0, take n evaluations. With `mode="pece"` the network is evaluated at the corrected state too,
+    and that opens the next step: 2n − 1 evaluations. `tau` is a number, or a function of t, constant along a step. τ = 0 is the
+    probability-flow ODE, 1 the reverse SDE. The weak order is 2, or 1 with one output and no corrector.
 
     Reference:
         SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (Xue et al., 2023), Eqs. 14 and 17.
@@ -93,14 +94,18 @@ def sa_solver(predictor: int = 2, corrector: int = 2, tau: Tau = 1.0) -> Sampler
             raise ValueError(f"{name} must be a whole number from {least} to 4, got {steps}")
     if not callable(tau):
         number("tau", tau, least=0)
+    one_of("mode", mode, ("pec", "pece"))
+    if mode == "pece" and not corrector:
+        raise ValueError("mode='pece' evaluates at the corrected state, and corrector=0 makes none")
     order = 1 if predictor == 1 and not corrector else 2
     return Linear(
-        rows=sa_solver_rows, order=order, cites=("xue2023sasolver",), history=max(predictor, corrector), reuse=corrector > 0
+        rows=sa_solver_rows, order=order, cites=("xue2023sasolver",), history=max(predictor, corrector),
+        reuse=corrector > 0 and mode == "pec",
     )  # fmt: skip
 
 
 def sa_solver_rows(
-    path: GaussianPath, times: tuple[float, ...], s: float, *, predictor: int, corrector: int, tau: Tau
+    path: GaussianPath, times: tuple[float, ...], s: float, *, predictor: int, corrector: int, tau: Tau, mode: str = "pec"
 ) -> list[tuple[float, Row]]:
     """The rows of `sa-solver`; the corrector's newest output is that at s."""
     level = number("tau(t)", tau(times[0]), least=0) if callable(tau) else tau

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from scoreflow._core.check import one_of, whole
+import numpy as np
+
+from scoreflow._core.check import listed, number, one_of, whole
 from scoreflow._core.gaussian import GaussianPath
-from scoreflow._core.row import Row
+from scoreflow._core.row import Row, lagrange
 from scoreflow._samplers.exponential import PREDICTION, Form, Unified, exponential_ab_row, half_row, integral
 from scoreflow._samplers.step import Linear, Sampler, family
 
@@ -66,6 +69,60 @@ def unipc_rows(
     else:
         correct = integral(path, times[0], s, [path.lam(u) for u in (s, *times)], form)
     return [(s, unip_row(path, times, s, order=order, B=B, form=form)), (s, correct)]
+
+
+LOOK_BACK = 3
+"""The outputs through which DC-Solver interpolates: the degree is 2."""
+
+
+@family("dc-solver")
+def dc_solver(ratio: float | Sequence[float] = 1.0, order: int = 3, B: Unified = "bh2", form: Form = "data") -> Sampler:
+    """DC-Solver: UniPC, `x_s = (σ_s/σ_t) x_t + …`, whose newest output is replaced by `Σ_j ℓ_j(ρ t + (1 − ρ) t_1) D_j`.
+
+    ℓ_j is the Lagrange basis in t through the last three times t, t_1, t_2, and the D_j of the last two steps are replaced ones
+    too. So a step looks back on all outputs before it. `ratio` is ρ: a number for all steps, or one for each, the first two of
+    which change nothing, as do those after its end; 1 is `unipc`. What ρ is good depends on the network, the grid and guidance:
+    `sf.dc_ratios` finds them. Any other ρ than 1 leaves order 1. The step to σ = 0 is x̂_0.
+
+    Reference:
+        DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024), Section 3.
+    """
+    _unified(order, B, form)
+    values = [number("ratio", value) for value in listed(ratio)]
+    return Linear(
+        rows=dc_solver_rows, order=order + 1 if all(value == 1 for value in values) else 1, cites=("zhao2024dcsolver",),
+        prediction=PREDICTION[form], history=10**6, reuse=True, default_steps=20,
+    )  # fmt: skip
+
+
+def dc_solver_rows(
+    path: GaussianPath,
+    times: tuple[float, ...],
+    s: float,
+    *,
+    ratio: float | Sequence[float],
+    order: int,
+    B: Unified,
+    form: Form,
+) -> list[tuple[float, Row]]:
+    """The rows of `dc-solver`: those of `unipc` on replaced outputs, each its weights on the network's."""
+    n, symbols = len(times), np.eye(len(times))
+    replaced = list[np.ndarray]()  # newest first
+    for k, output in enumerate(symbols[::-1]):
+        rho = ratio if isinstance(ratio, int | float) else ratio[k] if k < len(ratio) else 1.0
+        if k + 1 >= LOOK_BACK and rho != 1:
+            knots = times[n - 1 - k :][:LOOK_BACK]
+            at = np.array(rho * knots[0] + (1 - rho) * knots[1])
+            output = sum(lagrange(knots, j, at) * one for j, one in enumerate([output, *replaced[: LOOK_BACK - 1]]))
+        replaced.insert(0, output)
+    kept = np.stack(replaced[:order])
+    (at_s, predict), (_, correct) = unipc_rows(path, times[:order], s, order=order, B=B, form=form)
+
+    def of_outputs(row: Row, ahead: int) -> Row:
+        m = np.array(row.m[ahead:]) @ kept[: len(row.m) - ahead]
+        return row._replace(m=(*row.m[:ahead], *m.tolist()))
+
+    return [(at_s, of_outputs(predict, 0)), (s, of_outputs(correct, 1))]
 
 
 def _unified(order: int, B: Unified, form: Form) -> None:

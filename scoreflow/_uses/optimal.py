@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 from scoreflow._core.check import number, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.grid import check_ends, check_times, default_t_min, grid
+from scoreflow._core.row import wide
 from scoreflow._run.solve import solve
 from scoreflow._run.walk import Run
-from scoreflow._samplers.plan import Plan, advance, drive
+from scoreflow._samplers.plan import Memory, Plan, advance, drive
 from scoreflow._samplers.step import Linear, Sampler, get_sampler
 from scoreflow._score.model import ScoreModel
 
@@ -197,3 +199,64 @@ def gits_grid(
     for came in reversed(back):
         place.append(int(came[place[-1]]))
     return tuple(times[i] for i in reversed(place))
+
+
+def dc_ratios(
+    model: ScoreModel,
+    x_T: Tensor,
+    times: Sequence[float] | Tensor,
+    *,
+    order: int = 3,
+    parts: int = 20,
+    limits: tuple[float, float] = (0.0, 2.0),
+    **conditions: Any,
+) -> tuple[float, ...]:
+    """The `ratio` of `dc-solver` for a network and a grid: at each step the one whose state lies nearest to the ODE's.
+
+    The steps are fitted in turn, each along the states that those before it lead to, with about 20 evaluations of the network
+    each. The first two steps, and one to σ = 0, have nothing to fit and keep 1.
+
+    Args:
+        model, conditions: as of `solve`.
+        x_T: a few states (B, ...) at the first time.
+        times: those of the run, decreasing.
+        order: of `dc-solver`.
+        parts: the steps of UniPC to each interval, for the ODE.
+        limits: between which ratios are looked for.
+
+    Raises:
+        ValueError, TypeError: as `solve` and `grid`.
+
+    Reference:
+        DC-Solver: Improving Predictor-Corrector Diffusion Sampler via Dynamic Compensation (Zhao et al., 2024), Algorithm 1.
+    """
+    from scipy.optimize import minimize_scalar
+
+    path, nodes = model.path, check_times(times)
+    whole("parts", parts)
+    low, high = (number("limits", value) for value in limits)
+    if not low < high:
+        raise ValueError(f"limits must be two numbers, the lower first, got {limits}")
+    fine = [t + (s - t) * k / parts for t, s in pairwise(nodes) for k in range(parts)] + [nodes[-1]]
+    ode = solve(model, x_T, "unipc", grid=fine, trajectory=True, conditions=conditions).states
+    assert ode is not None
+    run, x, found = Run(model, conditions, len(x_T)), wide(x_T), list[float]()
+    memory: Memory = ()
+
+    def step(ratios: Sequence[float], t: float, s: float) -> tuple[Tensor, Memory]:
+        chosen = get_sampler("dc-solver", ratio=tuple(ratios), order=order)
+        assert isinstance(chosen, Linear)
+        plan = chosen._planned(None, chosen.build(path, tuple(u for u, _ in memory), t, s))
+        return drive(advance(plan.steps[0], plan, run, x, memory, lambda like, *_: torch.zeros_like(like)), run)[:2]
+
+    with torch.no_grad():
+        for k, (t, s) in enumerate(pairwise(nodes)):
+            target = ode[(k + 1) * parts]
+
+            def off(ratio: float, t: float = t, s: float = s, target: Tensor = target) -> float:
+                return float((step([*found, float(ratio)], t, s)[0] - target).square().mean())
+
+            free = k >= 2 and path.sigma(s) > 0
+            found.append(float(minimize_scalar(off, bounds=(low, high), method="bounded").x) if free else 1.0)
+            x, memory = step(found, t, s)
+    return tuple(found)
