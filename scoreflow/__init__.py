@@ -42,8 +42,11 @@ from scoreflow._uses.table import Table, samplers
 from scoreflow._uses.transitions import Transitions, step_log_prob
 from scoreflow.guidance import (
     APG,
+    FDG,
+    TCFG,
     Autoguidance,
     CFGPlusPlus,
+    CFGZeroStar,
     ClassifierFree,
     ClassifierGuidance,
     Guided,
@@ -67,17 +70,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance",
-    "DDPMChain", "Dequantiser", "Empirical", "Flow", "Gaussian", "GaussianMixture", "GaussianPath", "Guided", "Health",
-    "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler", "ScoreModel",
-    "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "Table", "Thresholding", "Transitions", "VESDE", "VPSDE",
-    "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each",
-    "encode",
-    "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
-    "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop", "interpolate", "invert", "latent",
-    "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas",
-    "solve",
-    "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
+    "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
+    "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
+    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler",
+    "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transitions",
+    "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "dc_ratios", "decode",
+    "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion",
+    "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop",
+    "interpolate", "invert", "latent", "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers",
+    "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 del _chain_grid, _registered, _tool_grid

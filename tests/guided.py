@@ -30,10 +30,23 @@ class Both(torch.nn.Module):
     def forward(self, x, t, y=None):
         self._seen.append(len(x))
         a, s = self.path.alpha(t), self.path.sigma(t)
+        return ((x - a[:, None] * self.x_0(x, t, y)) / s[:, None]).to(x.dtype)
+
+    def x_0(self, x, t, y):
+        a, s = self.path.alpha(t), self.path.sigma(t)
         whole = MIX.denoise(x, a, s)
         parts = torch.stack([*(part.denoise(x, a, s) for part in PARTS), whole], 1)
-        x_0 = whole if y is None else parts[torch.arange(len(x)), y]
-        return ((x - a[:, None] * x_0) / s[:, None]).to(x.dtype)
+        return whole if y is None else parts[torch.arange(len(x)), y]
+
+
+class Velocity(Both):
+    """The exact velocity `(x − x̂_0)/t` of rectified flow, from t = 1 on."""
+
+    def __init__(self):
+        super().__init__(sf.Flow())
+
+    def forward(self, x, t, y=None):
+        return (x - self.x_0(x, t, y)) / t[:, None]
 
 
 def posterior(x, t):
@@ -61,6 +74,8 @@ WRAPPERS = {
     "cfg rescale": lambda m: sf.ClassifierFree(m, 2.5, rescale=0.7),
     "cfg schedule": lambda m: sf.ClassifierFree(m, lambda t: 1 + 2 * t),
     "apg": lambda m: sf.APG(m, 2.5, eta=0.2, norm=2.0, momentum=-0.5),
+    "cfg-zero*": lambda m: sf.CFGZeroStar(m, 2.5),
+    "tcfg": lambda m: sf.TCFG(m, 2.5),
     "autoguidance": lambda m: sf.Autoguidance(m, MIX.model(VP), 1.7),
     "classifier": lambda m: sf.ClassifierGuidance(MIX.model(VP), posterior, 2.0),
     "static": lambda m: sf.Thresholding(m, 0.8),

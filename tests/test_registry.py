@@ -96,7 +96,8 @@ def test_every_reference_is_cited():
     guided = [
         sf.ClassifierFree(inner, 2.0, null={"y": 0}, interval=(0, 1), rescale=0.5), sf.APG(inner, 2.0, null={"y": 0}),
         sf.CFGPlusPlus(inner, 0.5, null={"y": 0}), sf.Autoguidance(inner, inner, 2.0),
-        sf.ClassifierGuidance(inner, torch.nn.Identity(), 1.0), sf.Thresholding(inner),
+        sf.ClassifierGuidance(inner, torch.nn.Identity(), 1.0), sf.Thresholding(inner), sf.TCFG(inner, 2.0, null={"y": 0}),
+        sf.CFGZeroStar(inner, 2.0, null={"y": 0}), sf.FDG(inner, (1.0, 2.0), null={"y": 0}),
     ]  # fmt: skip
     assert {key for one in (*made, *guided) for key in one.cites} | set(picard.CITES) == set(references())
 

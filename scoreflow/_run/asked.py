@@ -12,9 +12,11 @@ from scoreflow._core.check import check_state, flag
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.grid import check_path
 from scoreflow._core.noise import Draws, Replay
+from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
 from scoreflow._run.schedule import Grid, Schedule
-from scoreflow._run.solve import Noise, Prepared, prepare
+from scoreflow._run.solve import Prepared, prepare
+from scoreflow._run.source import Noise
 from scoreflow._run.walk import FiniteCheck
 from scoreflow._samplers.plan import Memory, Plan, advance
 from scoreflow._samplers.step import Sampler
@@ -39,11 +41,14 @@ class AskedRun:
         memory: what the next step may use.
     """
 
-    def __init__(self, model: ScoreModel, prepared: Prepared, x: Tensor, draws: Draws, grad: bool = False) -> None:
+    def __init__(
+        self, model: ScoreModel, prepared: Prepared, x: Tensor, draws: Draws, grad: bool = False, project: Project = free
+    ) -> None:
         assert prepared.plan is not None
         self.plan, self.step, self.nfe = prepared.plan, 0, 0
         self._model, self._grad, self._kept = model, grad, x.dtype
-        self._state, self._draws = wide(x if grad else x.detach()).clone(), draws  # what the caller does to `x` stays here
+        self._project, self._draws = project, draws
+        self._state = self._start(x)
         self.memory: Memory = prepared.memory
         self._analytic = next((i for i, step in enumerate(self.plan.steps) if step.nfe), -1)
         """The step that begins with the exact answer of N(0, v I) data, if the plan has one."""
@@ -110,7 +115,7 @@ class AskedRun:
                 self._begin()
 
     def replace(self, x: Tensor) -> None:
-        """Go on from these states instead: an edit between two steps, such as inpainting by hand.
+        """Go on from these states instead, projected: an edit between two steps, such as inpainting by hand.
 
         Args:
             x: in the shape of the states.
@@ -123,8 +128,13 @@ class AskedRun:
             raise ValueError(f"x can be replaced between steps, and step {self.step + 1} has had {len(self._told)} outputs")
         if x.shape != self._state.shape:
             raise ValueError(f"x must be of shape {tuple(self._state.shape)}, got {tuple(x.shape)}")
-        self._state = wide(x if self._grad else x.detach()).clone()
+        self._state = self._start(x)
         self._begin()
+
+    def _start(self, x: Tensor) -> Tensor:
+        """The states to go on from: their own, so that what the caller does to x stays there."""
+        with torch.set_grad_enabled(self._grad):
+            return self._project(wide(x if self._grad else x.detach()).clone())
 
     def _check_waits(self) -> None:
         if self.done:
@@ -137,7 +147,7 @@ class AskedRun:
                 step, path = self.plan.steps[self.step], self._model.path
                 self._check.step, self._check.span = self.step + 1, (step.t, step.s)
                 self._ahead = self._draws.fork()
-                self._asking = advance(step, self.plan, self._model, self._state, self.memory, self._ahead)
+                self._asking = advance(step, self.plan, self._model, self._state, self.memory, self._ahead, self._project)
                 if not self._on(None):
                     continue
                 if self.plan.analytic is None or self.step != self._analytic:
@@ -192,6 +202,7 @@ def ask(
     seed: int | Sequence[int] | None = None,
     noise: Noise = None,
     grad: bool = False,
+    project: Project | None = None,
     **options: Any,
 ) -> AskedRun:
     """A run that the caller drives: it asks for the network's output, and is told it. Nothing is evaluated here.
@@ -200,7 +211,7 @@ def ask(
         sampler: "auto", a name (its options may stand among the keywords), a sampler, or a plan; made of rows.
         x_T: states (B, ...) at the first time.
         path, prediction, time: those of the network, as of `ScoreModel`.
-        steps, nfe, grid, start, stop, denoise, seed, noise, grad: as of `solve`.
+        steps, nfe, grid, start, stop, denoise, seed, noise, grad, project: as of `solve`.
 
     Raises:
         ValueError: a sampler that is not made of rows, such as an adaptive one or a solver of another library, which calls the
@@ -215,7 +226,7 @@ def ask(
     source, _ = prepared.source(noise, seed, len(x_T), path)
     if isinstance(source, Replay):
         source.fit(x_T, prepared.plan.noise_count)
-    return AskedRun(model, prepared, x_T, source.draws("step"), flag("grad", grad))
+    return AskedRun(model, prepared, x_T, source.draws("step"), flag("grad", grad), projection(project))
 
 
 def nobody(x: Tensor, t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import check_state, whole
+from scoreflow._core.projection import Project, projection
 from scoreflow._run.asked import AskedRun
 from scoreflow._run.schedule import Schedule
 from scoreflow._run.solve import ARGUMENTS, Prepared, Solution, carry, options_of, prepare
@@ -29,6 +30,7 @@ def solve_many(
     *,
     seed: int | Sequence[int] | None = None,
     batch: int | None = None,
+    project: Project | None = None,
     conditions: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> list[Solution]:
@@ -41,7 +43,7 @@ def solve_many(
     Args:
         runs: each a plan, a sampler or its name, a pair (sampler, nfe), or a mapping with keywords of `solve`: sampler, steps,
             nfe, grid, start, stop, denoise, seed, noise, and options of the sampler.
-        model, x_T, conditions: as of `solve`, for all runs; x_T (B, ...).
+        model, x_T, project, conditions: as of `solve`, for all runs; x_T (B, ...).
         seed: of the runs that have none of their own; each has its own draws from it, as if it were alone.
         batch: the most states in one network call; at least those of one run. None: of all runs.
         keywords: conditions of the network.
@@ -52,6 +54,7 @@ def solve_many(
     check_model(model)
     check_state("x_T", x_T)
     check_settled(model)
+    held = projection(project)
     most = None if batch is None else max(1, whole("batch", batch) // max(1, len(x_T)))
     told = model.check_conditions(keywords if conditions is None else {**keywords, "conditions": conditions}, ARGUMENTS)
     found: list[Solution | None] = []
@@ -66,10 +69,11 @@ def solve_many(
         prepared = replace(prepare(model, sampler, times, chosen), conditions=told)
         source, kept = prepared.source(noise, own, len(x_T), model.path)
         if prepared.plan is None or model.begin(prepared.plan) is not model:
-            found.append(carry(model, x_T, prepared, source, seed=kept))
+            found.append(carry(model, x_T, prepared, source, seed=kept, project=held))
             continue
         run = Run(model, prepared.conditions, len(x_T))
-        waiting.append((len(found), AskedRun(model, prepared, x_T, source.draws("step")), run, prepared, kept))
+        asking = AskedRun(model, prepared, x_T, source.draws("step"), project=held)
+        waiting.append((len(found), asking, run, prepared, kept))
         found.append(None)
     samples = torch.arange(len(x_T), device=x_T.device)
     with torch.no_grad():

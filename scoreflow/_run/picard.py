@@ -16,6 +16,7 @@ from torch import Tensor
 from scoreflow._core.check import number, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.noise import Draws
+from scoreflow._core.projection import Project, free
 from scoreflow._run.walk import Run, State, walk
 from scoreflow._samplers.plan import Memory, Plan, advance, drive
 
@@ -104,7 +105,7 @@ class Kept:
         return self
 
 
-def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterator[State]:
+def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard, project: Project = free) -> Iterator[State]:
     """As `walk` with a plan: yields the state at every time, once it is settled for the whole batch.
 
     Args:
@@ -113,9 +114,10 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         x: the state (B, ...) at the first time.
         noise: a cursor of a noise source; it is drawn from in the order of the steps.
         how: the window and the tolerance. Each sample has its own window, so that it does not depend on its batch-mates.
+        project: of the states that the rows make.
     """
     if not len(x):
-        yield from walk(run, plan, plan.times, x, noise)
+        yield from walk(run, plan, plan.times, x, noise, project)
         return
     steps, samples = plan.steps, range(len(x))
     first = [0, *accumulate(step.nfe for step in steps)]  # the number of each step's first output
@@ -136,7 +138,7 @@ def picard(run: Run, plan: Plan, x: Tensor, noise: Draws, how: Picard) -> Iterat
         with suppress(NothingKnown):
             # As far as a window beyond the outputs that may now prove settled.
             for i in range(base, min(len(steps), max(map(step_of, settled)) + 2 * how.window)):
-                y, memory, _ = drive(advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again()), sweep)
+                y, memory, _ = drive(advance(steps[i], plan, sweep, *after[-1][:2], kept[i].again(), project), sweep)
                 after.append((y, memory, sweep.before))
         still = {n: _still(run.path, outputs[n], state, how.tol) for n, state in sweep.states.items()}
         for b in samples:

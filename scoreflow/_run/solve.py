@@ -12,22 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import check_state, flag, one_of, whole
+from scoreflow._core.check import check_state, flag, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_path
-from scoreflow._core.noise import Brownian, Replay, Source, White, check_seed
+from scoreflow._core.noise import Replay, Source, check_seed
+from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
 from scoreflow._run.auto import AUTO, choose
 from scoreflow._run.picard import Picard, picard
 from scoreflow._run.schedule import Grid, Schedule
+from scoreflow._run.source import Noise, source_of
 from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.cite import cite
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel, check_model, check_settled
 from scoreflow._score.network import placed
-
-Noise = str | Tensor | White | Replay | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,7 @@ def solve(
     callback: Callable[[State], object] | None = None,
     progress: bool = False,
     grad: bool = False,
+    project: Project | None = None,
     conditions: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Solution:
@@ -152,6 +153,8 @@ def solve(
             inpainting by hand. x_T stays as it is, and with `parallel` edits are not seen.
         progress: show a bar.
         grad: record the run for differentiation.
+        project: a function of the states (B, ...), such as `lambda x: x - x.mean(1, keepdim=True)`, that holds the run in a
+            subspace: of x_T and of every state that the rows make, stages and noise included. For samplers made of rows.
         conditions: of the network, by name: for names that are arguments here or options, such as `{"eta": 2.0}`.
         keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
             `sf.shared` say whether these have a row a sample.
@@ -168,6 +171,7 @@ def solve(
     return carry(
         model, x_T, prepared, source,
         parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
+        project=projection(project),
     )  # fmt: skip
 
 
@@ -192,7 +196,7 @@ class Prepared:
     ) -> tuple[Source, int | tuple[int, ...] | None]:
         """The source of the run's noise, and the seed to remember."""
         drawn = self.sampler.stochastic_on(path) if self.plan is None else self.plan.noise_count > 0
-        return _source(noise, seed, batch, self.sampler, drawn)
+        return source_of(noise, seed, batch, self.sampler, drawn)
 
     def solution(
         self, model: ScoreModel, x: Tensor, counts: np.ndarray, noise_count: int, *, rounds: int | None = None, **more: Any
@@ -263,6 +267,7 @@ def carry(
     callback: Callable[[State], object] | None = None,
     progress: bool = False,
     grad: bool = False,
+    project: Project = free,
 ) -> Solution:
     """Walk, once all is checked; `steps` is what steps, if it is not the sampler that was asked for."""
     flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
@@ -280,11 +285,12 @@ def carry(
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
         x = x if grad else x.detach()
-        x = wide(x) if callback is None or how is not None else wide(x).clone()  # a callback may edit its state
+        edited = project is not free or (callback is not None and how is None)  # in place, perhaps
+        x = project(wide(x).clone() if edited else wide(x))
         if how is not None and prepared.plan is not None:
-            walked = picard(run, prepared.plan, x, draws, how)
+            walked = picard(run, prepared.plan, x, draws, how, project)
         else:
-            walked = walk(run, stepper, prepared.times, x, draws)
+            walked = walk(run, stepper, prepared.times, x, draws, project)
         for state in chain([next(walked)], shown(walked, len(prepared.times) - 1, prepared.sampler.name, progress)):
             if callback is not None:
                 callback(state if how is None else state._replace(x=state.x.clone()))
@@ -317,6 +323,7 @@ def sample(
     callback: Callable[[State], object] | None = None,
     progress: bool = False,
     grad: bool = False,
+    project: Project | None = None,
     conditions: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -324,14 +331,14 @@ def sample(
 ) -> Tensor:
     """Draw from the prior and solve: samples of the given shape (B, ...).
 
-    The prior at `start` is N(0, prior_std² I), drawn from its own stream of the seed. With draws given as `noise`, the
-    first of them is the prior's.
+    The prior at `start` is N(0, prior_std² I), drawn from its own stream of the seed, then projected. With draws given as
+    `noise`, the first of them is the prior's.
 
     Args:
         shape: of the batch, B first.
         dtype, device: of the state; by default the network's, but a dtype of 32 bits at least.
-        sampler, steps, nfe, grid, start, stop, denoise, parallel, seed, noise, callback, progress, grad, conditions, keywords:
-            as of `solve`.
+        sampler, steps, nfe, grid, start, stop, denoise, parallel, seed, noise, callback, progress, grad, project, conditions,
+            keywords: as of `solve`.
 
     Raises:
         As `solve`.
@@ -350,10 +357,13 @@ def sample(
     elif isinstance(noise, Tensor | Replay):
         noise = Replay(noise.given if isinstance(noise, Replay) else noise, prior=True)
         noise.fit(like, None)
-    prior, _ = _source(noise, seed, size[0], None)
+    prior, _ = source_of(noise, seed, size[0], None)
     x_T = prior.draws("prior")(like) * model.path.prior_std(prepared.times[0])
     source, kept = prepared.source(noise, seed, size[0], model.path)
-    return carry(model, x_T, prepared, source, parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad).x
+    return carry(
+        model, x_T, prepared, source,
+        parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad, project=projection(project),
+    ).x  # fmt: skip
 
 
 def options_of(sampler: str | Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -390,27 +400,3 @@ def meant(model: ScoreModel, sampler: str | Sampler, schedule: Schedule, **optio
 def per_call(model: ScoreModel) -> Callable[[float], int] | None:
     """Network evaluations of a call at t; None where it is 1."""
     return (lambda t: int(model.evaluations(t))) if model.guided else None
-
-
-def _source(
-    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None, drawn: bool = True
-) -> tuple[Source, int | tuple[int, ...] | None]:
-    """The noise source of a run, and the seed to remember."""
-    if noise is None or isinstance(noise, str):
-        if noise is not None:
-            one_of("noise", noise, ("white", "brownian"))
-        if seed is None and noise is None and not drawn:
-            return White(0), None  # nothing is drawn, and torch's generator stays where it is
-        kept = check_seed(seed, batch)
-        along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)
-        return (Brownian(kept) if along else White(kept)), kept
-    if seed is not None and sampler is not None:
-        raise ValueError(f"seed={seed!r} and noise exclude each other: a source has its own seeds, draws need none")
-    if isinstance(noise, White):
-        check_seed(noise.seeds, batch)
-        return noise, None
-    if isinstance(noise, Replay):
-        return noise, None
-    if isinstance(noise, Tensor):
-        return Replay(noise), None
-    raise TypeError(f"noise must be white, brownian, a source or a tensor of draws, got {type(noise).__name__}")

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreflow._core.check import finite, hidden
 from scoreflow._core.gaussian import Prediction
 from scoreflow._core.noise import Draws
+from scoreflow._core.projection import Project, free
 from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import Linear, Sampler
 from scoreflow._score.model import ScoreModel
@@ -121,7 +122,9 @@ class FiniteCheck:
                 raise FloatingPointError(message)
 
 
-def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+def walk(
+    run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws, project: Project = free
+) -> Iterator[State]:
     """Yield the state at every time of the grid. The only loop of the library.
 
     A plan's rows are used as they are, a linear sampler's are planned ahead; anything else steps by itself. A plan goes
@@ -133,33 +136,39 @@ def walk(run: Run, sampler: Sampler | Plan, times: Sequence[float], x: Tensor, n
         times: decreasing, or rising to invert; for a plan, its own.
         x: the state (B, ...) at `times[0]`.
         noise: a cursor of a noise source.
+        project: of the states that rows make.
 
     Raises:
+        ValueError: `project` with a sampler that is not made of rows.
         FloatingPointError: a network output or state that is not finite; names the step and its times.
     """
     plan = sampler.plan(run.path, tuple(times)) if isinstance(sampler, Linear) else sampler
     if not isinstance(plan, Plan):
+        if project is not free:
+            raise ValueError(f"project holds the states that rows make, and {plan!r} is not made of rows")
         yield from _steps(run, plan, times, x, noise)
         return
     memory, again = run.memory, noise.fork()
     run.finite_check.every = 8
     try:
-        yield from _steps(run, plan, plan.times, x, noise)
+        yield from _steps(run, plan, plan.times, x, noise, project)
     except FloatingPointError:
         run.finite_check.every, run.memory = 1, memory
-        for _ in _steps(run, plan, plan.times, x, again):
+        for _ in _steps(run, plan, plan.times, x, again, project):
             pass
         raise
 
 
-def _steps(run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws) -> Iterator[State]:
+def _steps(
+    run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws, project: Project = free
+) -> Iterator[State]:
     """The steps themselves."""
     run.analytic = plan.analytic
     yield State(0, times[0], x)
     for i, (t, s) in enumerate(pairwise(times)):
         run.finite_check.step, run.finite_check.span = i + 1, (t, s)
         if isinstance(plan, Plan):
-            x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise), run)
+            x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise, project), run)
         else:
             x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
         if not isinstance(plan, Plan) or plan.steps[i].nfe:

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoreflow._core.check import number, one_of
 from scoreflow._core.deprecated import renamed
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
+from scoreflow._core.projection import Project, free
 from scoreflow._core.row import Row
 from scoreflow._samplers.health import VARIANCES, Health, Symbolic, UnitVectors
 
@@ -297,11 +298,13 @@ def advance(
     x: Tensor,
     memory: Memory,
     noise: Callable[[Tensor, float, float, bool], Tensor],
+    project: Project = free,
 ) -> Generator[Question, Tensor, Stepped]:
     """Take one planned step. It yields what it asks of the network, is sent the output, and returns the step's end.
 
     Args:
         model: whose path the plan was made for, and what its network predicts. It is not called.
+        project: of every state that a row makes, its noise included.
     """
     row = step.stages[0].row
     if step.evaluates and plan.history == len(step.stages) == len(row.m) == 1 and not plan.reuse:
@@ -310,7 +313,7 @@ def advance(
         if math.isfinite(a) and math.isfinite(b):
             row = row.through(a, b)
             output = yield x, step.t, model.prediction
-            return row(x, [output], lambda k: noise(x, *step.draws[k])), (), None
+            return project(row(x, [output], lambda k: noise(x, *step.draws[k]))), (), None
     seen = memory
     if step.evaluates:
         seen = ((step.t, (yield x, step.t, plan.prediction)), *memory)
@@ -324,14 +327,14 @@ def advance(
         return draws[k]
 
     for u, row in step.stages[:-1]:
-        y = row(x, outputs[: len(row.m)], draw)
+        y = project(row(x, outputs[: len(row.m)], draw))
         outputs.insert(0, (yield y, u, plan.prediction))
         if u == step.s:
             lower = y  # a stage that lands on s is an embedded solution
             if plan.reuse:
                 seen = ((u, outputs[0]), *seen)
     last = step.stages[-1].row
-    x_s = last(x, outputs[: len(last.m)], draw)
+    x_s = project(last(x, outputs[: len(last.m)], draw))
     return x_s, seen, None if lower is None else x_s - lower
 
 

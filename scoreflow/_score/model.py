@@ -385,6 +385,8 @@ def say(value: Any) -> str:
     """An option as text, the same in every process: a function by its name, a tensor by its shape, the rest as it prints."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key!r}: {say(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(say, value))}{',' * (len(value) == 1)})"
     if isinstance(value, Tensor) and value.ndim:
         return f"tensor{tuple(value.shape)}"
     if callable(value) and not isinstance(value, ScoreModel):

@@ -5,9 +5,12 @@ A model that is bent to a condition is linear in ε, the score and x̂_0 alike, 
 """
 
 from scoreflow.guidance.base import Contrast, Guided
-from scoreflow.guidance.classifier_free import APG, CFGPlusPlus, ClassifierFree
+from scoreflow.guidance.classifier_free import CFGPlusPlus, ClassifierFree
+from scoreflow.guidance.frequency import FDG
 from scoreflow.guidance.others import Autoguidance, ClassifierGuidance, Thresholding
+from scoreflow.guidance.projected import APG, TCFG, CFGZeroStar
 
 __all__ = [
-    "APG", "Autoguidance", "CFGPlusPlus", "ClassifierFree", "ClassifierGuidance", "Contrast", "Guided", "Thresholding",
+    "APG", "Autoguidance", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree", "ClassifierGuidance", "Contrast", "FDG", "Guided",
+    "TCFG", "Thresholding",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -77,9 +77,15 @@ class Guided(ScoreModel):
         return self.model.nulls
 
     def begin(self, steps: object) -> ScoreModel:
-        began = copy.copy(self)
-        began.model = self.model.begin(steps)
-        return began
+        return self._over(self.model.begin(steps))
+
+    def _over(self, model: ScoreModel) -> Self:
+        """The same over this model; itself if it is so."""
+        if model is self.model:
+            return self
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     def _inner(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """What the inner model says, as this one's prediction."""
@@ -112,16 +118,7 @@ class Contrast(Guided):
 
     def scale_at(self, t: float | Tensor) -> float | Tensor:
         """The scale at t; for times (n,), one a sample."""
-        if isinstance(t, Tensor) and t.ndim:
-            if not callable(self.scale):
-                inside = (t >= self.interval[0]) & (t <= self.interval[1])
-                return double(torch.where(inside, float(self.scale), 1.0))
-            if t.device.type == "meta":
-                return double(t)
-            return torch.tensor([self.scale_at(u) for u in t.tolist()], dtype=double_on(t.device), device=t.device)
-        if not self.interval[0] <= float(t) <= self.interval[1]:
-            return 1.0
-        return value_at(self.scale, float(t))
+        return scale_at(self.scale, self.interval, t)
 
     def evaluations(self, t: float | Tensor) -> int | Tensor:
         (this, other), inner = self._branches(t), self.model.evaluations(t)
@@ -183,6 +180,18 @@ class Contrast(Guided):
 
     def _count_other(self, t: float | Tensor) -> None:
         self.model.count(t)
+
+
+def scale_at(scale: Scale, interval: tuple[float, float], t: float | Tensor) -> float | Tensor:
+    """The scale at t, 1 outside the interval; for times (n,), one a sample."""
+    if isinstance(t, Tensor) and t.ndim:
+        if not callable(scale):
+            return double(torch.where((t >= interval[0]) & (t <= interval[1]), float(scale), 1.0))
+        if t.device.type == "meta":
+            return double(t)
+        scales = [scale_at(scale, interval, u) for u in t.tolist()]
+        return torch.tensor(scales, dtype=double_on(t.device), device=t.device)
+    return value_at(scale, float(t)) if interval[0] <= float(t) <= interval[1] else 1.0
 
 
 def value_at(scale: Scale, t: float) -> float:

@@ -1,7 +1,8 @@
-"""A model against itself without its condition: classifier-free guidance, and two that do more with the difference."""
+"""A model against itself without its condition: classifier-free guidance, and CFG++, whose scale depends on the step."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,70 +111,6 @@ class ClassifierFree(Contrast):
         return ours, other, None if variance_output is None else variance_output.chunk(2)[0]
 
 
-class APG(ClassifierFree):
-    """Adaptive projected guidance: `x̂_c + (scale − 1) (Δ_⊥ + η Δ_∥)`, Δ = x̂_c − x̂_∅, split along x̂_c.
-
-    Before, `Δ ← Δ + momentum · Δ_before`, the sum along the run, and Δ is shortened to the length `norm`. η = 1 without the
-    two is classifier-free guidance. All in x̂_0, sample by sample.
-
-    Args:
-        model, scale, null, interval, batched: as of `ClassifierFree`.
-        eta: what is left of the part along x̂_c, which saturates. norm: the largest length of Δ; 0 for any.
-        momentum: negative to push away from where the run went. It follows the calls of a run, whose batch must stay together:
-            it goes with neither adaptive steps nor `parallel`. A call without guidance leaves it as it is; a call outside a
-            run is a first step.
-
-    Raises:
-        ValueError: as of `ClassifierFree`; momentum in a run that takes the batch apart, or tries steps.
-
-    Reference:
-        Eliminating Oversaturation and Artifacts of High Guidance Scales in Diffusion Models (Sadat et al., 2024), Algorithm 1.
-    """
-
-    works: tuple[str, ...] = ("sadat2024apg", "ho2022classifierfree")
-
-    def __init__(
-        self, model: ScoreModel, scale: Scale, *, eta: float = 0.0, norm: float = 0.0, momentum: float = 0.0,
-        null: Mapping[str, Any] | None = None, interval: Sequence[float] | None = None, batched: bool = True,
-    ) -> None:  # fmt: skip
-        check.number("eta", eta), check.number("norm", norm, 0), check.number("momentum", momentum, -1, 1)
-        super().__init__(model, scale, null=null, interval=interval, batched=batched, prediction="x0")
-        self.options |= {"eta": eta, "norm": norm, "momentum": momentum}
-        self.eta, self.norm, self.momentum = eta, norm, momentum
-        self.affine = eta == 1 and not norm and not momentum
-        self._before: list[Tensor] | None = None
-
-    def begin(self, steps: object) -> ScoreModel:
-        began = super().begin(steps)
-        assert isinstance(began, APG)
-        began._before = []
-        evaluations: Any = getattr(steps, "evaluations", None)  # of a sampler; a plan has fixed steps
-        if self.momentum and evaluations is not None and evaluations(self.path, (0.6, 0.5)) is None:
-            raise ValueError(self._apart(f"and {steps!r} tries steps and takes them back"))
-        if self.momentum and getattr(steps, "control", None) == "sample":
-            raise ValueError(self._apart(f"and {steps!r} takes it apart"))
-        return began
-
-    def _apart(self, why: str) -> str:
-        return (
-            f"momentum={self.momentum} follows a batch that stays together, {why}: use fixed steps, without parallel, "
-            "or momentum=0"
-        )
-
-    def combine(self, ours: Tensor, other: Tensor, w: float | Tensor, x: Tensor, t: float | Tensor) -> Tensor:
-        step, along = (ours - other).flatten(1), ours.flatten(1)
-        if self.momentum and self._before is not None:
-            if (isinstance(t, Tensor) and t.ndim) or (self._before and self._before[0].shape != step.shape):
-                raise ValueError(self._apart("and this run takes it apart"))
-            step = step + self.momentum * self._before[0] if self._before else step
-            self._before[:] = [step]
-        if self.norm:
-            step = step * (self.norm / step.norm(dim=1, keepdim=True)).clamp(max=1)
-        unit = torch.nn.functional.normalize(along, dim=1)
-        parallel = (step * unit).sum(1, keepdim=True) * unit
-        return ours + (w - 1) * (step - (1 - self.eta) * parallel).reshape(x.shape)
-
-
 class CFGPlusPlus(ClassifierFree):
     """CFG++: x̂_0 is guided, the noise that is put back is the unconditional one.
 
@@ -201,7 +138,7 @@ class CFGPlusPlus(ClassifierFree):
         self._scales: dict[float, float] | None = None
 
     def begin(self, steps: object) -> ScoreModel:
-        began = super().begin(steps)
+        began = copy.copy(super().begin(steps))
         assert isinstance(began, CFGPlusPlus)
         began._scales = {}
         plan: Any = steps if hasattr(steps, "steps") else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,9 +59,12 @@ class Autoguidance(Contrast):
         return self.model.nfe + self.worse.nfe
 
     def begin(self, steps: object) -> ScoreModel:
-        began = super().begin(steps)
+        began, worse = super().begin(steps), self.worse.begin(steps)
+        if worse is self.worse:
+            return began
+        began = copy.copy(began)
         assert isinstance(began, Autoguidance)
-        began.worse = self.worse.begin(steps)
+        began.worse = worse
         return began
 
     def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
