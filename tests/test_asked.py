@@ -159,10 +159,19 @@ def test_together_is_alone(batch):
 
 
 def test_conditions_and_guidance_together():
-    """Rows of conditions go with their samples; guidance that follows a run goes alone."""
-    y = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=X.dtype)
-    model = sf.ScoreModel(lambda x, t, y: net(x, t) + 0.1 * y[:, None], CHAIN, time="index")
-    for guided in (model, sf.ClassifierFree(model, 2.0, null={"y": 0.0}), sf.APG(model, 3.0, momentum=-0.5, null={"y": 0.0})):
+    """Rows of conditions go with their samples; guidance that follows a run goes alone, any other shares its calls."""
+    y, seen = sf.each(torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=X.dtype)), []
+
+    def told(x, t, y):
+        seen.append(len(x))
+        return net(x, t) + 0.1 * y[:, None]
+
+    model, null = sf.ScoreModel(told, CHAIN, time="index"), {"y": 0.0}
+    plain, momentum = sf.ClassifierFree(model, 2.0, null=null), sf.APG(model, 3.0, momentum=-0.5, null=null)
+    for guided, largest in ((model, 8), (plain, 16), (sf.Autoguidance(model, model, 2.0), 8), (momentum, 8)):
+        seen.clear()
+        sf.solve_many([("ddim", 8), ("unipc", 8)], guided, X, y=y)
+        assert max(seen) == largest
         for one, found in zip(("ddim", "unipc"), sf.solve_many([("ddim", 8), ("unipc", 8)], guided, X, y=y), strict=True):
             alone = sf.solve(guided, X, one, nfe=8, y=y)
             torch.testing.assert_close(found.x, alone.x, rtol=1e-9, atol=1e-9)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import states
 
 import scoreflow as sf
-from scoreflow.guidance.frequency import assembled, pyramid
+from scoreflow.guidance.frequency import assembled, blurred, pyramid
 
 NONE = torch.full_like(Y, K)
 FLOW = sf.ScoreModel(Velocity(), sf.Flow(), "flow")
@@ -139,7 +139,7 @@ def test_tcfg_is_a_singular_value_decomposition(prediction, t, scale):
 
 
 def test_tcfg_of_scores():
-    """Of an x0- and a score-network it is that of ε̂, and so of the score; of another prediction, where it is named."""
+    """Of an x0- and a score-network it is that of ε̂; of another prediction, where it is named."""
     eps = sf.TCFG(MODEL, 2.5).x0(X, 0.4, y=Y)
     for model in (net_model("x0"), net_model("score")):
         torch.testing.assert_close(sf.TCFG(model, 2.5).x0(X, 0.4, y=Y), eps, rtol=1e-8, atol=1e-8)
@@ -259,6 +259,16 @@ def test_a_pyramid_in_closed_form():
     ramp = torch.arange(16, dtype=torch.float64).expand(1, 1, 16, 16)
     low, _ = pyramid(ramp, 2)
     torch.testing.assert_close(low[0, 0, :, 1:-1], (2 * torch.arange(8).double() + 0.5).expand(8, 8)[:, 1:-1])
+
+
+@given(frequency=st.floats(0, math.pi))
+@settings(max_examples=10)
+def test_a_wave_is_blurred_by_its_frequency(frequency):
+    """The weights are binomial: along each side a wave keeps `cos⁴(ω/2)`."""
+    wave = torch.cos(frequency * torch.arange(20, dtype=torch.float64)).expand(1, 1, 20, 20)
+    for x in (wave, wave.mT):
+        inner = (..., slice(2, -2), slice(2, -2))
+        torch.testing.assert_close(blurred(x)[inner], math.cos(frequency / 2) ** 4 * x[inner], rtol=1e-12, atol=1e-12)
 
 
 @given(scale=st.floats(-1, 8), levels=st.integers(1, 3), t=st.floats(0.05, 0.95))

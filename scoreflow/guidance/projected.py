@@ -167,8 +167,8 @@ class TCFG(ClassifierFree):
 
     Args:
         model, scale, null, interval, batched: as of `ClassifierFree`.
-        prediction: what u and c are. None: what the network gives, as in published code; of an x0- or a score-network ε̂, whose
-            u' is that of the paper's scores. Another prediction gives another u'. ε̂ cannot begin where α = 0.
+        prediction: what u and c are. None: what the network gives, as in published code, but ε̂ of an x0-network. The
+            paper's score is the same as ε̂; other predictions give other u'. ε̂ cannot begin where α = 0.
 
     Raises:
         ValueError: as of `ClassifierFree`; an unknown prediction.
@@ -184,7 +184,7 @@ class TCFG(ClassifierFree):
         interval: Sequence[float] | None = None, batched: bool = True,
     ) -> None:  # fmt: skip
         own = getattr(model, "prediction", None)
-        of = prediction or ("eps" if own in ("x0", "score") else own)
+        of = prediction or ("eps" if own == "x0" else own)
         super().__init__(model, scale, null=null, interval=interval, batched=batched, prediction=of)
         self.options |= {} if prediction is None else {"prediction": prediction}
         self.affine = False
