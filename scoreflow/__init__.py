@@ -28,6 +28,7 @@ from scoreflow._samplers.cite import cite
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Linear, Sampler, Step, family, get_sampler, sampler
+from scoreflow._samplers.transition import Transition
 from scoreflow._score.conditions import each, shared
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
@@ -73,12 +74,13 @@ __all__ = [
     "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
     "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler",
-    "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transitions",
-    "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data", "dc_ratios", "decode",
-    "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion",
-    "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid", "image_to_image", "interop",
-    "interpolate", "invert", "latent", "load_model", "log_prob", "metric", "nets", "plan", "sample", "sampler", "samplers",
-    "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob", "study", "training", "vlb", "walk", "zoo",
+    "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition",
+    "Transitions", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "cite", "continuous_bound", "data",
+    "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm",
+    "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid",
+    "image_to_image", "interop", "interpolate", "invert", "latent", "load_model", "log_prob", "metric", "nets", "plan",
+    "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob", "study",
+    "training", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 del _chain_grid, _registered, _tool_grid

@@ -196,3 +196,11 @@ def test_refusals(call):
         call(lambda x: None)
     with pytest.raises(ValueError, match=r"project must keep the shape of the states, \(6, 5, 3\), got \(6, 1, 3\)"):
         call(lambda x: x.mean(1, keepdim=True))
+
+
+def test_projected_steps_have_no_density():
+    run = sf.ask("ddpm", states(4, 3), path=sf.VPSDE(), steps=3, seed=0, project=lambda x: x - x.mean(1, keepdim=True))
+    assert run.transition is None
+    run.tell(torch.zeros(4, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="the states of a run with project lie in a subspace"):
+        _ = run.transition

@@ -1,5 +1,6 @@
 """The density of trajectories: against the joint Gaussian in closed form, as importance weights, and its gradients."""
 
+import copy
 import dataclasses
 import math
 
@@ -13,7 +14,7 @@ from torch.distributions import MultivariateNormal
 import scoreflow as sf
 from scoreflow import analysis
 from scoreflow._core.noise import White
-from scoreflow._samplers.plan import Draw, Stages, advance, drive
+from scoreflow._samplers.plan import Draw, PlannedStep, Stage, Stages, advance, drive
 
 PATH, DATA = sf.VPSDE(), mixture()
 
@@ -181,3 +182,71 @@ def test_errors():
         sf.step_log_prob(sf.ScoreModel(lambda x, t: x, PATH), kept, z=1)
     with pytest.raises(TypeError, match="model must be a ScoreModel"):
         sf.step_log_prob(DATA, kept)
+
+
+# -- the same from a run that is asked -----------------------------------------------------------------------------------
+
+
+def told(run, net):
+    """Goes through a run, and yields what it knows of each draw."""
+    yield run.transition
+    while not run.done:
+        run.tell(net(run.x, run.label))
+        yield run.transition
+
+
+@pytest.mark.parametrize("case", CLOSED)
+def test_a_run_has_the_transition_of_each_of_its_steps(case):
+    """Mean, std and log-density, in the order of the steps with noise, and None for the others."""
+    net = Toy(torch.float64)
+    model, x = sf.ScoreModel(net, PATH), states(3, 2, 4)
+    sol = sf.solve(model, x, linear(case), steps=5, seed=4, trajectory=True)
+    out = sf.step_log_prob(model, sol)
+    drawn = [i for i, std in enumerate(out.std) if std]
+    with torch.no_grad():
+        found = [one for one in told(sf.ask(linear(case), x, path=PATH, steps=5, seed=4), net) if one is not None]
+    assert [one.std for one in found] == [out.std[i] for i in drawn]
+    torch.testing.assert_close(torch.stack([one.mean for one in found]), out.mean[drawn], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.stack([one.log_prob for one in found]), out.log_prob[drawn], rtol=1e-12, atol=1e-10)
+
+
+def test_transitions_that_a_run_does_not_have():
+    """Before the first step, after one without noise, within one of two stages; and where it is no Gaussian."""
+    net, ask = Toy(torch.float64), {"path": PATH, "steps": 3, "seed": 0}
+    assert [one is None for one in told(sf.ask("ddpm", states(2, 3), **ask), net)] == [True, False, False, True]
+    assert all(one is None for one in told(sf.ask("ddim", states(2, 3), **ask), net))
+    two = [one is None for one in told(sf.ask("dpm-2-ancestral", states(2, 3), **ask), net)]
+    assert two == [True, True, False, True, False, True]
+    run = sf.ask("seeds-2", states(2, 3), **ask)
+    run.tell(net(run.x, run.label))
+    assert run.transition is None
+    run.tell(net(run.x, run.label))
+    with pytest.raises(ValueError, match=r"step 1 → .* of 'seeds' puts a draw through the network"):
+        _ = run.transition
+    plan = sf.plan("ddpm", PATH, grid=[0.8, 0.4, 0.0])
+    up = [PlannedStep(t, s, False, (Stage(s, sf.Row(1.0, (), 0.1)),), (Draw(t, s),)) for t, s in ((0.6, 0.7), (0.7, 0.8))]
+    run = sf.ask(dataclasses.replace(plan, steps=(*up, *plan.steps)), states(2, 3), path=PATH, seed=0)
+    with pytest.raises(ValueError, match="has led over 2 steps with noise of 'ddpm'"):
+        _ = run.transition
+
+
+def test_the_gradient_of_a_policy():
+    """Step by step from constant states: d log p/dθ of `step_log_prob`; a copy has it too."""
+    net = Toy(torch.float64)
+    run = sf.ask("flow-sde", states(4, 3), path=sf.Flow(), prediction="flow", steps=5, seed=1, grad=True)
+    total, kept = 0.0, []
+    while not run.done:
+        kept.append(run.x.detach())
+        run.tell(net(run.x, run.label))
+        if run.transition is not None:
+            total = total + run.transition.log_prob
+            assert copy.copy(run).transition.std == run.transition.std
+        if not run.done:
+            run.replace(run.x.detach())
+    (found,) = torch.autograd.grad(total.sum(), net.weight)
+    model = sf.ScoreModel(net, sf.Flow(), "flow")
+    out = sf.step_log_prob(model, run.plan, torch.stack([*kept, run.x.detach()]), grad=True)
+    (expected,) = torch.autograd.grad(out.total.sum(), net.weight)
+    torch.testing.assert_close(total, out.total, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert abs(float(found)) > 1e-3

@@ -11,16 +11,20 @@ from torch import Tensor
 from scoreflow._core.check import check_state, flag
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.grid import check_path
-from scoreflow._core.noise import Draws, Replay
+from scoreflow._core.noise import Draws, Replay, White
 from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
 from scoreflow._run.schedule import Grid, Schedule
 from scoreflow._run.solve import Prepared, prepare
 from scoreflow._run.source import Noise
 from scoreflow._run.walk import FiniteCheck
-from scoreflow._samplers.plan import Memory, Plan, advance
+from scoreflow._samplers.plan import Memory, Plan, advance, drive
 from scoreflow._samplers.step import Sampler
+from scoreflow._samplers.transition import Transition, log_density, split
 from scoreflow._score.model import ScoreModel, TimeLabel
+
+Taken = tuple[int, Tensor, Memory, tuple[Tensor, ...], Tensor]
+"""A step that was taken: its number, the state and memory before it, the outputs it was given, the state after it."""
 
 
 class AskedRun:
@@ -55,6 +59,8 @@ class AskedRun:
         self._last: tuple[Tensor, Tensor, float] | None = None
         self._told = list[Tensor]()
         """The outputs of the step at hand, in the prediction of its rows."""
+        self._taken = list[Taken]()
+        """The steps with noise that the last output has led to."""
         self._check = FiniteCheck()
         self._begin()
 
@@ -89,6 +95,35 @@ class AskedRun:
         return None if self._last is None else self._model.express(*self._last, "x0")
 
     @property
+    def transition(self) -> Transition | None:
+        """The Gaussian that the state at hand was drawn from, as `step_log_prob` has it; None if it was not drawn.
+
+        It was drawn if the last output has led to the end of a step with noise. Within a step of several stages, and after a
+        step without noise, it was not. With `grad=True` the gradient is that of the mean: the state that was reached is a
+        constant. `run.replace(run.x.detach())` makes the next step begin from a constant too, as policy gradients want it.
+
+        Raises:
+            ValueError: the step puts a draw through the network, so that its result is no Gaussian; or the output has led over
+                two steps with noise, one of which asks nothing; or the run has a `project`.
+        """
+        if not self._taken:
+            return None
+        if self._project is not free:
+            raise ValueError("the states of a run with project lie in a subspace, where this Gaussian has no density")
+        if len(self._taken) > 1:
+            raise ValueError(
+                f"the last output has led over {len(self._taken)} steps with noise of {self.plan.sampler!r}: sf.step_log_prob "
+                "has the density of each"
+            )
+        number, x, memory, answers, x_s = self._taken[0]
+        quiet, std = split(self.plan.steps[number], self.plan)
+        told = iter(answers)
+        with torch.set_grad_enabled(self._grad):
+            step = advance(quiet, self.plan, self._model, x, memory, White(0).draws())
+            mean, *_ = drive(step, lambda *question: next(told))
+            return Transition(mean, std, log_density(x_s.detach(), mean, std))
+
+    @property
     def noise_count(self) -> int:
         """Draws made up to the beginning of the step at hand."""
         return self._draws.count
@@ -105,6 +140,7 @@ class AskedRun:
         """
         self._check_waits()
         x, t, prediction = self._question
+        self._taken = []
         with torch.set_grad_enabled(self._grad):
             own, _ = self._model.read(output, x)
             self._check.output(own, t)
@@ -146,7 +182,7 @@ class AskedRun:
             while not self.done:
                 step, path = self.plan.steps[self.step], self._model.path
                 self._check.step, self._check.span = self.step + 1, (step.t, step.s)
-                self._ahead = self._draws.fork()
+                self._ahead, self._answers = self._draws.fork(), list[Tensor]()
                 self._asking = advance(step, self.plan, self._model, self._state, self.memory, self._ahead, self._project)
                 if not self._on(None):
                     continue
@@ -158,11 +194,16 @@ class AskedRun:
 
     def _on(self, output: Tensor | None) -> bool:
         """Whether the step asks again, once it has this output; if not, it is taken."""
+        if output is not None:
+            self._answers.append(output)
         try:
             self._question = self._asking.send(output)  # type: ignore[arg-type]
             return True
         except StopIteration as end:
+            before = self._state, self.memory, tuple(self._answers)
             self._state, self.memory, _ = end.value
+        if self.plan.steps[self.step].noise_count:
+            self._taken.append((self.step, *before, self._state))
         self._draws, self.step = self._ahead, self.step + 1
         self._told.clear()
         self._check.state(self._state, last=True)
@@ -171,8 +212,9 @@ class AskedRun:
         return False
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name not in ("_asking", "_question", "_ahead")}
-        return state | {"_told": list(self._told), "_draws": self._draws.fork()}
+        begun = ("_asking", "_question", "_ahead", "_answers")
+        state = {name: value for name, value in vars(self).items() if name not in begun}
+        return state | {"_told": list(self._told), "_taken": list(self._taken), "_draws": self._draws.fork()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreflow._core.chain import gaussian_nll
 from scoreflow._core.check import check_state, flag
 from scoreflow._core.noise import White
-from scoreflow._core.row import double, double_on, flat
 from scoreflow._run.solve import Solution, check_conditions
 from scoreflow._run.walk import Run
-from scoreflow._samplers.plan import Plan, PlannedStep, Stage, advance, drive
+from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import get_sampler
+from scoreflow._samplers.transition import log_density, split
 from scoreflow._score.model import ScoreModel, check_model, check_settled
 
 
@@ -68,7 +66,7 @@ def step_log_prob(
     if plan.path != repr(model.path):
         raise ValueError(f"the plan was made for {plan.path}, the model stands on {model.path}")
     conditions = check_conditions(model, get_sampler(plan.sampler, **dict(plan.options)), conditions)
-    quiet, std = zip(*(_split(step, plan) for step in plan.steps), strict=True)
+    quiet, std = zip(*(split(step, plan) for step in plan.steps), strict=True)
     if not any(std):
         raise ValueError(f"no step of this plan of {plan.sampler!r} draws noise: its paths have no density")
     if not isinstance(states, Tensor) or states.is_nested or not states.is_floating_point() or states.ndim < 2:
@@ -85,7 +83,7 @@ def step_log_prob(
             mean, memory, _ = drive(advance(step, plan, run, states[i], memory, none), run)
             means.append(mean)
         mean = torch.stack(means)
-        log_prob = torch.stack([_log_density(x, m, c) for x, m, c in zip(states[1:], mean, std, strict=True)])
+        log_prob = torch.stack([log_density(x, m, c) for x, m, c in zip(states[1:], mean, std, strict=True)])
     run.finite_check.close()
     return Transitions(mean, std, log_prob)
 
@@ -97,22 +95,3 @@ def _of(solution: Solution, states: Tensor | None) -> tuple[Plan, Tensor | None]
     if states is None and solution.states is None:
         raise ValueError("this solution kept no states: solve with trajectory=True")
     return solution.plan, solution.states if states is None else states
-
-
-def _split(step: PlannedStep, plan: Plan) -> tuple[PlannedStep, float]:
-    """A step without its noise, and the standard deviation of the noise."""
-    *stages, (s, last) = step.stages
-    if any(row.draws for _, row in stages):
-        raise ValueError(
-            f"the step {step.t:.6g} → {step.s:.6g} of {plan.sampler!r} puts a draw through the network, at the state of a "
-            "stage: given the state before it, its result is no Gaussian and has no density in closed form"
-        )
-    std = math.sqrt(sum(float(z) ** 2 for _, z in last.draws))
-    return step._replace(stages=(*stages, Stage(s, last._replace(z=0.0)))), std
-
-
-def _log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Of N(mean, std² I) at x, sample by sample (B,), float64: the sum over entries is large, differences of it are not."""
-    if std == 0:
-        return x.new_full((len(x),), math.nan, dtype=double_on(x.device))
-    return -flat(gaussian_nll(double(x), double(mean), 2 * math.log(std))).sum(1)
