@@ -15,7 +15,7 @@ from scoreflow._core.path import VESDE, Flow
 from scoreflow._run.asked import ask
 from scoreflow._run.walk import shown
 from scoreflow._samplers.step import Linear, Sampler, get_sampler
-from scoreflow.interop.networks import sigmas_path
+from scoreflow.interop.paths import sigmas_path
 
 
 def k_sampler(sampler: str | Sampler, *, flow: bool = False, **options: Any) -> Callable[..., Tensor]:

@@ -15,7 +15,8 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.path import VESDE, VPSDE, Flow, SubVPSDE
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.network import attribute
-from scoreflow.interop.paths import describe
+from scoreflow.interop.paths import describe, sigmas_path
+from scoreflow.interop.preconditioning import Preconditioned, Preconditioning
 from scoreflow.nets import adapt
 
 
@@ -39,19 +40,29 @@ def _called(name: str, net: Any) -> None:
 # -- diffusers -----------------------------------------------------------------------------------------------------------
 
 
+UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "LongCatImage", "OvisImage", "QwenImage")
+"""Transformers that their pipelines tell t in [0, 1]."""
+TURNED = ("HiDream", "Lumina", "NucleusMoE", "ZImage")
+"""Transformers that give minus the velocity: their pipelines turn it."""
+
+
 def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
     """A network of diffusers with the path, prediction and time that its scheduler's configuration says.
 
     Conditions go by diffusers' names (`encoder_hidden_states`, `class_labels`, `added_cond_kwargs`, …); `y` is `class_labels`,
     `tokens` is `encoder_hidden_states`. A network with twice the channels has a learned variance. The `shift` of a flow moves
-    the times of a run and does not concern the network.
+    the times of a run and does not concern the network. By EDM's schedulers, and Euler's with continuous times (Stable Video
+    Diffusion), the network stands inside EDM's preconditioning: the model is on a VE path, and gives x̂_0.
+
+    States of Flux are its packed latents (B, L, 64); `img_ids=sf.shared(...)`, `txt_ids=sf.shared(...)`, `guidance`,
+    `encoder_hidden_states` and `pooled_projections` are conditions.
 
     Args:
         net: a UNet or transformer of diffusers, or a pipeline that has one.
         scheduler: a scheduler of diffusers or its configuration; the pipeline's if None.
 
     Raises:
-        TypeError: no network, or a scheduler that is none. ValueError: as `describe`.
+        TypeError: no network, or a scheduler that is none. ValueError: as `describe`; a network that gives minus the velocity.
     """
     if scheduler is None:
         scheduler = getattr(net, "scheduler", None)
@@ -60,16 +71,23 @@ def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
     inner = next((part for name in ("unet", "transformer") if (part := getattr(net, name, None)) is not None), net)
     if not isinstance(inner, nn.Module):
         raise TypeError(f"net must be a network of diffusers or a pipeline with one, got {type(net).__name__}")
-    path, prediction, time = describe(scheduler)
-    if type(inner).__name__.startswith("Flux"):
-        time = "unit"  # it multiplies by 1000 itself
-    return ScoreModel(adapt.from_diffusers(inner), path, prediction, time)
+    if (name := type(inner).__name__).startswith(TURNED):
+        raise ValueError(f"{name} gives minus the velocity, which its pipeline turns: wrap it, and see sf.from_velocity")
+    path, prediction, time, preconditioning = describe(scheduler)
+    wrapped = adapt.from_diffusers(inner)
+    if preconditioning is not None:
+        return ScoreModel(Preconditioned(wrapped, preconditioning), path, prediction, time)
+    if name.startswith(UNIT_TIME):
+        time = "unit"
+    return ScoreModel(wrapped, path, prediction, time)
 
 
 # -- denoisers in σ ------------------------------------------------------------------------------------------------------
 
 
-def from_edm(net: Any, sigma_min: float | None = None, sigma_max: float | None = None) -> ScoreModel:
+def from_edm(
+    net: Any, sigma_min: float | None = None, sigma_max: float | None = None, sigma_data: float | None = None
+) -> ScoreModel:
     """EDM's network, `net(x, σ, class_labels)` → x̂_0, on a VE path from σ_max; labels as `y=` or `class_labels=`.
 
     Run it to the data on EDM's own grid by `sf.solve(model, x_T, "edm", steps=18, grid=grid)`,
@@ -77,6 +95,7 @@ def from_edm(net: Any, sigma_min: float | None = None, sigma_max: float | None =
 
     Args:
         sigma_min, sigma_max: the network's own if None; 0.002 and 80 where it has 0 and infinity, as EDM's preconditioning.
+        sigma_data: if given, net is the raw network inside the preconditioning, `F(c_in x, ¼ log σ, class_labels)`.
 
     Raises:
         TypeError: no callable. ValueError: not 0 < sigma_min < sigma_max.
@@ -88,7 +107,10 @@ def from_edm(net: Any, sigma_min: float | None = None, sigma_max: float | None =
     low, high = (float(getattr(net, name, 0) or 0) for name in ("sigma_min", "sigma_max"))
     low = number("sigma_min", sigma_min, above=0) if sigma_min is not None else max(low, 0.002)
     high = number("sigma_max", sigma_max, above=0) if sigma_max is not None else high if 0 < high < math.inf else 80.0
-    return ScoreModel(Wrapped(net, _edm), sigmas_path(low, high), "x0", "sigma")
+    wrapped: nn.Module = Wrapped(net, _edm)
+    if sigma_data is not None:
+        wrapped = Preconditioned(wrapped, Preconditioning(number("sigma_data", sigma_data, above=0)))
+    return ScoreModel(wrapped, sigmas_path(low, high), "x0", "sigma")
 
 
 def _edm(net: Any, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:
@@ -118,13 +140,6 @@ def from_k_diffusion(denoiser: Any, sigma_min: float | None = None, sigma_max: f
             raise ValueError(f"{name}=None, and the denoiser has none of its own: give it")
         found.append(number(name, float(value), above=0))
     return ScoreModel(Wrapped(denoiser, _called_plainly), sigmas_path(*found), "x0", "sigma")
-
-
-def sigmas_path(sigma_min: float, sigma_max: float) -> VESDE:
-    """The VE path whose σ is σ_max at t = 1, to rounding."""
-    if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
-    return VESDE(sigma_min, math.hypot(sigma_max, sigma_min))
 
 
 def _called_plainly(net: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:

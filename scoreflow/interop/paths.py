@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.chain import DDPMChain
+from scoreflow._core.check import one_of
 from scoreflow._core.gaussian import GaussianPath, Prediction
-from scoreflow._core.path import VPSDE, Flow
+from scoreflow._core.path import VESDE, VPSDE, Flow
+from scoreflow.interop.preconditioning import Preconditioning
 
 PREDICTION: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 """Their names of predictions."""
@@ -22,11 +25,13 @@ class Described(NamedTuple):
 
     Attributes:
         path, prediction, time: as of `ScoreModel`.
+        preconditioning: what stands around the network, where it is EDM's; then prediction and time are those of the whole.
     """
 
     path: GaussianPath
     prediction: Prediction
     time: Any
+    preconditioning: Preconditioning | None = None
 
 
 def _sigmoid(T: int, start: float, end: float) -> DDPMChain:
@@ -57,8 +62,12 @@ def describe(scheduler: Any) -> Described:
     if not isinstance(config, Mapping):
         raise TypeError(f"scheduler must be a scheduler of diffusers or its configuration, got {type(scheduler).__name__}")
     name = str(config.get("_class_name", type(scheduler).__name__))
+    if "sigma_data" in config:
+        return _edm(config, name)
     betas = "beta_schedule" in config or config.get("trained_betas") is not None
     shifted = "shift" in config and not betas  # FlowMatch…, whose configuration does not say its class before it is saved
+    if config.get("invert_sigmas"):
+        raise ValueError(f"scheduler {name}: invert_sigmas=True turns the time, data at σ = 1; use sf.from_velocity(data_at=1)")
     if name.startswith("FlowMatch") or shifted or config.get("prediction_type") == "flow_prediction":
         return Described(Flow(), "flow", ("scaled", float(config.get("num_train_timesteps", 1000))))
     if not betas:
@@ -68,7 +77,8 @@ def describe(scheduler: Any) -> Described:
     told = config.get("prediction_type", "epsilon")
     if told not in PREDICTION:
         raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION)}, got {told!r}")
-    path = VPSDE.from_betas(_chain(config, scheduler).beta)
+    chain = _chain(config, scheduler)
+    path = VPSDE.from_betas(chain.beta)
     theirs = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(theirs, Tensor):
         nodes = torch.arange(1, len(theirs) + 1, dtype=torch.float64) / len(theirs)
@@ -76,7 +86,30 @@ def describe(scheduler: Any) -> Described:
         # A zero terminal SNR is 2^-24 in some schedulers, so that a division by √ᾱ is finite.
         if not off < 1e-6:
             raise ValueError(f"{name}: ᾱ of its configuration and its own alphas_cumprod differ by {off:.1e}")
+    if config.get("timestep_type") == "continuous" and told == "v_prediction":  # Stable Video Diffusion
+        low, high = (config.get(end) or path.kappa(t) for end, t in (("sigma_min", 1 / chain.T), ("sigma_max", 1.0)))
+        return Described(sigmas_path(float(low), float(high)), "x0", "sigma", Preconditioning(1.0, -1))
     return Described(path, PREDICTION[told], "index")
+
+
+def _edm(config: Mapping[str, Any], name: str) -> Described:
+    """Of EDMEulerScheduler, EDMDPMSolverMultistepScheduler and CosineDPMSolverMultistepScheduler."""
+    if not name.startswith(("EDM", "CosineDPM")):
+        raise ValueError(
+            f"scheduler {name}: this configuration has sigma_data, and does not say whether the network is told ¼ log σ, as by "
+            "EDMEulerScheduler, or 2/π arctan σ, as by CosineDPMSolverMultistepScheduler: give the scheduler itself"
+        )
+    one_of("prediction_type", told := config.get("prediction_type"), ("epsilon", "v_prediction"))
+    path = sigmas_path(float(config["sigma_min"]), float(config["sigma_max"]))
+    sign = -1 if told == "v_prediction" else 1
+    return Described(path, "x0", "sigma", Preconditioning(float(config["sigma_data"]), sign, name.startswith("Cosine")))
+
+
+def sigmas_path(sigma_min: float, sigma_max: float) -> VESDE:
+    """The VE path whose σ is σ_max at t = 1, to rounding."""
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"need 0 < sigma_min < sigma_max, got sigma_min={sigma_min}, sigma_max={sigma_max}")
+    return VESDE(sigma_min, math.hypot(sigma_max, sigma_min))
 
 
 def _chain(config: Mapping[str, Any], scheduler: Any) -> DDPMChain:

@@ -98,13 +98,14 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("analytic: a pipeline makes the first call in any case; give no first answer")
         if sampler != AUTO and not isinstance(get_sampler(sampler, **options), Linear):
             raise ValueError(f"sampler {sampler!r} is not made of rows: it calls its network by itself, and no pipeline can")
-        self.path, self.prediction, self.time = describe(DEFAULTS if config is None else config)
+        described = describe(DEFAULTS if config is None else config)
+        self.path, self.prediction, self.time, self.preconditioning = described
         kept = {name: value for name, value in source.items() if not name.startswith("_") and name not in OWN}
         source_class = source.get("source_class") or source.get("_class_name") or type(config).__name__
         own = {"sampler": sampler, "nfe": nfe, "grid": grid, "options": options}
         self.register_to_config(**{**kept, **own, "source_class": source_class})  # type: ignore[no-untyped-call]
         self.model = ScoreModel(nobody, self.path, self.prediction, self.time)
-        self.init_noise_sigma = 1.0
+        self.init_noise_sigma = self.path.prior_std(1.0)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1)
         self.sigmas: Tensor | None = None
@@ -120,7 +121,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             As the constructor.
         """
-        source = dict(config if isinstance(config, Mapping) else config.config)
+        source = dict(config) if isinstance(config, Mapping) else {"_class_name": type(config).__name__, **config.config}
         options = {**source.pop("options", {}), **own.pop("options", {})}
         chosen = {name: own.pop(name, source.pop(name, None)) for name in ("sampler", "nfe", "grid")}
         changed = {name: own.pop(name) for name in [*own] if name in source}  # such as prediction_type
@@ -147,7 +148,8 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: calls of the network, if `nfe` was not given.
             timesteps: labels to go through; a last step to the data follows.
-            sigmas: κ of the steps on a chain (EDM's sigma), on a flow σ before the shift; a last 0 may be left out.
+            sigmas: κ of the steps (EDM's sigma), on a flow σ before the shift; a last 0 may be left out. On a flow 1, 1 − 1/n, … 1/n,
+                which Flux's pipeline always gives, is the same as num_inference_steps = n.
             mu: the logarithm of a flow's shift, as pipelines of SD3 and Flux compute it.
 
         Raises:
@@ -156,17 +158,19 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         grid: Any = self.config["grid"]
         nfe = None
         if timesteps is not None:
-            grid = self._times([float(label) for label in timesteps])
-        elif sigmas is not None:
-            grid = self._of_sigmas([float(sigma) for sigma in sigmas], mu)
+            grid = self._times(torch.as_tensor(timesteps)).tolist()
+            grid = [*grid, 0.0] if grid[-1] > 0 else grid
+        elif sigmas is not None and not self._uniform(levels := [float(sigma) for sigma in sigmas]):
+            grid = self._of_sigmas(levels, mu)
         else:
-            nfe = whole("nfe", self.config["nfe"] or num_inference_steps)
+            nfe = whole("nfe", self.config["nfe"] or (num_inference_steps if sigmas is None else len(sigmas)))
             if grid is None and isinstance(self.path, Flow):
                 grid = self._shifted(mu)
         self._prepared = self._prepare(Schedule(None, nfe, grid))
         plan = self._plan
         self.num_inference_steps = plan.nfe
         self.timesteps = self._labels(plan.evaluation_times).to(device)
+        self.init_noise_sigma = self.path.prior_std(plan.times[0])
         self._begin, self._index, self._run = 0, 0, None
 
     def _prepare(self, schedule: Schedule) -> Prepared:
@@ -181,23 +185,33 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
     def _labels(self, times: Sequence[float]) -> Tensor:
         """What the network is told at these times."""
         t = torch.tensor(times, dtype=torch.float64)
+        if self.preconditioning is not None:
+            return self.preconditioning.label(self.path.sigma(t)).float()
         if isinstance(self.path, Flow):
             return (t * len(self)).float()
         labels = t * len(self) - 1
         near = (labels - labels.round()).abs() < 1e-6
         return labels.round().long() if bool(near.all()) else torch.where(near, labels.round(), labels).float()
 
-    def _times(self, labels: Sequence[float]) -> list[float]:
-        n = len(self)
-        times = [label / n if isinstance(self.path, Flow) else (label + 1) / n for label in labels]
-        return [*times, 0.0] if times[-1] > 0 else times
+    def _times(self, labels: Tensor) -> Tensor:
+        """The times of labels."""
+        labels = labels.detach().to("cpu", torch.float64).reshape(-1)
+        if self.preconditioning is not None:
+            return self.path.time(-self.preconditioning.sigma(labels).log())
+        return (labels if isinstance(self.path, Flow) else labels + 1) / len(self)
 
-    def _of_sigmas(self, sigmas: Sequence[float], mu: float | None) -> list[float]:
+    def _uniform(self, sigmas: Sequence[float]) -> bool:
+        """Whether they are 1, 1 − 1/n, … 1/n on a flow, by which pipelines such as Flux's say no more than their number n."""
+        n = len(sigmas)
+        return isinstance(self.path, Flow) and all(abs(s - 1 + k / n) < 1e-6 for k, s in enumerate(sigmas))
+
+    def _of_sigmas(self, sigmas: Sequence[float], mu: float | None) -> Any:
         levels = [s for s in sigmas if s > 0]
         if isinstance(self.path, Flow):
             c = self._shift(mu)
             return [*(c * s / (1 + (c - 1) * s) for s in levels), 0.0]
-        return [*times_at(self.path, levels), 0.0]
+        most = self.path.kappa(1.0)
+        return [*times_at(self.path, [min(s, most) if s < most * (1 + 1e-6) else s for s in levels]), 0.0]
 
     def _shift(self, mu: float | None) -> float:
         """The factor of a flow's shift, `σ ← c σ/(1 + (c − 1) σ)`."""
@@ -234,8 +248,11 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         return self._index
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The state as it is: on these paths the network sees it so."""
-        return sample
+        """What the network is given: the state, times c_in where EDM's preconditioning stands around it."""
+        if self.preconditioning is None:
+            return sample
+        t = self._plan.evaluation_times[self._begin] if self._run is None else self._run.t
+        return self.preconditioning.given(sample, self.path.sigma(t))
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
@@ -263,7 +280,10 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         if sample is not self._given and not torch.equal(sample, run.x.to(sample)):
             run.replace(sample)
         self._draws.generator = generator
-        run.tell(model_output.to(run.x.dtype) if model_output.dtype != run.x.dtype else model_output)
+        output = model_output.to(run.x.dtype)
+        if self.preconditioning is not None:
+            output = self.preconditioning.x0(output, run.x, self.path.sigma(run.t))
+        run.tell(output)
         self._index += 1
         self._given = run.x.to(sample.dtype)
         x0 = run.x0
@@ -307,8 +327,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
 
     def _curves(self, labels: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at labels, one or one a sample, over the states."""
-        labels = labels.detach().to("cpu", torch.float64).reshape(-1)
-        t = (labels if isinstance(self.path, Flow) else labels + 1) / len(self)
+        t = self._times(labels)
         t = t.expand(len(like)) if len(t) == 1 else t
         alpha, sigma = (per_sample(v.to(like), like) for v in (self.path.alpha(t), self.path.sigma(t)))
         return alpha, sigma
