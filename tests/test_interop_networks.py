@@ -274,12 +274,37 @@ def test_guided_diffusion(mean, rescale):
     assert told[0] == pytest.approx([99 * (2.0 if rescale else 1.0)] * 4)
     _, variance_output = model.evaluate(X, 0.2)
     torch.testing.assert_close(variance_output, X)
-    with pytest.raises(ValueError, match="keeps 500 of 1000 steps"):
-        from_guided_diffusion(net, SimpleNamespace(betas=betas, original_num_steps=1000, timestep_map=range(500)))
+    for labels in (range(499), [*range(499), 1000], [0] * 500):
+        with pytest.raises(ValueError, match="timestep_map must have 500 rising labels below 1000"):
+            from_guided_diffusion(net, SimpleNamespace(betas=betas, original_num_steps=1000, timestep_map=labels))
     with pytest.raises(ValueError, match="model_mean_type must be one of EPSILON, START_X"):
         from_guided_diffusion(net, SimpleNamespace(betas=betas, model_mean_type=SimpleNamespace(name="PREVIOUS_X")))
     with pytest.raises(TypeError, match="diffusion must have betas"):
         from_guided_diffusion(net, 3)
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("kept", [[0, 111, 222, 333, 444], [3, 4, 10, 100, 499], list(range(500))])
+def test_spaced_diffusion(kept, rescale):
+    """The kept nodes have the ᾱ and the labels of the whole chain: `ddim` on them is `ddim` on those nodes of the whole."""
+    told = []
+
+    def net(x, timesteps):
+        told.append(float(timesteps[0]))
+        return torch.cat([torch.sin(x) * (1 + timesteps[:, None] / 1000), x], 1)
+
+    betas = np.linspace(1e-4, 0.02, 500)
+    bar = np.cumprod(1 - betas)[kept]
+    spaced = {"betas": 1 - bar / np.concatenate(([1.0], bar[:-1])), "timestep_map": kept, "original_num_steps": 500}
+    more = {"model_mean_type": SimpleNamespace(name="EPSILON"), "rescale_timesteps": rescale}
+    model = from_guided_diffusion(net, SimpleNamespace(**spaced, **more))
+    whole = from_guided_diffusion(net, SimpleNamespace(betas=betas, **more))
+    sol = sf.solve(model, X, "ddim", steps=len(kept))
+    assert told == pytest.approx([k * (2.0 if rescale else 1.0) for k in reversed(kept)], abs=1e-9)
+    wanted = sf.solve(whole, X, "ddim", grid=[*((k + 1) / 500 for k in reversed(kept)), 0.0])
+    torch.testing.assert_close(sol.x, wanted.x, rtol=1e-9, atol=1e-9)
+    model(X, 1.5 / len(kept))
+    assert told[-1] == pytest.approx((kept[0] + kept[1]) / 2 * (2.0 if rescale else 1.0))
 
 
 class VPSDE:
@@ -291,7 +316,7 @@ class subVPSDE(VPSDE):
 
 
 class VESDE:
-    sigma_min, sigma_max = 0.01, 50.0
+    sigma_min, sigma_max, N = 0.01, 50.0, 1000
 
 
 def test_score_sde():
@@ -311,8 +336,24 @@ def test_score_sde():
     assert told[-1] == pytest.approx(model.path.sigma(t))
     with pytest.raises(ValueError, match="sde must be one of vpsde, subvpsde, vesde"):
         from_score_sde(net, SimpleNamespace())
-    with pytest.raises(ValueError, match="continuous=False"):
-        from_score_sde(net, VESDE(), continuous=False)
+
+
+def test_score_sde_by_discrete_levels():
+    """VE, `get_score_fn` there: label round((1 − t)(N − 1)) at σ_min (σ_max/σ_min)^t of its t; none below σ_min."""
+    told = []
+
+    def net(x, labels):
+        assert labels.dtype == torch.int64
+        told.append(int(labels[0]))
+        return torch.sin(x)
+
+    model, times = from_score_sde(net, VESDE(), continuous=False), [0.0, 0.1234, 0.5003, 0.77, 1.0]
+    for t in times:
+        at = model.path.time(-math.log(0.01 * 5000**t))
+        torch.testing.assert_close(model.score(X, at), torch.sin(X))
+    assert told == [round((1 - t) * 999) for t in times]
+    model.score(X, 1e-6)
+    assert told[-1] == 999
 
 
 # -- flows ---------------------------------------------------------------------------------------------------------------

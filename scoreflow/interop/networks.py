@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from scoreflow._core.check import number, one_of
@@ -152,14 +154,17 @@ def _called_plainly(net: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor
 def from_guided_diffusion(model: Any, diffusion: Any) -> ScoreModel:
     """A network of guided-diffusion or improved-diffusion with its `GaussianDiffusion`.
 
-    The path is that of the whole chain; which steps are taken is said by `steps=` and `grid=`, and not by a `SpacedDiffusion`.
-    Twice the channels are a learned variance, for `ddpm` with `variance="interpolated"` (LEARNED_RANGE).
+    Give the diffusion of the whole chain if you can: `steps=` and `grid=` of a run say which steps are taken. A `SpacedDiffusion`
+    of K steps is a path through its K nodes, at t = k/K; there the network is told their labels in the whole chain, and between
+    two nodes a label between theirs. Twice the channels are a learned variance, for `ddpm` with `variance="interpolated"`
+    (LEARNED_RANGE).
 
     Args:
-        model: `model(x, timesteps, **conditions)`. diffusion: its betas, what it predicts, whether times are rescaled to 1000.
+        model: `model(x, timesteps, **conditions)`. diffusion: its betas, what it predicts, the labels of its steps, whether
+            they are rescaled to 1000.
 
     Raises:
-        TypeError: no network, or a diffusion without betas. ValueError: a mean that it does not predict.
+        TypeError: no network, or a diffusion without betas. ValueError: a mean that it does not predict; not a label a step.
     """
     _called("model", model)
     betas = getattr(diffusion, "betas", None)
@@ -169,45 +174,45 @@ def from_guided_diffusion(model: Any, diffusion: Any) -> ScoreModel:
     means = {"EPSILON": "eps", "START_X": "x0"}
     if kind not in means:
         raise ValueError(f"model_mean_type must be one of {', '.join(means)}, got {kind}")
-    whole = int(getattr(diffusion, "original_num_steps", len(betas)))
-    used = getattr(diffusion, "timestep_map", range(whole))
     chain = np.asarray(betas, dtype=np.float64)
-    if len(chain) != whole:
-        raise ValueError(
-            f"diffusion keeps {len(chain)} of {whole} steps ({len(used)} labels), and not the betas of the others: give the "
-            "diffusion of all steps; steps= and grid= of a run say which are taken"
-        )
-    path = VPSDE.from_betas(chain)
+    whole = int(getattr(diffusion, "original_num_steps", len(chain)))
+    kept = [int(label) for label in getattr(diffusion, "timestep_map", range(len(chain)))]
+    if len(kept) != len(chain) or any(not a < b for a, b in pairwise(kept)) or not 0 <= kept[0] <= kept[-1] < whole:
+        raise ValueError(f"timestep_map must have {len(chain)} rising labels below {whole}, one for each beta, got {kept}")
     scaled = bool(getattr(diffusion, "rescale_timesteps", False))
-    time: Any = Rescaled(1000.0 / whole, whole) if scaled else "index"
-    return ScoreModel(Wrapped(model, _called_plainly), path, means[kind], time)  # type: ignore[arg-type]
+    time: Any = "index" if kept == list(range(whole)) and not scaled else Labels(kept, 1000.0 / whole if scaled else 1.0)
+    return ScoreModel(Wrapped(model, _called_plainly), VPSDE.from_betas(chain), means[kind], time)  # type: ignore[arg-type]
 
 
-class Rescaled:
-    """Labels 0 … T − 1 of a chain, times a factor: `rescale_timesteps`."""
+class Labels:
+    """The label of the k-th node of K, at t = k/K, times a factor; between the nodes a straight line, from −1 at t = 0."""
 
-    def __init__(self, factor: float, T: int) -> None:
-        self.factor, self.T = factor, T
+    def __init__(self, labels: Sequence[int], factor: float = 1.0) -> None:
+        self.labels, self.factor = torch.tensor([-1, *labels], dtype=torch.float64), factor
 
     def __call__(self, t: Tensor) -> Tensor:
-        return (t * self.T - 1) * self.factor
+        labels, place = self.labels.to(t), t * (len(self.labels) - 1)
+        place = torch.where((place - place.round()).abs() < 1e-6, place.round(), place)
+        below = place.floor().long().clamp(0, len(labels) - 2)
+        return torch.lerp(labels[below], labels[below + 1], place - below) * self.factor
 
     def __repr__(self) -> str:
-        return f"{self.factor:g}·(t·{self.T} − 1)"
+        return f"{self.factor:g}·label, {len(self.labels) - 1} from {int(self.labels[1])} to {int(self.labels[-1])}"
 
 
 def from_score_sde(model: Any, sde: Any, continuous: bool = True) -> ScoreModel:
     """A network of score_sde with its SDE: `VPSDE`, `subVPSDE` or `VESDE`.
 
     As `get_score_fn` there: on VP and sub-VP the network is told 999·t and gives −σ_t times the score, which is ε̂; on VE it is
-    told the noise level and gives the score. Their VE path begins at σ_min, ours at 0: below σ_min the network was not trained.
+    told the noise level and gives the score. After discrete training VP is told (N − 1)·t, and VE the number of the level, 0 at
+    σ_max, N − 1 at σ_min. Their VE path begins at σ_min, ours at 0: below σ_min the network was not trained.
 
     Args:
-        sde: by its class's name, with beta_0 and beta_1, or sigma_min and sigma_max.
-        continuous: of the training, as `config.training.continuous`; VE needs it.
+        sde: by its class's name, with beta_0 and beta_1, or sigma_min and sigma_max, and N.
+        continuous: of the training, as `config.training.continuous`.
 
     Raises:
-        TypeError: no network. ValueError: another SDE, or a discrete VE.
+        TypeError: no network. ValueError: another SDE.
 
     Reference:
         Song et al. (2021); `models/utils.py` of its code.
@@ -216,14 +221,25 @@ def from_score_sde(model: Any, sde: Any, continuous: bool = True) -> ScoreModel:
     kind = type(sde).__name__.lower()
     one_of("sde", kind, ("vpsde", "subvpsde", "vesde"))
     if kind == "vesde":
-        if not continuous:
-            raise ValueError(
-                "continuous=False: a VE network with discrete labels needs a time function of its own; use ScoreModel"
-            )
-        return ScoreModel(Wrapped(model, _called_plainly), VESDE(float(sde.sigma_min), float(sde.sigma_max)), "score", "sigma")
+        ve = VESDE(float(sde.sigma_min), float(sde.sigma_max))
+        return ScoreModel(Wrapped(model, _called_plainly), ve, "score", "sigma" if continuous else NearestLevel(ve, int(sde.N)))
     path: GaussianPath = (VPSDE if kind == "vpsde" else SubVPSDE)(float(sde.beta_0), float(sde.beta_1))
     scale = 999.0 if continuous or kind == "subvpsde" else float(sde.N - 1)
     return ScoreModel(Wrapped(model, _called_plainly), path, "eps", ("scaled", scale))
+
+
+class NearestLevel:
+    """The number of the nearest of N levels, geometric from σ_max, 0, to σ_min, N − 1."""
+
+    def __init__(self, path: VESDE, N: int) -> None:
+        self.path, self.N = path, N
+
+    def __call__(self, t: Tensor) -> Tensor:
+        down = (math.log(self.path.sigma_max) + self.path.lam(t)) / self.path.rate
+        return (down.clamp(0, 1) * (self.N - 1)).round().long()
+
+    def __repr__(self) -> str:
+        return f"the nearest of {self.N} levels"
 
 
 # -- flows ---------------------------------------------------------------------------------------------------------------

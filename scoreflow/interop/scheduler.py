@@ -148,8 +148,8 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps: calls of the network, if `nfe` was not given.
             timesteps: labels to go through; a last step to the data follows.
-            sigmas: κ of the steps (EDM's sigma), on a flow σ before the shift; a last 0 may be left out. On a flow 1, 1 − 1/n, … 1/n,
-                which Flux's pipeline always gives, is the same as num_inference_steps = n.
+            sigmas: κ of the steps (EDM's sigma), on a flow σ before the shift; a last 0 may be left out. On a flow
+                1, 1 − 1/n, … 1/n, which Flux's pipeline always gives, is the same as num_inference_steps = n.
             mu: the logarithm of a flow's shift, as pipelines of SD3 and Flux compute it.
 
         Raises:
