@@ -154,10 +154,10 @@ def _called_plainly(net: Any, x: Tensor, t: Tensor, **conditions: Any) -> Tensor
 def from_guided_diffusion(model: Any, diffusion: Any) -> ScoreModel:
     """A network of guided-diffusion or improved-diffusion with its `GaussianDiffusion`.
 
-    Give the diffusion of the whole chain if you can: `steps=` and `grid=` of a run say which steps are taken. A `SpacedDiffusion`
-    of K steps is a path through its K nodes, at t = k/K; there the network is told their labels in the whole chain, and between
-    two nodes a label between theirs. Twice the channels are a learned variance, for `ddpm` with `variance="interpolated"`
-    (LEARNED_RANGE).
+    Give the diffusion of the whole chain if you can: `steps=` and `grid=` of a run say which steps are taken. The path of a
+    `SpacedDiffusion` of K steps goes through its K nodes, at t = k/K; there the network is told their labels in the whole chain,
+    and between two nodes a label between theirs. Twice the channels are a learned variance, for `ddpm` with
+    `variance="interpolated"` (LEARNED_RANGE).
 
     Args:
         model: `model(x, timesteps, **conditions)`. diffusion: its betas, what it predicts, the labels of its steps, whether
