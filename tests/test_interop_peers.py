@@ -1,7 +1,7 @@
 """Our samplers as functions of k-diffusion, and models of flow networks, against k-diffusion, flow_matching and torchcfm.
 
-In float64 on an exact mixture, the noise of our run replayed in theirs. The largest difference over the largest entry is held to
-1e-12. `make` installs them without what they ask for in training.
+In float64 on an exact mixture, the noise of our run replayed in theirs. The largest difference over the largest entry is held
+to 1e-12. `make` installs them without what they ask for in training.
 """
 
 import importlib

@@ -96,17 +96,22 @@ def test_configurations_of_every_kind():
         torch.testing.assert_close(stepped(scheduler, Net(), x), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_flow_times_are_those_of_their_euler():
+@pytest.mark.parametrize("sigmas", [[1 - k / 8 for k in range(8)], [1.0, 0.6, 0.5, 0.1]])
+@pytest.mark.parametrize(
+    ("config", "mu"),
+    [({"shift": 3.0}, None), ({"use_dynamic_shifting": True, "shift_terminal": 0.02}, 0.7),
+     ({"use_dynamic_shifting": True, "time_shift_type": "linear"}, 0.7)],
+)  # fmt: skip
+def test_flow_times_are_those_of_their_euler(config, mu, sigmas):
     """From σ that a pipeline gives: the same times and, with Euler, the same steps as FlowMatchEulerDiscreteScheduler."""
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    sigmas = [1 - k / 8 for k in range(8)]
-    theirs.set_timesteps(sigmas=sigmas)
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    theirs.set_timesteps(sigmas=sigmas, mu=mu)
     y = x
     for t in theirs.timesteps:
         y = theirs.step(Net()(y, t), t, y, return_dict=False)[0]
     ours = DiffusersScheduler("pf-ode-euler", theirs.config)
-    ours.set_timesteps(sigmas=sigmas)
+    ours.set_timesteps(sigmas=sigmas, mu=mu)
     torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(stepped(ours, Net(), x), y, rtol=1e-4, atol=1e-4)
 
@@ -119,6 +124,28 @@ def test_sigmas_on_a_chain():
         scheduler.set_timesteps(sigmas=given)
         found = [scheduler.path.kappa((float(label) + 1) / 1000) for label in scheduler.timesteps]
         assert found == pytest.approx(sigmas, rel=1e-3)  # labels are of 32 bits
+
+
+def test_transitions():
+    """Mean, std and log-density of each step of a policy, as `step_log_prob` has them at the states of the pipeline."""
+    scheduler = DiffusersScheduler("flow-sde", diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
+    scheduler.set_timesteps(5)
+    x, total, generator = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)), 0.0, torch.Generator().manual_seed(2)
+    kept = [x]
+    assert scheduler.transition is None
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(Net()(x, t), t, x, generator=generator, return_dict=False)[0]
+        kept.append(x)
+        assert (scheduler.transition is None) == (i == 4)  # the last step is x̂_0
+        total = total + (scheduler.transition.log_prob if i < 4 else 0.0)
+    model = sf.ScoreModel(Net(), sf.Flow(), "flow", ("scaled", 1000.0))
+    wanted = sf.step_log_prob(model, sf.plan("flow-sde", model.path, grid=moved(5, 3.0)), torch.stack(kept)).total
+    torch.testing.assert_close(total, wanted, rtol=1e-6, atol=1e-3)
+
+
+def moved(n, shift):
+    """The uniform times of a flow, moved."""
+    return [shift * u / (1 + (shift - 1) * u) for u in (1 - k / n for k in range(n + 1))]
 
 
 def test_generators_one_a_sample():

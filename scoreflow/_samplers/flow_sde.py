@@ -16,7 +16,7 @@ def flow_sde(a: float = 0.7) -> Sampler:
 
     Euler–Maruyama for the reverse SDE of level η; on `Flow()`, where `η g = a √(t/(1−t))`, it is Flow-GRPO's. Where α_t = 0 and
     g is infinite, `g² σ_t/σ_s` at s stands for it, as in their code; elsewhere it is `reverse-sde-euler` with `eta`.
-    The step to σ = 0 is x̂_0. `step_log_prob` has mean, std and log-density of every step.
+    The step to σ = 0 is x̂_0. `AskedRun.transition` and `step_log_prob` have mean, std and log-density of every other step.
 
     Reference:
         Flow-GRPO: Training Flow Matching Models via Online RL (Liu et al., 2025), Eqs. 9 and 12.

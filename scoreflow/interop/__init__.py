@@ -13,10 +13,12 @@ from scoreflow.interop.networks import (
     from_velocity,
 )
 from scoreflow.interop.paths import Described, describe
+from scoreflow.interop.preconditioning import Preconditioning
 
 __all__ = [
     "Described",
     "DiffusersScheduler",
+    "Preconditioning",
     "describe",
     "from_diffusers",
     "from_edm",

@@ -45,7 +45,7 @@ def _called(name: str, net: Any) -> None:
 UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "LongCatImage", "OvisImage", "QwenImage")
 """Transformers that their pipelines tell t in [0, 1]."""
 TURNED = ("HiDream", "Lumina", "NucleusMoE", "ZImage")
-"""Transformers that give minus the velocity: their pipelines turn it."""
+"""Transformers whose pipelines turn the time that they are told, the velocity that they give, or both."""
 
 
 def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
@@ -64,7 +64,8 @@ def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
         scheduler: a scheduler of diffusers or its configuration; the pipeline's if None.
 
     Raises:
-        TypeError: no network, or a scheduler that is none. ValueError: as `describe`; a network that gives minus the velocity.
+        TypeError: no network, or a scheduler that is none. ValueError: as `describe`; a network whose pipeline turns what it
+            gives.
     """
     if scheduler is None:
         scheduler = getattr(net, "scheduler", None)
@@ -74,7 +75,7 @@ def from_diffusers(net: Any, scheduler: Any = None) -> ScoreModel:
     if not isinstance(inner, nn.Module):
         raise TypeError(f"net must be a network of diffusers or a pipeline with one, got {type(net).__name__}")
     if (name := type(inner).__name__).startswith(TURNED):
-        raise ValueError(f"{name} gives minus the velocity, which its pipeline turns: wrap it, and see sf.from_velocity")
+        raise ValueError(f"the pipeline of {name} turns its time or its velocity: wrap the network, and see sf.from_velocity")
     path, prediction, time, preconditioning = describe(scheduler)
     wrapped = adapt.from_diffusers(inner)
     if preconditioning is not None:
@@ -155,7 +156,7 @@ def from_guided_diffusion(model: Any, diffusion: Any) -> ScoreModel:
     """A network of guided-diffusion or improved-diffusion with its `GaussianDiffusion`.
 
     Give the diffusion of the whole chain if you can: `steps=` and `grid=` of a run say which steps are taken. The path of a
-    `SpacedDiffusion` of K steps goes through its K nodes, at t = k/K; there the network is told their labels in the whole chain,
+    `SpacedDiffusion` of K steps goes through its K nodes, at t = k/K; there the network is told the labels of the whole chain,
     and between two nodes a label between theirs. Twice the channels are a learned variance, for `ddpm` with
     `variance="interpolated"` (LEARNED_RANGE).
 

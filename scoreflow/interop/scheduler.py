@@ -15,7 +15,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
 from scoreflow._core.check import one_of, whole
-from scoreflow._core.grid import rectified
 from scoreflow._core.grid import sigmas as times_at
 from scoreflow._core.noise import Draws
 from scoreflow._core.path import Flow
@@ -26,6 +25,7 @@ from scoreflow._run.schedule import Schedule
 from scoreflow._run.solve import Prepared, prepare
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Linear, get_sampler
+from scoreflow._samplers.transition import Transition
 from scoreflow._score.model import ScoreModel
 from scoreflow.interop.paths import describe
 
@@ -165,7 +165,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
         else:
             nfe = whole("nfe", self.config["nfe"] or (num_inference_steps if sigmas is None else len(sigmas)))
             if grid is None and isinstance(self.path, Flow):
-                grid = self._shifted(mu)
+                grid = partial(self._rule, mu)
         self._prepared = self._prepare(Schedule(None, nfe, grid))
         plan = self._plan
         self.num_inference_steps = plan.nfe
@@ -208,8 +208,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
     def _of_sigmas(self, sigmas: Sequence[float], mu: float | None) -> Any:
         levels = [s for s in sigmas if s > 0]
         if isinstance(self.path, Flow):
-            c = self._shift(mu)
-            return [*(c * s / (1 + (c - 1) * s) for s in levels), 0.0]
+            return self._moved(levels, mu)
         most = self.path.kappa(1.0)
         return [*times_at(self.path, [min(s, most) if s < most * (1 + 1e-6) else s for s in levels]), 0.0]
 
@@ -220,9 +219,17 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
             return math.exp(mu) if kind == "exponential" else float(mu)
         return float(self.config.get("shift", 1.0))
 
-    def _shifted(self, mu: float | None) -> Any:
-        """Uniform times, moved by the shift: the grid `rectified` with the shift for its centre."""
-        return partial(rectified, power=1.0, shift=self._shift(mu))
+    def _rule(self, mu: float | None, path: Flow, steps: int, start: float, stop: float) -> list[float]:
+        """The uniform times of a flow, moved: a rule of `grid`."""
+        return self._moved([1 - k / steps for k in range(steps)], mu)
+
+    def _moved(self, sigmas: Sequence[float], mu: float | None) -> list[float]:
+        """σ of a flow moved by its shift, stretched so that the last is `shift_terminal` if there is one, and 0."""
+        c, end = self._shift(mu), self.config.get("shift_terminal")
+        moved = [c * s / (1 + (c - 1) * s) for s in sigmas]
+        if end and moved[-1] < 1:
+            moved = [1 - (1 - s) * (1 - end) / (1 - moved[-1]) for s in moved]
+        return [*moved, 0.0]
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin at this call of the network, as image-to-image pipelines do.
@@ -253,6 +260,11 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):
             return sample
         t = self._plan.evaluation_times[self._begin] if self._run is None else self._run.t
         return self.preconditioning.given(sample, self.path.sigma(t))
+
+    @property
+    def transition(self) -> Transition | None:
+        """As of `AskedRun`: mean, std and log-density of the state that `step` gave; None before a run, too."""
+        return None if self._run is None else self._run.transition
 
     # -- the run ---------------------------------------------------------------------------------------------------------
 
