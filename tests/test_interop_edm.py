@@ -79,6 +79,9 @@ def test_the_scheduler_gives_what_theirs_gives(theirs, sampler):
     model = from_diffusers(Net(), theirs)
     x = y = X.float() * theirs.config.sigma_max
     assert ours.init_noise_sigma == pytest.approx(math.hypot(theirs.config.sigma_max, 1), rel=1e-6)
+    later = DiffusersScheduler.from_config(theirs, sampler=sampler)
+    later.set_timesteps(sigmas=[10.0, 1.0])
+    assert later.init_noise_sigma == pytest.approx(math.hypot(10, 1), rel=1e-6)
     net, times = Net(), [1.0, *(float(model.path.time(-math.log(s))) for s in theirs.sigmas.tolist()[1:-1]), 0.0]
     for t in ours.timesteps:
         y = ours.step(net(ours.scale_model_input(y, t), t)[0], t, y).prev_sample
