@@ -45,4 +45,4 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo.png docs/_build docs/gallery docs/sampler
+	rm -rf $(VENV) demo.png docs/_build docs/gallery docs/reference docs/sampler docs/tutorial

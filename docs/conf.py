@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-import pages  # of the samplers
+import pages  # of the samplers and of the public objects
 
 project = "scoreflow"
 author = "The scoreflow developers"
@@ -13,16 +13,18 @@ html_title = "scoreflow"
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx-mathjax-offline",
     "sphinx_gallery.gen_gallery",
 ]
-myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath", "amsmath"]
 myst_heading_anchors = 3
 sphinx_gallery_conf = {
-    "examples_dirs": "../examples/gallery",
-    "gallery_dirs": "gallery",
+    "examples_dirs": ["../examples/tutorial", "../examples/gallery"],
+    "gallery_dirs": ["tutorial", "gallery"],
+    "filename_pattern": r"/(plot|\d)_",
     "within_subsection_order": "ExampleTitleSortKey",
     "show_signature": False,
     "min_reported_time": 5,
@@ -35,6 +37,9 @@ html_static_path = ["_static"]
 html_css_files = ["book.css"]
 html_show_copyright = False
 exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+autosummary_context = {"public": pages.public()}
+autosummary_filename_map = pages.files(pages.public())
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_default_options = {"members": True, "show-inheritance": True}
@@ -54,4 +59,6 @@ def plain(app, what, name, obj, options, lines):
 
 def setup(app):
     app.connect("builder-inited", pages.write)
+    app.connect("autodoc-process-bases", pages.bases)
+    app.connect("autodoc-skip-member", pages.skip)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, which writes markup

@@ -1,4 +1,7 @@
-"""A page for each sampler of the registry, written when the book is built: docstring, facts, coefficients, order, source."""
+"""A page for each sampler of the registry, written when the book is built: docstring, facts, coefficients, order, source.
+
+And what the pages of the public objects, which autosummary writes, show of them.
+"""
 
 import inspect
 import re
@@ -98,3 +101,29 @@ def source_from(file, line):
     """The function that begins at the line, with its decorator."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(inspect.getblock(lines[line - 1 :])).rstrip()
+
+
+# -- public objects ------------------------------------------------------------------------------------------------------
+
+
+def public():
+    """The names in the tables of docs/api.md, without `scoreflow.`."""
+    return re.findall(r"^   ([A-Za-z][\w.]*)$", (HERE / "api.md").read_text(encoding="utf-8"), re.M)
+
+
+def files(names):
+    """File names for those that differ from another by case only: some file systems see no difference."""
+    lower = [name.lower() for name in names]
+    return {f"scoreflow.{name}": f"scoreflow.{name}_" for name in names if name.islower() and lower.count(name) > 1}
+
+
+def bases(app, name, obj, options, found):
+    """Bases by their public names; what has none, such as `object`, is not shown."""
+    known = {getattr(sf, name): name for name in sf.__all__ if inspect.isclass(getattr(sf, name))}
+    shown = [f":py:class:`~scoreflow.{known[base]}`" if base in known else base for base in found]
+    found[:] = [base for base in shown if isinstance(base, str) or not base.__module__.startswith("scoreflow")]
+
+
+def skip(app, what, name, obj, skipped, options):
+    """Fields of named tuples stand among the attributes of their docstring."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
