@@ -27,7 +27,8 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/(plot|\d)_",
     "within_subsection_order": "ExampleTitleSortKey",
     "show_signature": False,
-    "min_reported_time": 5,
+    "min_reported_time": 3600,  # seconds of a machine say nothing elsewhere
+    "capture_repr": (),
     "write_computation_times": False,
     "abort_on_example_error": True,
     "download_all_examples": False,

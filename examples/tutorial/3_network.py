@@ -6,6 +6,7 @@ Any function of states and times can be sampled from. Here is a small one, train
 """
 
 import math
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,9 +18,9 @@ torch.manual_seed(0)
 
 
 def spiral(n):
-    """n points in the plane, about of variance 1."""
-    angle = 3 * math.pi * torch.rand(n).sqrt()
-    return torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) / 4.5 + 0.03 * torch.randn(n, 2)
+    """n points in the plane."""
+    angle = 2.5 * math.pi * torch.rand(n).sqrt()
+    return torch.stack([angle * angle.cos(), angle * angle.sin()], dim=1) / 3.8 + 0.1 * torch.randn(n, 2)
 
 
 class Net(nn.Module):
@@ -27,7 +28,9 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(8, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
+        widths = (8, 96, 96, 96)
+        hidden = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.SiLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(96, 2))
 
     def forward(self, x, t):
         waves = [f(k * math.pi * t) for k in (0.5, 1, 2) for f in (torch.sin, torch.cos)]
@@ -39,13 +42,13 @@ class Net(nn.Module):
 # --------
 #
 # A *path* says how data become noise: ``x_t = α_t x_0 + σ_t ε``. The loop is the plain one: noise the data, ask the network for
-# the noise, take the squared error.
+# the noise, take the squared error. Times near the data, where the shape is decided, are drawn more often.
 
 path = sf.VPSDE()
 net = Net()
-optimiser = torch.optim.Adam(net.parameters(), lr=2e-3)
+optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
 for _ in range(3000):
-    x_0, t = spiral(256), torch.rand(256)
+    x_0, t = spiral(256), torch.rand(256) ** 2
     eps = torch.randn_like(x_0)
     x_t = path.alpha(t)[:, None] * x_0 + path.sigma(t)[:, None] * eps
     loss = (net(x_t, t) - eps).square().mean()
@@ -74,6 +77,9 @@ for ax in axes:
 plt.show()
 
 # %%
+# All three ask the same network, 25 times. What lies between the arms is mostly the error of the sampler: the first two have
+# order 1, and ``auto`` takes one of a higher order.
+#
 # Is it the network or the sampler?
 # ---------------------------------
 #
@@ -84,7 +90,7 @@ oracle = sf.Empirical(spiral(2000)).model(path)
 t = torch.full((500,), 0.3)
 x_t = path.alpha(0.3) * spiral(500) + path.sigma(0.3) * torch.randn(500, 2)
 error = (model.eps(x_t, t) - oracle.eps(x_t, t)).square().mean().sqrt()
-print(f"the network is {error:.2f} away from the best at t = 0.3, where the noise has length 1")
+print(f"at t = 0.3 the network's noise is {error:.2f} from the best answer, RMS; noise itself has 1")
 
 # %%
 # A network trained elsewhere is wrapped in the same way: ``prediction=`` is one of ``eps``, ``x0``, ``v``, ``score``, ``flow``,
