@@ -6,6 +6,8 @@ Rows are samplers at their defaults, columns are seeds; seed k asks for the digi
 """
 
 import argparse
+import os
+import sys
 import time
 
 import matplotlib
@@ -75,7 +77,7 @@ def main():
     parser.add_argument("--out", default="demo.png", help="where the picture goes")
     parser.add_argument("--samples", type=int, default=30, help="samples of each sampler; the picture shows ten")
     args = parser.parse_args()
-    console = Console(width=110)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 100)  # of a pipe, wide enough
 
     model, data, n = sf.zoo.digits(), sf.zoo.digits_data(), args.samples
     seeds, labels, shape = range(n), torch.arange(n) % 10, (n, 1, 8, 8)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from scoreflow import nets
 from scoreflow._core.check import one_of
+from scoreflow._core.files import check_file, whole_file
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
 from scoreflow._score.model import ScoreModel, module_of, say
@@ -139,19 +139,8 @@ def write(tensors: dict[str, Tensor], file: str | Path, metadata: dict[str, str]
     """
     from safetensors.torch import save_file
 
-    file = Path(file)
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"file={str(file)!r} must lie in a folder that is there; {file.parent} is none")
-    if file.is_dir():
-        raise IsADirectoryError(f"file={str(file)!r} is a folder: give the name of a file in it")
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
+    with whole_file(check_file("file", file)) as part:
         save_file(tensors, part, metadata=metadata)
-        with open(part, "rb") as opened:
-            os.fsync(opened.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read(file: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

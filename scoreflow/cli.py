@@ -15,13 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 
 from scoreflow import studies, training
 from scoreflow._core.check import options as check_options
 from scoreflow._core.check import whole
+from scoreflow._core.extras import named
+from scoreflow._core.files import check_file
 from scoreflow._core.noise import White
 from scoreflow._core.path import PATHS
 from scoreflow._run.auto import AUTO
@@ -31,6 +32,7 @@ from scoreflow._run.solve import prepare, solve
 from scoreflow._samplers.cite import cite as bibtex
 from scoreflow._samplers.step import get_sampler
 from scoreflow._score.model import ScoreModel
+from scoreflow._show.files import check_ending
 from scoreflow._uses.table import samplers as table
 from scoreflow.data import DATA
 from scoreflow.guidance import ClassifierFree
@@ -130,7 +132,9 @@ def _options(pairs: list[str]) -> dict[str, Any]:
 @app.command()
 def sample(
     model: Model,
-    out: Annotated[Path, typer.Option(help="Where the samples go: .npy, .pt, or .png for images and points of the plane.")],
+    out: Annotated[
+        Path, typer.Option(help="Where the samples go: .npy, .pt, .safetensors; of images and points .png, .jpg or .gif.")
+    ],
     sampler: Annotated[str, typer.Option(help="A sampler as typed: ddim(eta=0.5)@karras.")] = "auto",
     nfe: Annotated[int | None, typer.Option(help="A budget of network evaluations.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps, instead of a budget.")] = None,
@@ -144,13 +148,9 @@ def sample(
     as_json: AsJson = False,
 ) -> None:
     """Draw samples and write them to a file."""
-    if out.suffix not in (".npy", ".pt", ".png"):
-        raise ValueError(f"out must end in .npy, .pt or .png, got {out}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise ValueError(f"out must be a file and lie in a folder that is there, got {out}")
+    check_ending("out", out)
     what = studies.load(model, _shape(shape), compare=False)
-    if out.suffix == ".png" and not studies.picture(np.zeros((1, *what.shape)), shown=1):
-        raise ValueError(f"samples of shape {what.shape} are no picture: write .npy or .pt")
+    check_ending("out", out, what.shape)
     name, options, grid = parse(sampler)
     whole("n", n)
     if name != AUTO:  # options are the sampler's, and no other keyword of `solve`
@@ -161,15 +161,12 @@ def sample(
     given = {key: _in_turn(value, n) for key, value in _options(condition or []).items()}
     keywords = {**options, **what.conditioned(n, seed), **given, "start": what.start, "stop": what.stop}
     net = what.model if guidance is None else ClassifierFree(what.model, guidance)
-    sol = solve(net, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(), **keywords)
-    x = sol.x.detach().to("cpu")
-    if out.suffix == ".pt":
-        torch.save(x, out)
-    elif out.suffix == ".npy":
-        np.save(out, x.numpy())
-    else:
-        out.write_bytes(studies.picture(x.numpy(), shown=n))
-    summary = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(x.shape), "seed": seed, "file": str(out)}
+    sol = solve(
+        net, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(),
+        trajectory=out.suffix == ".gif", **keywords,
+    )  # fmt: skip
+    sol.save(out)
+    summary = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(sol.x.shape), "seed": seed, "file": str(out)}
     typer.echo(json.dumps(summary) if as_json else f"{n} samples by {summary['sampler']}, {sol.nfe} evaluations: {out}")
 
 
@@ -280,23 +277,24 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the folder.")] = None,
     csv: Annotated[Path | None, typer.Option(help="A table too, as CSV.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="A table too, as Parquet.")] = None,
+    light: Annotated[bool, typer.Option("--light", help="A tenth of the size: no scripts, the curves are pictures.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a study again, from its file."""
     for name, file in (("out", out), ("csv", csv), ("parquet", parquet)):
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
-            raise ValueError(f"{name} must be a file in a folder that is there, got {file}")
+        if file is not None:
+            check_file(name, file)
     done = studies.Study.open(folder)
     if csv:
         done.to_csv(csv)
     if parquet:
         done.to_parquet(parquet)
-    _tell(done, folder, out or folder / "report.html", as_json)
+    _tell(done, folder, out or folder / "report.html", as_json, light)
 
 
-def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool) -> None:
+def _tell(done: studies.Study, folder: Path, file: Path, as_json: bool, light: bool = False) -> None:
     """The report, and the findings on every figure that leads a metric."""
-    done.report(file)
+    done.report(file, light=light)
     leading = list({done.metrics[figure]: figure for figure in reversed(done.figures)}.values())[::-1]
     findings = {figure: done.findings(figure) for figure in leading}
     if as_json:
@@ -340,24 +338,13 @@ def root(
     """Samplers of diffusion models, swapped by name."""
 
 
-EXTRAS = {
-    "data": ("sklearn", "PIL", "mlxtend", "fugue_icons"),
-    "study": ("pandas", "pyarrow", "ot", "matplotlib", "plotly", "jinja2"),
-    "train": ("lightning_fabric", "lightning"),
-    "inception": ("torch_fidelity",),
-    "demo": ("rich",),
-}
-"""The packages that an extra brings."""
-
-
 def main() -> None:
     """Run the command line; a mistake in what was typed is one line and exit code 2, anything else that fails 1."""
     try:
-        app()
+        with named():
+            app()
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        extra = next((f"; pip install 'scoreflow[{extra}]'" for extra, names in EXTRAS.items() if missing in names), "")
-        typer.echo(f"scoreflow: {error}{extra}", err=True)
+        typer.echo(f"scoreflow: {error}", err=True)
         sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError | NotADirectoryError) else 1)

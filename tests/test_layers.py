@@ -21,6 +21,7 @@ TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 LAYERS = [
     {"_core"},
+    {"_show"},
     {"_score"},
     {"guidance"},
     {"_samplers"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import Any
 
@@ -21,59 +21,13 @@ from scoreflow._core.row import wide
 from scoreflow._run.auto import AUTO, choose
 from scoreflow._run.picard import Picard, picard
 from scoreflow._run.schedule import Grid, Schedule
+from scoreflow._run.solution import Solution
 from scoreflow._run.source import Noise, source_of
 from scoreflow._run.walk import Run, State, shown, walk
-from scoreflow._samplers.cite import cite
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel, check_model, check_settled
 from scoreflow._score.network import placed
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What a run gave, and how it was made.
-
-    Attributes:
-        x: the state at the last time, (B, ...).
-        times: those of the run, N + 1 floats: the grid, and what churn and Restart add to it, which rises.
-        states: with `trajectory=True` the states at all times, (N + 1, B, ...); else None.
-        nfe: network evaluations, counted; for a run that controls error sample by sample, the most of any sample.
-        nfe_per_sample: the same for each sample, (B,).
-        noise_count: draws made after the prior.
-        sampler: what stepped, with its options.
-        plan: the rows of a linear sampler; None for others.
-        seed: of the run, so that it can be had again; None when the noise was given.
-        memory: what a further step would use.
-        rounds: calls of the network, one after the other: `nfe`, or fewer with `parallel`.
-        model: the score model with its guidance, as text.
-        cites: keys of the works that sampler and guidance rest on.
-    """
-
-    x: Tensor
-    times: tuple[float, ...]
-    states: Tensor | None = field(repr=False)
-    nfe: int
-    nfe_per_sample: tuple[int, ...] = field(repr=False)
-    noise_count: int
-    sampler: Sampler
-    plan: Plan | None = field(repr=False)
-    seed: int | tuple[int, ...] | None
-    memory: tuple[Any, ...] = field(default=(), repr=False)
-    rounds: int = field(default=0, repr=False)
-    model: str = field(default="", repr=False)
-    cites: tuple[str, ...] = field(default=(), repr=False)
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.sampler!r}, {len(self.times) - 1} steps from t={self.times[0]:g} "
-            f"to {self.times[-1]:g}, nfe={self.nfe}, x={tuple(self.x.shape)} {self.x.dtype})"
-        )
-
-    @property
-    def citations(self) -> str:
-        """BibTeX of the works that the sampler and the guidance rest on."""
-        return cite(*self.cites)
 
 
 def plan(

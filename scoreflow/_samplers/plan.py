@@ -17,6 +17,7 @@ from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.projection import Project, free
 from scoreflow._core.row import Row
 from scoreflow._samplers.health import VARIANCES, Health, Symbolic, UnitVectors
+from scoreflow._show.html import card, table
 
 Memory = tuple[tuple[float, Tensor], ...]
 
@@ -260,11 +261,34 @@ class Plan:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"this text is no plan: {error}") from error
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
+        return f"Plan({self._made}: {self._size})"
+
+    @property
+    def _made(self) -> str:
         options = "".join(f", {name}={value}" for name, value in self.options if value is not None)
+        return f"{self.sampler}{options} on {self.path}"
+
+    @property
+    def _size(self) -> str:
+        return f"{len(self.steps)} steps, {self.nfe} evaluations, {self.noise_count} draws"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "run": self._size,
+            "each row": f"x_s = x·x_t + Σ m·{self.prediction} + z·ε; the newest output first",
+            **({} if self.analytic is None else {"analytic": f"the first output is that of N(0, {self.analytic:g} I)"}),
+        }
+        rows = [
+            (k + 1, f"{step.t:.6g}", f"{stage.t:.6g}", *("  ".join(map(_weight, w)) for w in _weights(stage.row)))
+            for k, step in enumerate(self.steps)
+            for stage in step.stages
+        ]
+        return card(f"Plan of {self._made}", facts, table(("step", "t", "s", "x", "m", "z"), rows, most=20))
+
+    def __str__(self) -> str:
         head = (
-            f"{self.sampler}{options} on {self.path}: {len(self.steps)} steps, {self.nfe} evaluations, "
-            f"{self.noise_count} draws; outputs are {self.prediction}\n"
+            f"{self._made}: {self._size}; outputs are {self.prediction}\n"
             f"{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.prediction} + z·ε"
         )
         lines = [
@@ -275,6 +299,15 @@ class Plan:
             for stage in step.stages
         ]
         return "\n".join([head, *lines])
+
+
+def _weights(row: Row) -> tuple[tuple[Any, ...], ...]:
+    """Those of the state, of the outputs and of the draws."""
+    return (row.x,), row.m, row.z if isinstance(row.z, tuple) else (row.z,)
+
+
+def _weight(value: float | Tensor) -> str:
+    return f"a value a sample, {tuple(value.shape)}" if isinstance(value, Tensor) and value.ndim else f"{float(value):+.6g}"
 
 
 def _fits(value: Any) -> bool:

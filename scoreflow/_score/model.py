@@ -17,6 +17,7 @@ from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.row import double, per_sample
 from scoreflow._score.conditions import known, plain, rounds, rows
 from scoreflow._score.network import attribute, unsettled, unwrapped
+from scoreflow._show.html import card
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"] | tuple[Literal["scaled"], float]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -83,6 +84,23 @@ class ScoreModel:
 
     def __repr__(self) -> str:
         return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
+
+    def _repr_html_(self) -> str:
+        return card(type(self).__name__, self._facts())
+
+    def _facts(self) -> dict[str, object]:
+        """What a notebook shows of it."""
+        size = sum(p.numel() for p in self.net.parameters()) if isinstance(self.net, nn.Module) else 0
+        weights = f", {size:,} parameters of {self.dtype} on {self.device}" if size else ""
+        exact = {"exact for": self.oracle} if self.oracle is not None else {}
+        return {
+            "network": f"{type(unwrapped(self.net)).__name__}{weights}",
+            **exact,
+            "path": self.path,
+            "prediction": self.prediction,
+            "time": self.time if isinstance(self.time, str) else say(self.time),
+            "evaluations": self.nfe,
+        }
 
     @property
     def dtype(self) -> torch.dtype | None:

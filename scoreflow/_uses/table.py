@@ -9,6 +9,7 @@ from scoreflow._core.path import VPSDE
 from scoreflow._run.solve import plan
 from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler, resolve
 from scoreflow._samplers.works import short
+from scoreflow._show.html import table
 
 
 class Line(NamedTuple):
@@ -57,6 +58,9 @@ class Table(tuple[Line, ...]):
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return table(HEAD, [line.cells for line in self])
 
     @property
     def markdown(self) -> str:

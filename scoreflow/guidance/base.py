@@ -41,6 +41,11 @@ class Guided(ScoreModel):
     def __repr__(self) -> str:
         return f"{self.kind} of {self.model!r}"
 
+    def _facts(self) -> dict[str, object]:
+        inner = self.model._facts()
+        guidance = f"{self.kind} of {inner['guidance']}" if "guidance" in inner else self.kind
+        return {**inner, "guidance": guidance, "prediction": self.prediction}
+
     @property
     def kind(self) -> str:
         """Its name and options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -191,6 +192,20 @@ def plot(results: Results, figure: str, ax: Any = None) -> Any:
         handlelength=3.2,
     )  # fmt: skip
     return ax
+
+
+def saved(results: Results, figure: str, kind: str) -> bytes:
+    """The chart in a file of that kind, the same bytes each time."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    page, out = Figure(figsize=(8.6, 4.5), layout="constrained"), io.BytesIO()
+    FigureCanvasAgg(page)
+    plot(results, figure, page.add_subplot())
+    with matplotlib.rc_context({"svg.hashsalt": figure}):
+        page.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return out.getvalue()
 
 
 def _locator(ticks: int | str) -> Any:

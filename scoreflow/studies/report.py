@@ -6,13 +6,16 @@ import base64
 import html
 import io
 import math
-import os
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scoreflow._core.files import whole_file
+from scoreflow._show import html as notebook
+from scoreflow._show.picture import drawable, enlarged, most, points, sheet
 from scoreflow.studies import draw
 from scoreflow.studies.findings import findings
 from scoreflow.studies.results import Results
@@ -28,17 +31,20 @@ HEADLINES = 2
 """How many findings on the leading figure of a metric stand in the summary: the first ones."""
 
 
-def write(results: Results, file: Path, figures: list[str]) -> Path:
-    """Write the report; the file stands whole or not at all."""
+def write(results: Results, file: Path, figures: list[str], light: bool = False) -> Path:
+    """Write the report; the file stands whole or not at all. A light one has charts of matplotlib and no script."""
     import jinja2
-    from plotly.offline import get_plotlyjs
+
+    if not light:
+        from plotly.offline import get_plotlyjs
 
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.policies["json.dumps_kwargs"] = {"allow_nan": False}
     env.filters["number"] = number
     page = env.from_string(files("scoreflow.studies").joinpath("report.html").read_text(encoding="utf-8")).render(
-        plotly=get_plotlyjs(),
-        metrics=metrics(results, figures),
+        plotly="" if light else get_plotlyjs(),
+        metrics=metrics(results, figures, still if light else chart),
+        light=light,
         headlines=HEADLINES,
         rows=results.frame[results.frame["figure"].isin(figures)].to_dict("records"),
         strips=strips(results),
@@ -55,16 +61,14 @@ def write(results: Results, file: Path, figures: list[str]) -> Path:
         citations=results.citations,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
+    with whole_file(file) as part:
         part.write_text(page, encoding="utf-8")
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
     return file
 
 
-def metrics(results: Results, figures: list[str]) -> list[dict[str, Any]]:
+def metrics(
+    results: Results, figures: list[str], drawn: Callable[[Results, str], dict[str, Any] | str]
+) -> list[dict[str, Any]]:
     """The figures by metric, with charts and findings; the first of a metric leads it."""
     found: dict[str, dict[str, Any]] = {}
     for i, figure in enumerate(figures):
@@ -73,7 +77,7 @@ def metrics(results: Results, figures: list[str]) -> list[dict[str, Any]]:
         entry["parts"].append(
             dict(
                 name=figure, id=f"curve-{i}", arrow=draw.arrow(results, figure), findings=findings(results, figure),
-                chart=chart(results, figure),
+                chart=drawn(results, figure),
             )
         )  # fmt: skip
     return list(found.values())
@@ -131,6 +135,11 @@ def chart(results: Results, figure: str) -> dict[str, Any]:
     return dict(data=[*below, *curves, *above], layout=layout, config=config)
 
 
+def still(results: Results, figure: str) -> str:
+    """The chart that does not move, as the address of an SVG."""
+    return "data:image/svg+xml;base64," + base64.b64encode(draw.saved(results, figure, "svg")).decode()
+
+
 def _hover(label: str, figure: str, part: Any) -> list[str]:
     return [
         f"{label}\n{r['nfe']:g} evaluations\n{figure} {Interval(r['value'], r['low'], r['high'])}\n"
@@ -178,57 +187,26 @@ def picture(samples: np.ndarray, shown: int = SHOWN, within: float | None = None
 
     One channel is ink, dark where it is 1. Points are drawn in a square from −`within` to `within`; None: all of them.
     """
-    import matplotlib.image
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    out, shape = io.BytesIO(), samples.shape[1:]
-    if not len(samples):
+    if not len(samples) or not drawable(samples.shape[1:]):
         return b""
-    if len(shape) == 3 and shape[0] in (1, 3):
-        white = -1.0 if shape[0] == 1 else 1.0
-        images = np.nan_to_num(samples[:shown], nan=0, posinf=1, neginf=-1).clip(-1, 1)
-        images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=white)
-        wide = min(16, len(images))
-        rows = -(-len(images) // wide)
-        full = np.full((rows * wide, *images.shape[1:]), white)
-        full[: len(images)] = images
-        sheet = full.reshape(rows, wide, *images.shape[1:]).transpose(0, 3, 1, 4, 2)
-        sheet = sheet.reshape(rows * images.shape[2], -1, shape[0])
-        level = (1 - sheet) / 2 if shape[0] == 1 else (sheet + 1) / 2
-        scale = _scale(samples)
-        pixels = np.repeat(level, 3 // shape[0], axis=2).repeat(scale, axis=0).repeat(scale, axis=1)
-        matplotlib.image.imsave(out, pixels.astype(np.float64), format="png")
-    elif shape == (2,):
-        half = within or _most(samples)
-        figure = Figure(figsize=(1.2, 1.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        ax = figure.add_subplot()
-        ax.plot(*samples.T, ".", markersize=2, color=draw.COLOURS[0])
-        ax.set(xticks=[], yticks=[], xlim=(-half, half), ylim=(-half, half))
-        figure.savefig(out, format="png", dpi=180)
+    if samples.ndim == 2:
+        drawn = points(samples, within or most(samples))
+    else:
+        drawn = sheet(samples[:shown], (1, -1) if samples.shape[1] == 1 else (-1, 1))
+    out = io.BytesIO()
+    drawn.save(out, format="PNG", optimize=True)
     return out.getvalue()
-
-
-def _scale(images: np.ndarray) -> int:
-    """Screen pixels for one of theirs."""
-    return int(max(1, round(24 / images.shape[2])))
 
 
 def _room(samples: np.ndarray) -> int:
     """How many samples a strip shows."""
-    return SHOWN if samples.ndim != 4 else max(1, min(SHOWN, WIDE // ((samples.shape[3] + 1) * _scale(samples))))
+    return SHOWN if samples.ndim != 4 else max(1, min(SHOWN, WIDE // ((samples.shape[3] + 1) * enlarged(samples.shape[3]))))
 
 
 def _within(results: Results, cells: list[dict[str, Any]]) -> float | None:
     """The square in which points are drawn, the same for all: that of what they are compared to."""
     drawn = [samples for cell in cells if (samples := results.store.samples(cell["key"])) is not None and samples.ndim == 2]
-    return max(map(_most, drawn), default=None)
-
-
-def _most(points: np.ndarray) -> float:
-    known = np.abs(points[np.isfinite(points)])
-    return 1.25 * float(known.max(initial=0.0)) or 1.0
+    return max(map(most, drawn), default=None)
 
 
 def _columns(results: Results) -> list[str]:
@@ -248,6 +226,35 @@ def _budgets(results: Results) -> str:
 
 def _column(spec: Spec) -> str:
     return f"{spec.size} {'evaluations' if spec.nfe else 'steps'}" if spec.size else "by tolerance"
+
+
+# -- a notebook ----------------------------------------------------------------------------------------------------------
+
+
+def card(results: Results) -> str:
+    """The leading figure at every budget, its chart and its findings."""
+    facts: dict[str, object] = {
+        "of": f"{results.store.identity['network']} on {results.store.identity['path']}",
+        "cells": f"{len(results.specs)}, of {len(results.seeds)} blocks of {results.store.identity['n']} samples",
+        "figures": ", ".join(results.figures),
+    }
+    if results.failures:
+        facts["failed"] = len(results.failures)
+    if results.warnings:
+        facts["not sensible"] = "; ".join(results.warnings)
+    if not results.figures:
+        return notebook.card("Study", facts)
+    figure, columns = results.figures[0], _columns(results)
+    cells = {(spec.label, _column(spec)): str(results.mean(spec, figure)) for spec in results.whole(figure)}
+    rows = [(label, *(cells.get((label, column), "") for column in columns)) for label in results.labels]
+    if (floor := results.floor(figure)) is not None:
+        rows.append(("floor", str(floor), *[""] * (len(columns) - 1)))
+    parts = [
+        notebook.note(f"{figure} ({draw.arrow(results, figure)}), mean and 95 % interval over blocks"),
+        notebook.table(("sampler", *columns), rows, most=20),
+        *map(notebook.note, findings(results, figure)[:HEADLINES]),
+    ]
+    return notebook.card("Study", facts, *parts)
 
 
 # -- text -----------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoreflow._core import NUMERICS
 from scoreflow._core.check import flag, listed, number, whole
+from scoreflow._core.extras import named
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends
 from scoreflow._run.auto import AUTO
@@ -69,13 +70,23 @@ class Study(Results):
         """What the figures say, in sentences computed from them."""
         return findings(self, self._figure(figure))
 
+    def _repr_html_(self) -> str:
+        return report.card(self)
+
+    @named()
     def plot(self, figure: str | None = None, ax: Any = None) -> Any:
         """Draw a figure against evaluations with matplotlib: intervals, floor, reference. Returns the axes."""
         return draw.plot(self, self._figure(figure), ax)
 
-    def report(self, file: str | Path, figures: str | Sequence[str] | None = None) -> Path:
-        """Write one self-contained HTML file: curves, tables, samples, findings, what was run, citations."""
-        return report.write(self, Path(file), [self._figure(f) for f in listed(figures or self.figures)])
+    @named()
+    def report(self, file: str | Path, figures: str | Sequence[str] | None = None, *, light: bool = False) -> Path:
+        """Write one self-contained HTML file: curves, tables, samples, findings, what was run, citations.
+
+        Args:
+            file: its name. figures: those that it shows; None: all.
+            light: a file of a tenth of the size, without scripts: the curves are pictures, and the table does not sort.
+        """
+        return report.write(self, Path(file), [self._figure(f) for f in listed(figures or self.figures)], flag("light", light))
 
 
 def study(
