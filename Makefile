@@ -49,7 +49,7 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	touch $@
 
 .venv-demo/.ready: pyproject.toml requirements-demo.txt
-	@echo "Setting up .venv-demo for the demo alone, SIZE: about a minute, once, and the download of torch."
+	@echo "Setting up .venv-demo once, for the demo alone: about a minute; 1.5 GB, half of it torch."
 	@$(PYTHON) -m venv .venv-demo
 	@.venv-demo/bin/python -m pip install --disable-pip-version-check --requirement requirements-demo.txt
 	@touch $@

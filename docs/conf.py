@@ -58,8 +58,18 @@ def plain(app, what, name, obj, options, lines):
     lines[:] = "".join(parts).split("\n")
 
 
+def breakable(app, page, template, context, doctree):
+    """A long name in the text may be broken after a slash, a colon, a dot or an underscore, and inside no word."""
+    context["body"] = re.sub(
+        r'(?<=<span class="pre">)[^<]{16,}',
+        lambda name: re.sub(r"(?<=\w)(/|::|_|\.(?!py\b))(?=[A-Za-z])", r"\1<wbr>", name[0]),
+        context.get("body", ""),
+    )
+
+
 def setup(app):
     app.connect("builder-inited", pages.write)
     app.connect("autodoc-process-bases", pages.bases)
     app.connect("autodoc-skip-member", pages.skip)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon, which writes markup
+    app.connect("html-page-context", breakable)

@@ -104,7 +104,7 @@ def main():
         table.add_row(label, steps, str(sol.nfe), f"{w2(sol.x, data.held_out[250:]):.3f}", off, f"{ratio:.1f}")
     mean, low, high = floor(data, labels)
     table.add_section()
-    table.add_row("floor: held-out against held-out", "", "", f"{mean:.3f}", "", "")
+    table.add_row("floor: other held-out digits", "", "", f"{mean:.3f}", "", "")
     console.print(table)
     console.print(
         f"W₂: exact optimal transport of the {n} samples to 250 held-out digits, RMS a pixel. Floor: {n} other held-out "

@@ -22,7 +22,8 @@ from scoreflow._core.row import Row
 from scoreflow._run.asked import AskedRun, ask
 from scoreflow._run.lockstep import solve_many
 from scoreflow._run.picard import Picard
-from scoreflow._run.solve import Solution, plan, sample, solve
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import plan, sample, solve
 from scoreflow._run.walk import State, walk
 from scoreflow._samplers.cite import cite
 from scoreflow._samplers.health import Health

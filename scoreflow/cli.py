@@ -347,4 +347,6 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         typer.echo(f"scoreflow: {error}", err=True)
-        sys.exit(2 if isinstance(error, ValueError | TypeError | FileNotFoundError | NotADirectoryError) else 1)
+        sys.exit(
+            2 if isinstance(error, ValueError | TypeError | FileNotFoundError | NotADirectoryError | IsADirectoryError) else 1
+        )

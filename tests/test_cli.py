@@ -119,7 +119,7 @@ SAMPLE = ("sample", "--model", "zoo:digits", "--nfe", "2", "--out", "never.png")
         ((*SAMPLE, "-c", "z=3"), "'z' is neither"),
         (
             ("sample", "--model", "zoo:digits", "--out", "/nowhere/x.png"),
-            "out must be a file and lie in a folder that is there",
+            "out='/nowhere/x.png' must lie in a folder that is there; /nowhere is none",
         ),
     ],
 )

@@ -132,3 +132,19 @@ def test_every_identity_has_its_test():
     assert len(named) > 25
     for file, test in named:
         assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(encoding="utf-8"), f"{file}.py::{test}"
+
+
+def test_names_in_the_book_break_between_their_words():
+    """After a slash, two colons, an underscore or a dot, but for that of `.py`; short code and formulas do not break."""
+    context = {"body": '<span class="pre">tests/test_x.py::test_a_b</span> <span class="pre">x_t</span> tests/test_x.py/x_y'}
+    runpy.run_path(str(ROOT / "docs/conf.py"))["breakable"](None, None, None, context, None)
+    broken = "tests/<wbr>test_<wbr>x.py::<wbr>test_<wbr>a_<wbr>b"
+    assert context["body"] == f'<span class="pre">{broken}</span> <span class="pre">x_t</span> tests/test_x.py/x_y'
+
+
+def test_both_environments_have_one_torch():
+    """The demo's pins what that of the tests does, in the call that installs the library."""
+    pinned = [
+        re.findall(r"^torch==\S+$", (ROOT / f"requirements{name}.txt").read_text("utf-8"), re.M) for name in ("", "-demo")
+    ]
+    assert pinned[0] == pinned[1] and len(pinned[0]) == 1

@@ -96,12 +96,12 @@ def test_sample(run, suffix, tmp_path):
         (["study", "--model", "oracle:ring", "--samplers", ",", "--nfe", "4"], "samplers is empty"),
         (["study", "--model", "oracle:ring", "--samplers", "ddim", "--nfe", "4", "--metrics", "kid"], "metric 'kid' needs"),
         (["study", "--model", "oracle:ring", "--samplers", "ddim", "--nfe", "4", "--workers", "-1"], "workers must be"),
-        (["sample", "--model", "oracle:white"], "out must end in .npy, .pt or .png"),
+        (["sample", "--model", "oracle:white"], "out must end in .png, .jpg, .gif, .npy, .pt, .safetensors"),
     ],
 )
 def test_mistakes(run, words, said, tmp_path):
     """One line and exit code 2, before anything runs."""
-    out = tmp_path / ("x" if words[0] == "study" else "x.jpg")
+    out = tmp_path / ("x" if words[0] == "study" else "x.bmp")
     code, printed, err = run(*words, "--out", out)
     assert code == 2 and printed == ""
     assert said in err and len(err.splitlines()) == 1 and not out.exists()

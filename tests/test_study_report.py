@@ -235,3 +235,40 @@ def test_a_study_that_failed_has_a_report(tmp_path):
     some.store.put("bad", "cell", ("ddim", None, 7, None), 0, Done(None, 0.0, None, (), error="ValueError: no"))
     text = some.report(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "ddim, nfe=7, block 0: ValueError: no" in text
+
+
+# -- the light form -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def light(study, tmp_path_factory):
+    return study.report(tmp_path_factory.mktemp("light") / "light.html", light=True)
+
+
+def test_the_light_report_has_all_but_scripts(study, file, light):
+    """The same headings, tables, findings and samples; a chart a figure; under a third of the size."""
+    full, page = (Page(each.read_text(encoding="utf-8")) for each in (file, light))
+    assert not page.named("script", "button", "select", "noscript")
+    for tags in (("h1", "h2", "h3"), ("td", "th"), ("li", "dt", "dd"), ("table",)):
+        assert [t for t, _ in page.named(*tags)] == [t for t, _ in full.named(*tags)]
+    charts = [attrs for _, attrs in page.named("img") if attrs.get("class") == "still"]
+    assert [attrs["alt"].partition(" against")[0] for attrs in charts] == list(study.figures)
+    assert len(page.named("img")) - len(charts) == len(full.named("img"))
+    assert light.stat().st_size < file.stat().st_size / 3
+    assert ODD not in light.read_text(encoding="utf-8")
+
+
+def test_the_light_report_is_the_same_each_time(study, light, tmp_path):
+    assert study.report(tmp_path / "again.html", light=True).read_bytes() == light.read_bytes()
+
+
+@pytest.mark.parametrize("width", [420, 1200])
+def test_the_light_report_in_a_browser(chromium, light, width):
+    """Every picture is drawn, nothing is complained of or asked for elsewhere, the body does not scroll sideways."""
+    with opened(chromium, light, width) as page:
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 10)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.querySelectorAll('.wide')].every(box => box.tabIndex === 0)")
+        assert page.said == [] and [url for url in page.asked if not url.startswith("data:")] == [light.as_uri()]
+        found = page.evaluate(CONTRAST)
+        assert len(found) > 100 and min(found) >= 4.5

@@ -13,7 +13,8 @@ from scoreflow._core.check import check_state, whole
 from scoreflow._core.projection import Project, projection
 from scoreflow._run.asked import AskedRun
 from scoreflow._run.schedule import Schedule
-from scoreflow._run.solve import ARGUMENTS, Prepared, Solution, carry, options_of, prepare
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import ARGUMENTS, Prepared, carry, options_of, prepare
 from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler

@@ -106,8 +106,8 @@ def points(x: np.ndarray, half: float, inches: float = 1.2, title: str | None = 
     else:
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=7)
-    canvas.draw()
-    return pillow.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return pillow.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
 
 
 def most(x: np.ndarray) -> float:

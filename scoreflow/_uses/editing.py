@@ -15,7 +15,8 @@ from scoreflow._core.row import double, double_on, flat
 from scoreflow._run.auto import AUTO
 from scoreflow._run.picard import Picard
 from scoreflow._run.schedule import Grid, Schedule, explicit
-from scoreflow._run.solve import Solution, carry, prepare
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import carry, prepare
 from scoreflow._run.source import Noise
 from scoreflow._run.walk import State
 from scoreflow._samplers.plan import Plan

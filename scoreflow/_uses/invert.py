@@ -15,7 +15,8 @@ from scoreflow._core.grid import default_t_min
 from scoreflow._core.noise import White
 from scoreflow._core.row import Row
 from scoreflow._run.schedule import Grid, Schedule
-from scoreflow._run.solve import Prepared, Solution, carry, check_conditions, options_of, per_call
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import Prepared, carry, check_conditions, options_of, per_call
 from scoreflow._run.walk import State
 from scoreflow._samplers.invertible import Invertible
 from scoreflow._samplers.step import Linear, Sampler, get_sampler

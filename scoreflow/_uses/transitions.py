@@ -9,7 +9,8 @@ from torch import Tensor
 
 from scoreflow._core.check import check_state, flag
 from scoreflow._core.noise import White
-from scoreflow._run.solve import Solution, check_conditions
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import check_conditions
 from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import get_sampler

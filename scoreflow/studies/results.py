@@ -12,6 +12,7 @@ import numpy as np
 
 from scoreflow._core.check import number, suggestion
 from scoreflow._core.deprecated import renamed
+from scoreflow._core.extras import named
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure
@@ -188,6 +189,7 @@ class Results:
         return [x for x in found if len(x) and np.isfinite(x).all()]
 
     @cached_property
+    @named()
     def frame(self) -> pd.DataFrame:
         """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference."""
         import pandas as pd
@@ -207,6 +209,7 @@ class Results:
         return pd.DataFrame(lines, columns=columns)
 
     @cached_property
+    @named()
     def cells(self) -> pd.DataFrame:
         """One line a cell and figure, block by block, failures too; the order of the lines does not depend on the run's."""
         import pandas as pd

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from scoreflow._core.noise import White
 from scoreflow._run.lockstep import solve_many
-from scoreflow._run.solve import Solution, solve
+from scoreflow._run.solution import Solution
+from scoreflow._run.solve import solve
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
 from scoreflow.studies.fingerprint import fingerprint
