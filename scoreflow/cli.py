@@ -338,6 +338,9 @@ def root(
     """Samplers of diffusion models, swapped by name."""
 
 
+MISTAKES = ValueError, TypeError, FileNotFoundError, NotADirectoryError, IsADirectoryError
+
+
 def main() -> None:
     """Run the command line; a mistake in what was typed is one line and exit code 2, anything else that fails 1."""
     try:
