@@ -163,7 +163,7 @@ def sample(
     net = what.model if guidance is None else ClassifierFree(what.model, guidance)
     sol = solve(
         net, x_T, name, nfe=nfe, steps=steps, grid=grid, seed=seed, progress=sys.stderr.isatty(),
-        trajectory=out.suffix == ".gif", **keywords,
+        trajectory=out.suffix.lower() == ".gif", **keywords,
     )  # fmt: skip
     sol.save(out)
     summary = {"sampler": repr(sol.sampler), "nfe": sol.nfe, "shape": list(sol.x.shape), "seed": seed, "file": str(out)}

@@ -1,5 +1,7 @@
 """What a user sees: samples as pictures and files, objects in a notebook."""
 
+import base64
+import io
 import json
 import re
 import sys
@@ -155,9 +157,9 @@ def test_arrays_are_read_back(ending, sol, tmp_path):
 
 
 def test_any_shape_and_dtype_is_an_array(tmp_path):
-    """bfloat16, which numpy has not, is widened; a gradient does not matter."""
+    """bfloat16, which numpy has not, is widened; a gradient and capitals in the ending do not matter."""
     x = torch.randn(2, 4, 5).requires_grad_()
-    torch.testing.assert_close(read(with_x(x).save(tmp_path / "x.npy")), x.detach())
+    torch.testing.assert_close(read(with_x(x).save(tmp_path / "x.NPY").rename(tmp_path / "y.npy")), x.detach())
     half = torch.randn(2, 3).bfloat16()
     assert np.load(with_x(half).save(tmp_path / "x.npy")).dtype == np.float32
     assert read(with_x(half).save(tmp_path / "x.safetensors")).dtype == torch.bfloat16
@@ -281,6 +283,13 @@ def test_a_solution_shows_its_samples_and_its_trajectory():
         assert all(image["src"].startswith("data:image/png;base64,iVBOR") for image in page.images)
         assert {"4 steps from t=1 to 0", "3", sol.model} <= {*page.cells}
     assert len(Balanced(BARE._repr_html_()).images) == 1
+
+
+def test_pictures_of_large_images_are_made_smaller():
+    noise = torch.randn(9, 3, 600, 600, generator=torch.Generator().manual_seed(0))
+    (image,) = Balanced(with_x(noise)._repr_html_()).images
+    drawn = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
+    assert drawn.size == (1200, 1200) and with_x(noise).show().width == 3 * 601 - 1
 
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 4, 8, 8), torch.zeros(0, 2), torch.zeros(3)], ids=["latents", "none", "numbers"])

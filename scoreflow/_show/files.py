@@ -36,9 +36,9 @@ def check_ending(name: str, file: str | os.PathLike[str], shape: Sequence[int] |
         FileNotFoundError, IsADirectoryError: as `check_file`.
     """
     path = check_file(name, file)
-    if path.suffix not in (*PICTURES, *ARRAYS):
+    if path.suffix.lower() not in (*PICTURES, *ARRAYS):
         raise ValueError(f"{name} must end in {', '.join((*PICTURES, *ARRAYS))}, got {str(path)!r}")
-    if path.suffix in PICTURES and shape is not None and not picture.drawable(shape):
+    if path.suffix.lower() in PICTURES and shape is not None and not picture.drawable(shape):
         raise ValueError(f"{name}={str(path)!r}: {_not_drawn(shape)}; write {', '.join(ARRAYS)}")
     return path
 
@@ -74,7 +74,8 @@ def write(
         As `Solution.save`.
     """
     path = check_ending("file", file, x.shape[1:])
-    low_high, kind = _range(range), PICTURES.get(path.suffix, "")
+    ending = path.suffix.lower()
+    low_high, kind = _range(range), PICTURES.get(ending, "")
     _check(x, shown) if kind else None
     wanted = _kept(states, path) if check.flag("trajectory", trajectory) or kind == "GIF" else x.detach()
     with whole_file(path) as part:
@@ -82,11 +83,11 @@ def write(
             _animate(picture.frames(_host(wanted, shown, 1), times, low_high), part)
         elif kind:
             draw(x, states, times, trajectory, range, shown).save(part, format=kind)
-        elif path.suffix == ".npy":
+        elif ending == ".npy":
             with open(part, "wb") as opened:  # numpy would add an ending
                 np.save(opened, _host(wanted))
-        elif path.suffix == ".pt":
-            torch.save(wanted.to("cpu"), part)
+        elif ending == ".pt":
+            torch.save(wanted.to("cpu").clone(), part)  # of a view torch would write all that it is a view of
         else:
             from safetensors.torch import save_file
 
@@ -103,7 +104,7 @@ def _animate(frames: list[Image], part: Path) -> None:
 
 def _kept(states: Tensor | None, file: Path | None = None) -> Tensor:
     if states is None:
-        what = "trajectory=True" if file is None or file.suffix != ".gif" else f"{file.name!r}, an animation,"
+        what = "trajectory=True" if file is None or file.suffix.lower() != ".gif" else f"{file.name!r}, an animation,"
         raise ValueError(f"{what} needs the states on the way, and this run kept none: solve(..., trajectory=True)")
     return states.detach()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+WIDEST = 1200
 CELL = "text-align: left; vertical-align: top; padding: .15em .8em .15em 0"
 
 
@@ -44,8 +45,10 @@ def note(text: str) -> str:
 
 
 def image(picture: Image, alt: str) -> str:
-    """A picture within the page."""
+    """A picture within the page, of at most 1200 pixels a side."""
     out = io.BytesIO()
+    picture = picture.copy()
+    picture.thumbnail((WIDEST, WIDEST))
     picture.save(out, format="PNG", optimize=True)
     data = base64.b64encode(out.getvalue()).decode()
     return f'<p><img alt="{escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}"></p>'
