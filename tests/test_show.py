@@ -137,22 +137,23 @@ def test_an_animation_ends_with_the_samples(tmp_path):
         assert opened.n_frames == 60
 
 
-def read(file):
+def read(file, name="x"):
     if file.suffix == ".npy":
         return torch.from_numpy(np.load(file))
     if file.suffix == ".pt":
         return torch.load(file)
     from safetensors.torch import load_file
 
-    (found,) = load_file(file).values()
-    return found
+    found = load_file(file)
+    assert [*found] == [name]
+    return found[name]
 
 
 @pytest.mark.parametrize("ending", [".npy", ".pt", ".safetensors"])
 @pytest.mark.parametrize("sol", [IMAGES, POINTS], ids=["images", "points"])
 def test_arrays_are_read_back(ending, sol, tmp_path):
     torch.testing.assert_close(read(sol.save(tmp_path / f"x{ending}")), sol.x, rtol=0, atol=0)
-    torch.testing.assert_close(read(sol.save(tmp_path / f"x{ending}", trajectory=True)), sol.states, rtol=0, atol=0)
+    torch.testing.assert_close(read(sol.save(tmp_path / f"x{ending}", trajectory=True), "states"), sol.states, rtol=0, atol=0)
     assert [path.name for path in tmp_path.iterdir()] == [f"x{ending}"]
 
 
