@@ -14,8 +14,8 @@ import matplotlib.pyplot as plt
 
 import scoreflow as sf
 from scoreflow import analysis
+from scoreflow._catalogue import page_name
 from scoreflow._samplers.step import SAMPLERS, VARIANTS
-from scoreflow._uses.table import page_name
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "sampler"

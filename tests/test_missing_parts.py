@@ -55,6 +55,15 @@ def test_a_study_that_was_stopped_before_it_began(tmp_path):
     assert len(sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=1).specs) == 1
 
 
+def test_a_study_that_was_stopped_as_its_tables_were_made(tmp_path, monkeypatch):
+    """There are all of them or none."""
+    monkeypatch.setattr("scoreflow.studies.store.SCHEMA", SCHEMA.partition(";")[0] + "; and here it is stopped;")
+    with pytest.raises(OSError, match="syntax error"):
+        Store(tmp_path / "study.sqlite", {"model": "m"})
+    monkeypatch.undo()
+    Store(tmp_path / "study.sqlite", {"model": "m"}).close()
+
+
 def test_a_store_of_a_newer_version(tmp_path):
     """Told before its columns are looked at."""
     Store(tmp_path / "study.sqlite", {"model": "m"}).close()
@@ -95,6 +104,13 @@ def test_where_a_model_may_go(tmp_path):
         TypeError, match="got Latent: of a Latent, write its model with save_model and its autoencoder with save"
     ):
         sf.save_model(latent, tmp_path / "m.safetensors")
+
+
+def test_who_may_read_a_model(tmp_path):
+    """Whoever may read another new file there."""
+    (tmp_path / "new").touch()
+    sf.save_model(MODEL, tmp_path / "m.safetensors")
+    assert (tmp_path / "m.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_what_a_model_is_read_with(tmp_path):

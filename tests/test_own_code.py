@@ -1,12 +1,14 @@
 """Functions of one's own from the shell: files, modules of the current folder, shapes, data, and what is refused."""
 
+import re
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
 import torch
-from test_cli import run
+from test_cli import ROOT, run
 
 import scoreflow as sf
 from scoreflow import cli, studies
@@ -59,9 +61,9 @@ def test_a_study_with_data_in_a_file(name):
     np.save("mine.npy", np.random.default_rng(0).normal(size=(80, 2)).astype("float32"))
     common = ["study", "--model", f"{name}.py:make", "--shape", "2", "--data", "mine.npy", "--samplers", "ddim", "-n", "8"]
     common += ["--seeds", "2", "--metrics", "energy", "--out", "out"]
-    for budgets, cells in (("4", 1), ("4,6", 2)):
+    for budgets, cells in (("4", "1 cell"), ("4,6", "2 cells")):
         done = run(*common, "--nfe", budgets)
-        assert done.returncode == 0 and f"{cells} cells of 2 blocks, 0 failures" in done.stdout, done.stderr
+        assert done.returncode == 0 and f"{cells} of 2 blocks, 0 failures" in done.stdout, done.stderr
     assert set(sf.Study.open("out").frame["nfe"]) == {4, 6}
 
 
@@ -75,6 +77,7 @@ def test_data_in_files(name, tmp_path):
     for k in range(20):
         Image.new("RGB", (32, 32), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")
     assert studies.states_of(tmp_path / "images").shape == (2, 3, 32, 32)
+    assert studies.states_of(tmp_path / "images", (1, 16, 16)).shape == (2, 1, 16, 16)
     np.save("whole.npy", np.arange(6).reshape(3, 2))
     for file, match in (("whole.npy", "must be floating-point states"), ("x.csv", "must be a .npy or .pt file or a folder")):
         with pytest.raises(ValueError, match=match):
@@ -89,6 +92,8 @@ def test_plans_of_a_model_and_under_guidance(name):
     x = torch.zeros(1, 1, 8, 8)
     wanted = sf.solve(guided, x, nfe=8, y=torch.tensor([3])).plan
     assert run("plan", "auto", "--nfe", "8", "--guidance", "3", "--json").stdout.strip() == wanted.to_json()
+    last = run("plan", "auto", "--nfe", "8", "--guidance", "3").stdout.splitlines()[-1]
+    assert last == "under guidance 3 the network is evaluated 8 times, both branches counted"
 
 
 @pytest.mark.parametrize(
@@ -98,13 +103,13 @@ def test_plans_of_a_model_and_under_guidance(name):
         (["--model", "NAME:make"], "shape=None: give the shape of one sample"),
         (["--model", "nofile.py:make"], "no file 'nofile.py' is there"),
         (["--model", "no_module_here:make"], "cannot be loaded"),
-        (["--model", "NAME.py:broken"], "model must be a name, a ScoreModel or a Subject, got int"),
+        (["--model", "NAME.py:broken"], "NAME.py:broken must give a ScoreModel, a Subject or an oracle, and gives int"),
         (["--model", "NAME.py:make", "--shape", "2,x"], "shape must be whole numbers with commas between"),
     ],
 )
 def test_refused(words, match, name):
     done = run("sample", *(word.replace("NAME", name) for word in words), "--nfe", "4", "--out", "x.npy")
-    assert done.returncode == 2 and match in done.stderr
+    assert done.returncode == 2 and match.replace("NAME", name) in done.stderr
 
 
 def test_version_and_missing_packages(monkeypatch, tmp_path):
@@ -114,9 +119,35 @@ def test_version_and_missing_packages(monkeypatch, tmp_path):
     def missing(*of, **more):
         raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets")
 
-    monkeypatch.setattr(cli.studies, "load", missing)
+    monkeypatch.setattr(studies, "load", missing)
     done = run("sample", "--model", "zoo:digits", "--nfe", "4", "--out", str(tmp_path / "x.npy"))
     assert done.returncode == 1 and "No module named 'sklearn'; pip install 'scoreflow[data]'" in done.stderr
     use = "import scoreflow.studies as s; print(s.load('zoo:digits', compare=False).data)"
     code = f"import sys; sys.modules['sklearn'] = None; {use}"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "None"
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("plotly", ["study", "--model", "oracle:ring", "--samplers", "ddim", "--nfe", "4", "--out", "s"], "study"),
+        ("ot", ["study", "--model", "no.such:model", "--samplers", "ddim", "--nfe", "4", "--out", "s"], "study"),
+        ("pandas", ["report", "s"], "study"),
+        ("lightning_fabric", ["train", "--data", "digits", "--out", "r"], "train"),
+    ],
+)
+def test_an_extra_is_asked_for_before_anything_runs(module, words, extra, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run(*words)
+    assert done.returncode == 1 and done.stderr == f"scoreflow: this needs {module}; pip install 'scoreflow[{extra}]'\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_extras_bring_what_they_are_named_for():
+    """As in pyproject.toml, whose names are of packages and not of modules."""
+    names = {"sklearn": "scikit-learn", "PIL": "pillow", "ot": "POT"}
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    for extra, modules in cli.EXTRAS.items():
+        brought = {re.split("[>=[]", requirement)[0] for requirement in told[extra]}
+        assert {names.get(module, module.replace("_", "-")) for module in modules} <= brought

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from scoreflow._catalogue import page_name
 from scoreflow._samplers.step import SAMPLERS
-from scoreflow._uses.table import page_name
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -17,7 +17,8 @@ from reported import ODD, made
 from test_cli import run
 
 import scoreflow as sf
-from scoreflow._show import html, picture
+from scoreflow import _html as html
+from scoreflow._show import picture
 
 VP = sf.VPSDE()
 FLOW = sf.Flow()

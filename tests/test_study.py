@@ -187,7 +187,7 @@ def test_findings(ring):
     """Sentences that follow from the figures."""
     said = "\n".join(ring.findings("trajectory/median"))
     best = ring.best(10, "trajectory/median")
-    assert f"within 10 evaluations {best.sampler}, {best.value}" in said
+    assert f"within 10 evaluations: {best.sampler}, {best.value}" in said
     assert "The floor, the reference's own error, is" in said and "ddim: order" in said
     assert "dpm-solver++@logsnr is better than ddim at 5, 10, 20 evaluations." in said or "ddim and dpm" in said
     said = "\n".join(ring.findings("sliced-w2"))

@@ -49,7 +49,8 @@ def test_study_and_report(run, tmp_path):
     """A report and a file; findings in words; run again it adds; the report and tables can be had again."""
     code, out, err = run(*SMALL, "--nfe", "4,6", "--metrics", "trajectory,sliced-w2", "--out", tmp_path / "s")
     assert code == 0 and err == ""
-    assert "trajectory/median" in out and "Best within 4 evaluations ddim, " in out
+    assert out.startswith("Means over 2 blocks of 8 samples, with 95 % intervals in parentheses.\n")
+    assert "trajectory/median, lower is better\n" in out and "Best within 4 evaluations: ddim, " in out
     assert out.splitlines()[-1] == f"4 cells of 2 blocks, 0 failures. Report: {tmp_path / 's' / 'report.html'}"
     assert "<html" in (tmp_path / "s" / "report.html").read_text(encoding="utf-8")
     code, out, _ = run(*SMALL, "--nfe", "4,6,8", "--metrics", "trajectory,sliced-w2", "--out", tmp_path / "s", "--json")

@@ -122,7 +122,7 @@ def test_another_run_in_the_folder(tmp_path):
     data = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     train(linear_model(), data, Objective(), Recipe(steps=3, batch=4), out=tmp_path)
     with pytest.raises(
-        ValueError, match=r"holds another run: objective.times='stratified' there 'uniform'; recipe.batch=5 there 4"
+        ValueError, match=r"holds another run: objective.times='stratified', there 'uniform'; recipe.batch=5, there 4"
     ):
         train(linear_model(), data, Objective(times="stratified"), Recipe(steps=3, batch=5), out=tmp_path)
     train(linear_model(), data, Objective(), Recipe(steps=3, batch=4, save_every=1, shown=3), out=tmp_path)

@@ -143,7 +143,7 @@ def test_any_module_and_function_is_written_and_gone_on_with(tmp_path):
     for steps in (2, 2):
         model = sf.ScoreModel(Tied(), CHAIN)
         train(model, items, objective, Recipe(steps=steps, batch=4, save_every=1), out=tmp_path)
-    with pytest.raises(ValueError, match=r"objective.weighting='simple' there 'double'"):
+    with pytest.raises(ValueError, match=r"objective.weighting='simple', there 'double'"):
         train(model, items, Objective(drop=0.5), Recipe(steps=2, batch=4), out=tmp_path)
 
 

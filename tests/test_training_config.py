@@ -89,6 +89,7 @@ def test_train_sample_study(file, tmp_path):
     assert drawn.exit_code == 0 and sheet.stat().st_size > 100, drawn.output
     what = load(f"run:{out}")
     assert what.shape == (1, 8, 8) and what.data.shape == (500, 1, 8, 8)
+    assert torch.equal(load(f"run:{out / 'model.safetensors'}").data, what.data), "the file of the model stands for its run"
     assert what.conditioned(5, 0)["y"].max() < 10
     study = sf.study(what, ["ddim"], nfe=[2], n=4, seeds=2, metrics=["sliced-w2"], reference="scipy(rtol=1e-1, atol=1e-1)")
     assert not study.failures
@@ -98,7 +99,7 @@ REFUSED = [
     ({"data.name": "digits", "data.labels": "no"}, "data.labels must be true or false, got 'no'"),
     ({"data.name": "digits", "data.size": 16}, "data.size is of a folder of images; digits has a shape of its own"),
     ({"data.name": "digits", "network.name": "MLP"}, "network.name must be one of UNet, DiT, got 'MLP'"),
-    ({}, "data has no name: give one of digits, mnist"),
+    ({}, "no data: give one of digits, mnist"),
     ({"data.name": "digits", "recipe.step": 5}, "recipe has no 'step'; did you mean steps"),
     ({"data.name": "digits", "recipe": 5}, "set must be table.name=value"),
     ({"data.name": "digits", "network.name": "Unet"}, "network.name must be one of .*UNet"),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from scoreflow._core.aliases import plain
+
 
 def whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """The value as an int. Raises TypeError unless it is a whole number, ValueError under `least` or over `most`."""
@@ -67,7 +69,7 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise ValueError unless the value is among the allowed words."""
     words = tuple(allowed)
     if not isinstance(value, str) or value not in words:
-        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(words)}, got {value!r}{meant(value, words)}")
 
 
 def options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
@@ -75,7 +77,13 @@ def options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
     words = tuple(known)
     for name in given:
         if name not in words:
-            raise TypeError(f"{what} has no option {name!r}; it has {', '.join(words) or 'none'}")
+            raise TypeError(no_option(what, name, words))
+
+
+def no_option(what: str, name: str, known: Iterable[str]) -> str:
+    """That this has no such option, with all that it has, and the near ones."""
+    words = tuple(known)
+    return f"{what} has no option {name!r}; it has {', '.join(words) or 'none'}{meant(name, words)}"
 
 
 def time(name: str, t: Any) -> float:
@@ -111,12 +119,21 @@ def finite(value: Tensor) -> bool:
     return math.isfinite(value.sum()) or bool(value.isfinite().all())
 
 
-def suggestion(name: Any, known: Iterable[str]) -> str:
-    """ "; did you mean …?" for the near ones, or "."; then all that are known."""
+def meant(name: Any, known: Iterable[str]) -> str:
+    """ "; did you mean a, b or c?" for the three nearest, whatever their case, spaces and signs; nothing if none is near."""
+    words = {plain(word): word for word in sorted(known, reverse=True)}
+    near = [words[found] for found in difflib.get_close_matches(plain(str(name)), words, n=3, cutoff=0.5)]
+    return f"; did you mean {', '.join(near[:-1])}{' or ' * (len(near) > 1)}{near[-1]}?" if near else ""
+
+
+def suggestion(name: Any, known: Iterable[str], lists: str = "", also: Iterable[str] = ()) -> str:
+    """The nearest of what is known; then what lists all, or all of them.
+
+    Args:
+        lists: a sentence that says where all are found, if they are too many. also: other names that may be near.
+    """
     words = sorted(known)
-    near = difflib.get_close_matches(str(name).lower().replace("_", "-"), words, n=3, cutoff=0.5)
-    guess = f"; did you mean {' or '.join(near)}?" if near else "."
-    return f"{guess} Known: {', '.join(words)}"
+    return f"{meant(name, [*words, *also]) or '.'} {lists or 'Known: ' + ', '.join(words)}"
 
 
 def slip(name: str, known: Iterable[str]) -> str | None:

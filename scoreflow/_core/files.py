@@ -13,7 +13,10 @@ def whole_file(file: Path) -> Iterator[Path]:
     """The file to write to instead; it takes this one's place when all went well, and is gone when not."""
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        rights = part.stat().st_mode  # of any new file here; some releases of safetensors keep theirs from other users
         yield part
+        part.chmod(rights)
         with open(part, "rb") as written:
             os.fsync(written.fileno())
         os.replace(part, file)

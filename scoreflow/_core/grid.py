@@ -131,10 +131,11 @@ def build(
         return (start if times[0] > start - 1e-9 else times[0], *times[1:-1], stop)
     name = named(name)
     if not isinstance(name, str) or name not in GRIDS:
-        raise ValueError(f"no grid is called {name!r}{check.suggestion(name, GRIDS)}; or give solve the times themselves")
+        near = check.suggestion(name, GRIDS, also=GRID_ALIASES)
+        raise ValueError(f"no grid is called {name!r}{near}; or give solve the times themselves")
     known = list(inspect.signature(GRIDS[name]).parameters)[4:]
     if unknown := set(options) - set(known):
-        raise ValueError(f"grid {name!r} has no option {min(unknown)!r}; it has {', '.join(known) or 'none'}")
+        raise ValueError(check.no_option(f"grid {name!r}", min(unknown), known))
     nodes = GRIDS[name](path, steps, start, stop, **options)
     nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
     return check_times(nodes)

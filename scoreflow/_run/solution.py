@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from scoreflow import _html as html
 from scoreflow._core.check import hidden
 from scoreflow._samplers.cite import cite
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
-from scoreflow._show import files, html
+from scoreflow._show import files
 from scoreflow._show.picture import COLUMNS, drawable
 
 if TYPE_CHECKING:

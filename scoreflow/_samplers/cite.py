@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from scoreflow._samplers.step import SAMPLERS, get_sampler, resolve
+from scoreflow._core.check import suggestion
+from scoreflow._samplers.step import LISTED, SAMPLERS, VARIANTS, get_sampler, resolve
 from scoreflow._samplers.works import references
 
 
@@ -20,7 +21,7 @@ def cite(*names: str) -> str:
         try:
             keys.extend(get_sampler(resolve(name)[0]).cites)
         except ValueError as error:
-            raise ValueError(
-                f"nothing to cite is called {name!r}; samplers: {', '.join(sorted(SAMPLERS))}; works: {', '.join(references())}"
-            ) from error
+            lists = f"{LISTED}; the page of one, scoreflow show NAME, has the keys of its works"
+            near = suggestion(name, [*SAMPLERS, *VARIANTS], lists, also=references())
+            raise ValueError(f"nothing to cite is called {name!r}{near}") from error
     return "\n\n".join(references()[key] for key in dict.fromkeys(keys))

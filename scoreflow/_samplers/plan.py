@@ -16,8 +16,8 @@ from scoreflow._core.deprecated import renamed
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.projection import Project, free
 from scoreflow._core.row import Row
+from scoreflow._html import card, table
 from scoreflow._samplers.health import VARIANCES, Health, Symbolic, UnitVectors
-from scoreflow._show.html import card, table
 
 Memory = tuple[tuple[float, Tensor], ...]
 

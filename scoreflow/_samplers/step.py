@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from scoreflow._core.aliases import PLAIN, REASONS, elsewhere, plain
-from scoreflow._core.check import number, scalar, suggestion
+from scoreflow._core import check
+from scoreflow._core.aliases import ALIASES, PLAIN, REASONS, elsewhere, plain
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.grid import GRIDS, named
 from scoreflow._core.noise import Draws
@@ -273,6 +273,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
 """Names of their own for a sampler with some options set, such as `unipc-2`."""
 ANALYTIC = inspect.Parameter("analytic", inspect.Parameter.KEYWORD_ONLY, default=None)
 """The option of every sampler."""
+LISTED = "sf.samplers() lists all (in a shell: scoreflow samplers)"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -332,7 +333,7 @@ def resolve(name: str) -> tuple[str, dict[str, Any]]:
                 raise ValueError(
                     f"no sampler is called {name!r}: {last!r} is a grid, so give {first!r} and grid={last.lower()!r}"
                 )
-        raise ValueError(f"no sampler is called {name!r}{suggestion(name, known)}")
+        raise ValueError(f"no sampler is called {name!r}{check.suggestion(name, known, LISTED, ('auto', *ALIASES))}")
     return meant
 
 
@@ -347,13 +348,11 @@ def get_sampler(name: str | Sampler, **options: Any) -> Sampler:
         return name(**options) if options else name
     name, meant = resolve(name)
     entry = SAMPLERS[name]
-    for option in options:
-        if option not in entry.options:
-            raise TypeError(f"sampler {name!r} has no option {option!r}; it has {', '.join(entry.options) or 'none'}")
-    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **{k: scalar(v) for k, v in options.items()}}
+    check.options(f"sampler {name!r}", options, entry.options)
+    chosen = {**{k: p.default for k, p in entry.options.items()}, **meant, **{k: check.scalar(v) for k, v in options.items()}}
     if chosen["analytic"] is not None:
         # True stands for the variance 1 that data are scaled to.
-        chosen["analytic"] = number("analytic", 1.0 if chosen["analytic"] is True else chosen["analytic"], least=0)
+        chosen["analytic"] = check.number("analytic", 1.0 if chosen["analytic"] is True else chosen["analytic"], least=0)
     return entry.build(**chosen)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from scoreflow._core import check
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.row import double, per_sample
+from scoreflow._html import card
 from scoreflow._score.conditions import known, plain, rounds, rows
 from scoreflow._score.network import attribute, unsettled, unwrapped
-from scoreflow._show.html import card
 
 TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"] | tuple[Literal["scaled"], float]
 TIMES = ("unit", "index", "label", "log-snr", "sigma")
@@ -69,7 +69,8 @@ class ScoreModel:
         if isinstance(time, tuple | list) and len(time) == 2 and time[0] == "scaled":
             time = ("scaled", check.number("time's scale", time[1], above=0))
         elif not callable(time) and time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)}, ('scaled', k) or a callable, got {time!r}")
+            near = check.meant(time, TIMES)
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, ('scaled', k) or a callable, got {time!r}{near}")
         if time in ("index", "label") and path.T is None:
             raise ValueError(
                 f"time={time!r} needs a path with a chain, such as VPSDE.from_betas(betas); {path} has none. "
@@ -320,7 +321,12 @@ class ScoreModel:
         for name in (*named, *more):
             if not self.accepts(name):
                 net = type(self.net).__name__
-                raise TypeError(f"{name!r} is neither an argument{of} nor a condition that the network {net} takes")
+                takes = [*(self._parameters() or ())][2:]
+                near = check.meant(name, (*arguments, *takes))
+                raise TypeError(
+                    f"{name!r} is neither an argument{of} nor a condition that the network {net} takes "
+                    f"({', '.join(takes) or 'none'}){near}"
+                )
         return {**named, **more}
 
     def _parameters(self) -> Mapping[str, inspect.Parameter] | None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from scoreflow._core import check
-from scoreflow._core.extras import named
 from scoreflow._core.files import check_file, whole_file
+from scoreflow._extras import named
 from scoreflow._show import picture
 from scoreflow._show.picture import Range
 

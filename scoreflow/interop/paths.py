@@ -75,8 +75,7 @@ def describe(scheduler: Any) -> Described:
             f"scheduler {name} has neither betas nor a flow in its configuration; give path, prediction and time to ScoreModel"
         )
     told = config.get("prediction_type", "epsilon")
-    if told not in PREDICTION:
-        raise ValueError(f"prediction_type must be one of {', '.join(PREDICTION)}, got {told!r}")
+    one_of("prediction_type", told, PREDICTION)
     chain = _chain(config, scheduler)
     path = VPSDE.from_betas(chain.beta)
     theirs = getattr(scheduler, "alphas_cumprod", None)

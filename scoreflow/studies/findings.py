@@ -42,7 +42,7 @@ def _best(results: Results, figure: str) -> list[str]:
             continue
         if (best.sampler, best.nfe) != last:
             at = "" if best.nfe == budget else f" at {best.nfe:g}"
-            lines.append(f"{budget} evaluations {best.sampler}{at}, {best.value}")
+            lines.append(f"{budget} evaluations: {best.sampler}{at}, {best.value}")
         last = best.sampler, best.nfe
     return [f"Best within {'; within '.join(lines)}."] if lines else []
 

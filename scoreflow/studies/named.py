@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from scoreflow import analysis, zoo
-from scoreflow._core.check import number, one_of, suggestion, whole
+from scoreflow._core.check import meant, number, one_of, suggestion, whole
+from scoreflow._core.check import options as check_options
 from scoreflow._core.grid import inner_ends
 from scoreflow._core.path import PATHS, VPSDE
 from scoreflow._score.model import ScoreModel
@@ -79,12 +81,13 @@ ZOO: dict[str, Callable[..., Subject]] = {"digits": _zoo_digits, "mnist": _zoo_m
 
 
 def trained(folder: str | Path) -> Subject:
-    """What `scoreflow train` left in a folder, with its data; images in memory are kept for comparison.
+    """What `scoreflow train` left in a folder, or a file in it, with its data; images in memory are kept for comparison.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or one whose data have no name.
     """
-    model, file = load_model(folder), Path(folder) / "config.json"
+    folder = Path(folder).parent if Path(folder).is_file() else Path(folder)
+    model, file = load_model(folder), folder / "config.json"
     data = json.loads(file.read_text(encoding="utf-8"))["notes"]
     if "name" not in data:
         raise ValueError(f"the run in {folder} does not name its data: make a Subject of load_model({str(folder)!r}) and them")
@@ -112,7 +115,8 @@ def load(text: str, shape: tuple[int, ...] | None = None, data: Tensor | None = 
     kind, colon, rest = text.partition(":")
     if not colon:
         raise ValueError(
-            f"model must be zoo:name, oracle:name, run:folder, file.py:factory or package.module:factory, got {text!r}"
+            "model must be zoo:name, oracle:name, run:folder, file.py:function or package.module:function, "
+            f"got {text!r}{meant(text, _prefixed())}"
         )
     if kind == "zoo":
         if rest not in ZOO:
@@ -126,13 +130,26 @@ def load(text: str, shape: tuple[int, ...] | None = None, data: Tensor | None = 
             raise ValueError(f"no oracle is called {name!r}{suggestion(name, ORACLES)}")
         one_of("path", path := options.pop("path", "vp"), PATHS)
         try:
+            check_options(f"oracle {name!r}", options, (*inspect.signature(ORACLES[name]).parameters, "path"))
             found = ORACLES[name](**options).model(PATHS[path]())
         except TypeError as error:
-            raise ValueError(f"oracle {name!r}: {error}") from error
+            raise ValueError(f"model {text}: {error}") from error
     else:
         found = _factory(*text.rsplit(":", 1))()
         found = found.model(VPSDE()) if isinstance(found, GaussianMixture | Empirical) else found
+        if not isinstance(found, ScoreModel | Subject):
+            raise TypeError(f"model {text} must give a ScoreModel, a Subject or an oracle, and gives {type(found).__name__}")
     return subject(found, shape, data=data, name=text)
+
+
+def _prefixed() -> list[str]:
+    """The models that have names, as typed."""
+    return [*(f"zoo:{name}" for name in ZOO), *(f"oracle:{name}" for name in ORACLES)]
+
+
+def _beside(file: Path, *endings: str) -> str:
+    """The files of its folder whose names are near, for one that is not there."""
+    return meant(file.name, (one.name for one in file.parent.glob("*") if one.suffix in endings))
 
 
 def _factory(module: str, name: str) -> Callable[[], Any]:
@@ -140,7 +157,7 @@ def _factory(module: str, name: str) -> Callable[[], Any]:
     file = Path(module)
     if module.endswith(".py"):
         if not file.is_file():
-            raise ValueError(f"model: no file {module!r} is there")
+            raise ValueError(f"model: no file {module!r} is there{_beside(file, '.py')}")
         folder, module = str(file.parent.resolve()), file.stem
     else:
         folder = os.getcwd()
@@ -149,7 +166,8 @@ def _factory(module: str, name: str) -> Callable[[], Any]:
     try:
         made = importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"model {module}:{name} cannot be loaded: {error}") from error
+        near = meant(f"{module}:{name}", _prefixed())
+        raise ValueError(f"model {module}:{name} cannot be loaded: {error}{near}") from error
     if not callable(found := getattr(made, name, None)):
         own = [
             one
@@ -160,19 +178,25 @@ def _factory(module: str, name: str) -> Callable[[], Any]:
     return found
 
 
-def states_of(file: str | Path) -> Tensor:
-    """Data in a file, (N, ...): .npy, or .pt with a tensor; or a folder of images, all of one size as `data.load` makes them.
+def states_of(file: str | Path, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Data in a file, (N, ...): .npy, or .pt with a tensor; or what `data.load` holds out of a folder of images, a tenth.
+
+    Args:
+        shape: of one sample, for the size and the channels of a folder's images; None: 32×32 in colour.
 
     Raises:
         ValueError: another kind of file, or what holds no floating-point tensor. FileNotFoundError: nothing is there.
     """
     file = Path(file)
     if file.is_dir():
-        found = named_data(file)
+        size, channels = (shape[-1], shape[0]) if shape is not None and len(shape) == 3 else (32, 3)
+        found = named_data(file, size, channels)
         items: list[Any] = [found.held_out[i] for i in range(len(found.held_out))]  # type: ignore[arg-type]
         return torch.stack([item[0] if isinstance(item, tuple) else item for item in items])
     if file.suffix not in (".npy", ".pt"):
         raise ValueError(f"data must be a .npy or .pt file or a folder of images, got {file}")
+    if not file.is_file():
+        raise FileNotFoundError(f"no data at {file}{_beside(file, '.npy', '.pt')}")
     held: Any = torch.from_numpy(np.load(file)) if file.suffix == ".npy" else torch.load(file, weights_only=True)
     if not isinstance(held, Tensor) or not held.is_floating_point() or held.ndim < 2:
         raise ValueError(f"data in {file} must be floating-point states of shape (N, ...)")
@@ -196,7 +220,7 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
         model = load(model, shape)
     if isinstance(model, ScoreModel):
         if shape is None and model.oracle is None:
-            raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8)")
+            raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8) (in a shell: --shape 1,8,8)")
         model = Subject(model, _event(shape) if shape is not None else model.oracle.event)
     elif shape is not None:
         given["shape"] = _event(shape)

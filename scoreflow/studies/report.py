@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from scoreflow import _html as notebook
 from scoreflow._core.files import whole_file
-from scoreflow._show import html as notebook
 from scoreflow._show.picture import drawable, enlarged, most, points, sheet
 from scoreflow.studies import draw
 from scoreflow.studies.findings import findings

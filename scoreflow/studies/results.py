@@ -12,7 +12,7 @@ import numpy as np
 
 from scoreflow._core.check import number, suggestion
 from scoreflow._core.deprecated import renamed
-from scoreflow._core.extras import named
+from scoreflow._extras import named
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure

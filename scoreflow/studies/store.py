@@ -87,7 +87,10 @@ class Store:
             elif self.file is not None and identity is None:
                 raise sqlite3.DatabaseError("it is empty")
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
-            self._db.executescript(SCHEMA)
+            if not _tables(self._db):
+                with self._writing():  # all tables or none: it may be killed at any moment
+                    for statement in SCHEMA.split(";"):
+                        self._db.execute(statement)
         self._agree({} if identity is None else {"format": FORMAT, **identity})
 
     def _check(self) -> None:

@@ -98,7 +98,8 @@ class Subject:
     def lacks(self, metrics: list[Metric]) -> list[str]:
         """What the metrics need and it has not, as sentences."""
         wanted = {
-            "data": "data=, a tensor of true samples", "features": "features=, a function from states to features",
+            "data": "data=, a tensor of true samples (in a shell: --data)",
+            "features": "features=, a function from states to features",
             "oracle": "an oracle's model", "mixture": "a GaussianMixture's model", "gaussian": "a Gaussian's model",
         }  # fmt: skip
         missing = [(metric.name, need) for metric in metrics for need in metric.needs if need not in self.has()]

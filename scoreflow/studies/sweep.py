@@ -15,9 +15,9 @@ from torch import Tensor
 
 from scoreflow._core import NUMERICS
 from scoreflow._core.check import flag, listed, number, whole
-from scoreflow._core.extras import named
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends
+from scoreflow._extras import named
 from scoreflow._run.auto import AUTO
 from scoreflow._samplers.step import Linear, Sampler
 from scoreflow._score.model import ScoreModel
@@ -143,7 +143,7 @@ def study(
             finished is safe. A cell that fails is recorded with its error, and the rest goes on.
     """
     if missing := [name for name in ("ot", "pandas", "scipy") if find_spec(name) is None]:
-        raise ModuleNotFoundError(f"studies need the extra scoreflow[study]: {', '.join(missing)} cannot be imported")
+        raise ModuleNotFoundError(f"studies need {', '.join(missing)}: pip install 'scoreflow[study]'")
     flag("progress", progress)
     if executor is not None and not hasattr(executor, "submit"):
         raise TypeError(f"executor must have submit, as those of concurrent.futures have, got {executor!r}")
@@ -178,7 +178,7 @@ def study(
         return Study(store)
     from tqdm.auto import tqdm
 
-    with tqdm(total=sum(map(_weight, [*first, *second])), unit="evaluation", desc="study", unit_scale=True) as bar:
+    with tqdm(total=sum(map(_weight, [*first, *second])), unit=" evaluations", desc="study", unit_scale=True) as bar:
 
         def tell(job: Job, done: Done | None) -> None:
             if done is None:
@@ -190,6 +190,7 @@ def study(
 
         fill(store, first, executor, tell)
         fill(store, second, executor, tell)
+        bar.leave = bool(bar.total)  # where all was there already, nothing is shown
     return Study(store)
 
 

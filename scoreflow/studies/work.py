@@ -74,7 +74,9 @@ def work(job: Job, solved: Solved = MappingProxyType({})) -> Done:
 
 def machine() -> str:
     """Where this ran."""
-    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    counts = (os.cpu_count(), "core"), (torch.get_num_threads(), "torch thread")
+    cores, threads = (f"{n} {what}{'s' * (n != 1)}" for n, what in counts)
+    return f"{platform.system()} {platform.machine()}, {cores}, {threads}"
 
 
 def _floor(job: Job) -> Done:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from scoreflow import checkpoint, data
-from scoreflow._core.check import one_of, suggestion, whole
+from scoreflow._core.check import meant, one_of, suggestion, whole
 from scoreflow._core.noise import stream_key
 from scoreflow._core.path import PATHS
 from scoreflow._score.model import ScoreModel
@@ -90,7 +90,9 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
     for key, value in (changes or {}).items():
         part, _, inner = key.partition(".")
         if part not in PARTS or not inner:
-            raise ValueError(f"set must be table.name=value, the table one of {', '.join(PARTS)}, got {key!r}")
+            raise ValueError(
+                f"set must be table.name=value, the table one of {', '.join(PARTS)}, got {key!r}{meant(part, PARTS)}"
+            )
         config[part][inner] = value
     if name is not None:
         config["data"]["name"] = name
@@ -106,7 +108,7 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     if not isinstance(of_data.get("name", ""), str):
         raise ValueError(f"data.name must be a name or a folder, got {of_data['name']!r}")
     if "name" not in of_data:
-        raise ValueError(f"data has no name: give one of {', '.join(data.DATA)}, or a folder of images")
+        raise ValueError(f"no data: give one of {', '.join(data.DATA)}, or a folder of images (in a shell: --data)")
     sizes = {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")}
     if sizes and of_data["name"] in data.DATA:
         raise ValueError(f"data.{next(iter(sizes))} is of a folder of images; {of_data['name']} has a shape of its own")

@@ -292,7 +292,7 @@ class _Run:
         if before["model"].get("network") in ("OptimizedModule", "DataParallel"):  # as once written
             before["model"] |= {name: now["model"][name] for name in ("network", "config")}
         differ = [
-            f"{part}.{name}={now[part].get(name)!r} there {before[part].get(name)!r}"
+            f"{part}.{name}={now[part].get(name)!r}, there {before[part].get(name)!r}"
             for part in now
             for name in {*now[part], *before.get(part, {})}
             if name not in FREE and now[part].get(name) != before.get(part, {}).get(name)
@@ -320,7 +320,7 @@ class _Run:
     def _bar(self) -> Any:
         from tqdm.auto import tqdm
 
-        return tqdm(total=self.recipe.steps, initial=self.step, desc="training", unit="step")
+        return tqdm(total=self.recipe.steps, initial=self.step, desc="training", unit=" steps")
 
 
 def _fabric(precision: str) -> Fabric:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 EXTRAS = {
-    "data": ("sklearn", "PIL", "mlxtend", "fugue_icons"),
+    "data": ("sklearn", "PIL", "mlxtend"),
     "study": ("pandas", "pyarrow", "ot", "matplotlib", "plotly", "jinja2"),
-    "train": ("lightning_fabric", "lightning"),
+    "train": ("lightning_fabric",),
     "inception": ("torch_fidelity",),
     "demo": ("rich",),
 }
-"""The packages that an extra brings."""
+"""The modules that an extra brings."""
 
 
 @contextmanager
@@ -26,3 +27,9 @@ def named() -> Iterator[None]:
         if not hint or hint in str(error):
             raise
         raise ModuleNotFoundError(f"{error}; {hint}", name=error.name, path=error.path) from error
+
+
+def needs(extra: str, *names: str) -> None:
+    """Raise ModuleNotFoundError, before anything runs, unless these are installed."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise ModuleNotFoundError(f"this needs {', '.join(missing)}; pip install 'scoreflow[{extra}]'")
