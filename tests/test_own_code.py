@@ -11,7 +11,8 @@ import torch
 from test_cli import ROOT, run
 
 import scoreflow as sf
-from scoreflow import cli, studies
+from scoreflow import studies
+from scoreflow._extras import EXTRAS
 
 CODE = """
 import torch, scoreflow as sf
@@ -148,6 +149,6 @@ def test_extras_bring_what_they_are_named_for():
     """As in pyproject.toml, whose names are of packages and not of modules."""
     names = {"sklearn": "scikit-learn", "PIL": "pillow", "ot": "POT"}
     told = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for extra, modules in cli.EXTRAS.items():
+    for extra, modules in EXTRAS.items():
         brought = {re.split("[>=[]", requirement)[0] for requirement in told[extra]}
         assert {names.get(module, module.replace("_", "-")) for module in modules} <= brought
