@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scoreflow._core.path import VESDE, VPSDE, Flow, SubVPSDE
     from scoreflow._core.row import Row
     from scoreflow._run.asked import AskedRun, ask
+    from scoreflow._run.kept import load_plan
     from scoreflow._run.lockstep import solve_many
     from scoreflow._run.picard import Picard
     from scoreflow._run.solution import Solution
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     )
     from scoreflow.latent import Latent
     from scoreflow.studies import Study, Subject, metric, study
+    from scoreflow.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 
@@ -74,12 +76,12 @@ __all__ = [
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
     "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler",
     "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition",
-    "Transitions", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite", "continuous_bound",
-    "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm",
-    "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid",
-    "guidance", "image_to_image", "interop", "interpolate", "invert", "latent", "load_model", "log_prob", "metric", "nets",
-    "path", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob",
-    "studies", "study", "training", "vlb", "walk", "zoo",
+    "Transitions", "Tuned", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite",
+    "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
+    "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler",
+    "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert", "latent", "load_model", "load_plan",
+    "log_prob", "metric", "nets", "path", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "solve",
+    "solve_many", "step_log_prob", "studies", "study", "training", "tune", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
@@ -91,6 +93,7 @@ PLACES = {
     "_core.path": "VESDE VPSDE Flow SubVPSDE",
     "_core.row": "Row",
     "_run.asked": "AskedRun ask",
+    "_run.kept": "load_plan",
     "_run.lockstep": "solve_many",
     "_run.picard": "Picard",
     "_run.solution": "Solution",
@@ -118,6 +121,7 @@ PLACES = {
     "interop": "from_diffusers from_edm from_guided_diffusion from_k_diffusion from_score_sde from_velocity",
     "latent": "Latent",
     "studies": "Study Subject metric study",
+    "tuning": "Tuned tune",
 }
 """Where each name is loaded from when it is first used, as the imports above say too: `import scoreflow` loads no torch."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from scoreflow._core.check import one_of, options
 from scoreflow._core.files import check_file, whole_file
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
+from scoreflow._samplers.plan import Plan
+from scoreflow._score.fingerprint import identity
 from scoreflow._score.model import ScoreModel, module_of, say
 from scoreflow._score.network import placed, unwrapped
 
@@ -39,20 +41,39 @@ def save(net: nn.Module, file: str | Path, **metadata: str) -> None:
     write(weights_of(inner), file, {**header, **metadata})
 
 
-def save_model(model: ScoreModel, file: str | Path) -> None:
-    """Write a score model: its network, and prediction, time and path, if these have names.
+def save_model(model: ScoreModel, file: str | Path, *, plans: Sequence[Plan] | None = None) -> None:
+    """Write a score model: its network, prediction, time and path, if these have names, and its plans.
 
     A path has one if it is among `PATHS`; any other must be given again to `load_model`.
 
+    Args:
+        plans: that `tune` fitted to it, for "auto" to take at their budgets. None: those of `model.plans` that are for its
+            weights as they are.
+
     Raises:
-        TypeError: no score model, or one whose network is no module. FileNotFoundError: no such folder.
+        TypeError: no score model, one whose network is no module, or what is no plan. ValueError: a plan that was fitted to no
+            model, or to another, such as a guided one. FileNotFoundError: no such folder.
     """
     net = module_of(model, ": of a Latent, write its model with save_model and its autoencoder with save")
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
     header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
     told = model.time
     time = told if isinstance(told, str) else f"{told[0]} {told[1]!r}" if isinstance(told, tuple) else ""
-    save(net, file, **header, time=time)
+    beside = [json.loads(plan.to_json()) for plan in _own(model, plans)]
+    save(net, file, **header, time=time, **({"plans": json.dumps(beside)} if beside else {}))
+
+
+def _own(model: ScoreModel, plans: Sequence[Plan] | None) -> list[Plan]:
+    """Those of the plans that were fitted to this model; all of those that are given."""
+    own = [plan for plan in model.plans if plan.fit is not None and plan.fit.model == identity(model)] if plans is None else []
+    for plan in plans or ():
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plans must be plans, such as the `plan` of what tune gives, got {plan!r}")
+        if plan.fit is None or plan.fit.model != identity(model):
+            other = "no model" if plan.fit is None else plan.fit.described
+            raise ValueError(f"plans must be fitted to this model with these weights, and {plan!r} was fitted to {other}")
+        own.append(plan)
+    return own
 
 
 def load(file: str | Path) -> nn.Module:
@@ -112,7 +133,9 @@ def load_model(
     made = PATHS[str(named)]() if path is None else path
     scaled = isinstance(label, str) and label.startswith("scaled ")
     told: Any = ("scaled", float(label.split()[1])) if scaled else label  # type: ignore[union-attr]
-    return ScoreModel(moved(net.eval(), device, dtype), made, prediction, told)
+    model = ScoreModel(moved(net.eval(), device, dtype), made, prediction, told)
+    model.plans = tuple(Plan.from_json(json.dumps(one)) for one in json.loads(metadata.get("plans", "[]")))
+    return model
 
 
 def moved(net: nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Module:

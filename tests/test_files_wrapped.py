@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import scoreflow as sf
 from scoreflow import checkpoint
-from scoreflow.studies.fingerprint import fingerprint
+from scoreflow._score.fingerprint import fingerprint
 from scoreflow.training import Recipe, train
 
 WRAPPED = {

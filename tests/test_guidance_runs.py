@@ -10,7 +10,7 @@ from problems import states
 
 import scoreflow as sf
 from scoreflow._run.auto import GUIDED, chosen_at
-from scoreflow.studies.fingerprint import fingerprint
+from scoreflow._score.fingerprint import fingerprint
 
 # -- branches, and what they cost ---------------------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ def test_a_budget_counts_both_branches():
     between = sf.ClassifierFree(MODEL, 3.0, interval=(0.52, 0.62))  # no time of a grid of 2 steps, and two of its substeps
     assert sf.solve(between, X, "torchsde", method="euler", substeps=8, nfe=9, seed=0, y=Y).nfe <= 9
     assert sf.solve(between, X, "torchsde", method="euler", substeps=8, steps=2, seed=0, y=Y).nfe > 9
-    assert sf.studies.spec.Spec("ddim", nfe=20).plan(sf.ClassifierFree(MODEL, 3.0)).nfe == 10  # calls, of two each
+    assert sf.studies.spec.Spec("ddim", nfe=20).prepared(sf.ClassifierFree(MODEL, 3.0)).plan.nfe == 10  # calls, of two each
 
 
 def test_samples_inside_and_outside_the_interval_in_one_call():

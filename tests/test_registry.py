@@ -15,6 +15,7 @@ from scoreflow._core.grid import GRIDS, grid_rule
 from scoreflow._run import picard
 from scoreflow._samplers.step import SAMPLERS, VARIANTS
 from scoreflow._samplers.works import entry_field, references, short, untex
+from scoreflow.tuning import work
 
 # -- the registry -------------------------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ def test_every_reference_is_cited():
         sf.ClassifierGuidance(inner, torch.nn.Identity(), 1.0), sf.Thresholding(inner), sf.TCFG(inner, 2.0, null={"y": 0}),
         sf.CFGZeroStar(inner, 2.0, null={"y": 0}), sf.FDG(inner, (1.0, 2.0), null={"y": 0}),
     ]  # fmt: skip
-    assert {key for one in (*made, *guided) for key in one.cites} | set(picard.CITES) == set(references())
+    assert {key for one in (*made, *guided) for key in one.cites} | {*picard.CITES, *work.CITES} == set(references())
 
 
 def test_a_reference_is_cited_once():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import scoreflow as sf
+from scoreflow._score.fingerprint import fingerprint
 from scoreflow.studies import Metric
-from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.store import Done, Measured, Store
 from scoreflow.studies.sweep import Study
 

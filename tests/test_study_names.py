@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import scoreflow as sf
+from scoreflow._score.fingerprint import fingerprint
 from scoreflow.studies import load
 from scoreflow.studies.answers import Answer
-from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.spec import parse, split, typed
 from scoreflow.studies.stats import Interval
 
@@ -83,7 +83,7 @@ def test_fingerprints_hold_in_other_processes():
     import sys
 
     code = (
-        "from scoreflow.studies import load; from scoreflow.studies.fingerprint import fingerprint as f;"
+        "from scoreflow.studies import load; from scoreflow._score.fingerprint import fingerprint as f;"
         "print(f(load('oracle:ring').model), f(load('zoo:digits').conditions), f(lambda x: x in {'a', 'b', 'c'}))"
     )
     said = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}

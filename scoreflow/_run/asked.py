@@ -14,6 +14,7 @@ from scoreflow._core.grid import check_path
 from scoreflow._core.noise import Draws, Replay, White
 from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
+from scoreflow._run.kept import is_kept, kept
 from scoreflow._run.schedule import Grid, Schedule
 from scoreflow._run.solve import Prepared, prepare
 from scoreflow._run.source import Noise
@@ -250,7 +251,8 @@ def ask(
     """A run that the caller drives: it asks for the network's output, and is told it. Nothing is evaluated here.
 
     Args:
-        sampler: "auto", a name (its options may stand among the keywords), a sampler, or a plan; made of rows.
+        sampler: "auto", a name (its options may stand among the keywords), a sampler, or a plan, also as "plan:file"; made of
+            rows. Whether a fitted plan is for this network, the caller knows.
         x_T: states (B, ...) at the first time.
         path, prediction, time: those of the network, as of `ScoreModel`.
         steps, nfe, grid, start, stop, denoise, seed, noise, grad, project: as of `solve`.
@@ -262,7 +264,11 @@ def ask(
     check_path(path)
     check_state("x_T", x_T)
     model = ScoreModel(nobody, path, prediction, time)
-    prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), options)
+    schedule = Schedule(steps, nfe, grid, start, stop, denoise)
+    if is_kept(sampler):
+        sampler, schedule = kept(str(sampler), schedule)
+    sampler = sampler.anyway() if isinstance(sampler, Plan) else sampler  # whose network it is, the caller knows
+    prepared = prepare(model, sampler, schedule, options)
     if prepared.plan is None:
         raise ValueError(f"{prepared.sampler!r} is not made of rows: it calls its network by itself, and cannot be asked")
     source, _ = prepared.source(noise, seed, len(x_T), path)

@@ -64,7 +64,8 @@ class Solution:
 
     @property
     def _run(self) -> str:
-        return f"{len(self.times) - 1} steps from t={self.times[0]:g} to {self.times[-1]:g}"
+        tuned = ", a plan of tune" if self.plan is not None and self.plan.fit is not None else ""
+        return f"{len(self.times) - 1} steps from t={self.times[0]:g} to {self.times[-1]:g}{tuned}"
 
     @property
     def _state(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import check_state, flag, whole
+from scoreflow._core.check import options as check_options
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_path
 from scoreflow._core.noise import Replay, Source, check_seed
 from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
 from scoreflow._run.auto import AUTO, choose
+from scoreflow._run.kept import beside, is_kept, kept, made_by, on_path
 from scoreflow._run.picard import Picard, picard
 from scoreflow._run.schedule import Grid, Schedule
 from scoreflow._run.solution import Solution
@@ -44,13 +46,17 @@ def plan(
 ) -> Plan:
     """All rows of a linear sampler on a grid, before anything runs; arguments as of `solve`.
 
-    "auto" is chosen for an unguided network; of its options there is `analytic`.
+    "auto" is chosen for an unguided network; of its options there is `analytic`. "plan:file" is read, and stays as it is.
 
     Raises:
         ValueError: the sampler is not linear, and as `solve`. TypeError: an option it does not have.
     """
     check_path(path)
     schedule = Schedule(steps, nfe, grid, start, stop, denoise)
+    if is_kept(sampler):
+        check_options(f"sampler {sampler!r}", options, ())
+        found, schedule = kept(str(sampler), schedule)
+        return on_path(found, path, schedule)
     if sampler == AUTO:
         linear, times = choose(path, schedule, **options)
         return linear.plan(path, times)
@@ -87,9 +93,10 @@ def solve(
     Args:
         model: the score model, or an oracle's.
         x_T: states (B, ...), of any floating dtype and device; the run keeps both. Of 16 bits it is carried in 32.
-        sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`. "auto"
-            takes sampler and grid by the budget, and with its option `analytic=v` the first answer from N(0, v I) data; the
-            solution's `plan` says what it took.
+        sampler: a name (its options may stand among the keywords), a sampler from `get_sampler`, or a `Plan`; "plan:file" reads
+            one, "plan:folder" that of the budget among those that `tune` wrote. "auto" takes a plan that lies beside the
+            model, else sampler and grid by the budget, and with its option `analytic=v` the first answer from N(0, v I) data;
+            the solution's `plan` says what it took.
         steps: grid intervals. nfe: instead, a budget of network evaluations, of which the most is made. Neither: the
             sampler's default.
         grid: a name, a rule, or the times themselves. None: what "auto" takes; of a named ODE sampler of order 2 or more
@@ -185,22 +192,23 @@ def prepare(
         ValueError, TypeError: as `solve`.
     """
     path = model.path
+    if is_kept(sampler):
+        sampler, schedule = kept(str(sampler), schedule)
+    elif sampler == AUTO and model.plans and (plan := beside(model, schedule, {*keywords, *(conditions or ())})) is not None:
+        sampler, schedule = plan, replace(schedule, nfe=None)
     if isinstance(sampler, Plan):
-        for option in fields(schedule):
-            if (value := getattr(schedule, option.name)) != option.default:
-                raise ValueError(f"a plan has its times, but {option.name}={value} was given too")
-        if sampler.path != repr(path):
-            raise ValueError(f"the plan was made for {sampler.path}, the model stands on {path}")
-        chosen, plan, options = get_sampler(sampler.sampler, **dict(sampler.options)), sampler, {}
+        plan, options = on_path(sampler, path, schedule), {}
+        chosen = made_by(plan, model)
         times = plan.times
     else:
         options = options_of(sampler, keywords)
         chosen, times = meant(model, sampler, schedule, **options)
-        plan = chosen.plan(path, times) if isinstance(chosen, Linear) else None  # type: ignore[assignment]
+        plan = chosen.plan(path, times) if isinstance(chosen, Linear) else None
         times = times if plan is None else plan.times
     named = {name: value for name, value in keywords.items() if name not in options}
     told = check_conditions(model, chosen, named if conditions is None else {**named, "conditions": conditions})
-    if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and chosen.analytic is None:
+    analytic = chosen.analytic if plan is None else plan.analytic
+    if path.alpha(times[0]) == 0 and model.prediction in ("eps", "score") and analytic is None:
         raise ValueError(
             f"start={times[0]}: {path} has alpha=0 there, where an {model.prediction}-network says nothing of the data. "
             "Give a start below it, or analytic=1.0 for the first step, or use an x0-, v- or flow-network"
@@ -322,7 +330,7 @@ def sample(
 
 def options_of(sampler: str | Sampler, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the keywords that are options of the named sampler."""
-    if not isinstance(sampler, str):
+    if not isinstance(sampler, str) or is_kept(sampler):
         return {}
     known = {"analytic"} if sampler == AUTO else set(SAMPLERS[resolve(sampler)[0]].options)
     return {name: value for name, value in keywords.items() if name in known}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -111,6 +111,28 @@ class PlannedStep(NamedTuple):
         return len({k for _, row in self.stages for k, _ in row.draws})
 
 
+class Fit(NamedTuple):
+    """What the numbers of a plan were fitted to.
+
+    Attributes:
+        model: its identity, a hash of weights, path, prediction, time and guidance; "" for any.
+        described: the same as text.
+        nfe: the budget.
+        conditions: names of what it was told.
+        cites: keys of references.bib; none if a sampler's own rows were the best.
+    """
+
+    model: str
+    described: str
+    nfe: int
+    conditions: tuple[str, ...] = ()
+    cites: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        how = "fitted to" if self.cites else "the best sampler's rows for"
+        return f"{how} {self.described} at {self.nfe} evaluations, conditions {', '.join(self.conditions) or 'none'}"
+
+
 @dataclass(frozen=True)
 class Plan:
     """All rows of a run. Immutable, hashable, printable, JSON both ways; running it is running its sampler, to the bit.
@@ -123,6 +145,7 @@ class Plan:
         analytic: if not None, the first evaluation is replaced by the exact one of N(0, v I) data, v this number.
         steps: the rows.
         path_object: the path itself, for `check`; no part of what a plan is, and not in its JSON.
+        fit: what its numbers were fitted to, by `tune`; None where a sampler made them.
     """
 
     sampler: str
@@ -134,6 +157,11 @@ class Plan:
     options: tuple[tuple[str, Any], ...] = field(default=())
     analytic: float | None = None
     path_object: GaussianPath | None = field(default=None, compare=False, repr=False)
+    fit: Fit | None = None
+
+    def anyway(self) -> Plan:
+        """The same plan for any model on its path, though it was fitted to one."""
+        return self if self.fit is None else replace(self, fit=self.fit._replace(model=""))
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -248,6 +276,8 @@ class Plan:
                 )
                 for t, s, evaluates, stages, draws in data.pop("steps")
             )  # fmt: skip
+            if (fit := data.pop("fit", None)) is not None:
+                data["fit"] = Fit(fit[0], fit[1], fit[2], tuple(fit[3]), tuple(fit[4]))
             options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
             plan = cls(steps=steps, options=options, **data)
             one_of("prediction", plan.prediction, PREDICTIONS)
@@ -262,7 +292,7 @@ class Plan:
             raise ValueError(f"this text is no plan: {error}") from error
 
     def __repr__(self) -> str:
-        return f"Plan({self._made}: {self._size})"
+        return f"Plan({self._made}: {self._size}{'' if self.fit is None else f'; {self.fit}'})"
 
     @property
     def _made(self) -> str:
@@ -278,6 +308,7 @@ class Plan:
             "run": self._size,
             "each row": f"x_s = x·x_t + Σ m·{self.prediction} + z·ε; the newest output first",
             **({} if self.analytic is None else {"analytic": f"the first output is that of N(0, {self.analytic:g} I)"}),
+            **({} if self.fit is None else {"fit": str(self.fit)}),
         }
         rows = [
             (k + 1, f"{step.t:.6g}", f"{stage.t:.6g}", *("  ".join(map(_weight, w)) for w in _weights(stage.row)))
@@ -287,10 +318,9 @@ class Plan:
         return card(f"Plan of {self._made}", facts, table(("step", "t", "s", "x", "m", "z"), rows, most=20))
 
     def __str__(self) -> str:
-        head = (
-            f"{self._made}: {self._size}; outputs are {self.prediction}\n"
-            f"{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.prediction} + z·ε"
-        )
+        head = f"{self._made}: {self._size}; outputs are {self.prediction}"
+        fit = [] if self.fit is None else [str(self.fit)]
+        columns = f"{'t':>10} {'s':>10}  x_s = x·x_t + Σ m·{self.prediction} + z·ε"
         lines = [
             f"{step.t:10.6f} {stage.t:10.6f}  {stage.row.x:+.6e}·x "
             + " ".join(f"{m:+.6e}·{self.prediction}" for m in stage.row.m)
@@ -298,7 +328,7 @@ class Plan:
             for step in self.steps
             for stage in step.stages
         ]
-        return "\n".join([head, *lines])
+        return "\n".join([head, *fit, columns, *lines])
 
 
 def _weights(row: Row) -> tuple[tuple[Any, ...], ...]:

@@ -53,6 +53,8 @@ class ScoreModel:
     """Keys of the works that its guidance rests on."""
     oracle: Any = None
     """The distribution that it is exact for, if it is an oracle's."""
+    plans: tuple[Any, ...] = ()
+    """Plans that were fitted to it, by `tune`; "auto" takes that of the budget."""
 
     def __init__(
         self,
@@ -84,7 +86,8 @@ class ScoreModel:
         return {name: {} if name == "_labels" else value for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
-        return f"ScoreModel({type(self.net).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
+        net = type(unwrapped(self.net)).__name__
+        return f"ScoreModel({net}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
 
     def _repr_html_(self) -> str:
         return card(type(self).__name__, self._facts())
@@ -93,10 +96,9 @@ class ScoreModel:
         """What a notebook shows of it."""
         size = sum(p.numel() for p in self.net.parameters()) if isinstance(self.net, nn.Module) else 0
         weights = f", {size:,} parameters of {self.dtype} on {self.device}" if size else ""
-        exact = {"exact for": self.oracle} if self.oracle is not None else {}
         return {
             "network": f"{type(unwrapped(self.net)).__name__}{weights}",
-            **exact,
+            **({} if self.oracle is None else {"exact for": self.oracle}),
             "path": self.path,
             "prediction": self.prediction,
             "time": self.time if isinstance(self.time, str) else say(self.time),

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from scoreflow._core.check import check_state, flag
 from scoreflow._core.noise import White
+from scoreflow._run.kept import made_by
 from scoreflow._run.solution import Solution
 from scoreflow._run.solve import check_conditions
 from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Plan, advance, drive
-from scoreflow._samplers.step import get_sampler
 from scoreflow._samplers.transition import log_density, split
 from scoreflow._score.model import ScoreModel, check_model, check_settled
 
@@ -66,7 +66,7 @@ def step_log_prob(
         raise TypeError(f"plan must be a Plan or a Solution, got {type(plan).__name__}")
     if plan.path != repr(model.path):
         raise ValueError(f"the plan was made for {plan.path}, the model stands on {model.path}")
-    conditions = check_conditions(model, get_sampler(plan.sampler, **dict(plan.options)), conditions)
+    conditions = check_conditions(model, made_by(plan, model), conditions)
     quiet, std = zip(*(split(step, plan) for step in plan.steps), strict=True)
     if not any(std):
         raise ValueError(f"no step of this plan of {plan.sampler!r} draws noise: its paths have no density")

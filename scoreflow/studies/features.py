@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scoreflow import zoo
 from scoreflow._core.check import suggestion
-from scoreflow.studies.fingerprint import fingerprint
+from scoreflow._score.fingerprint import fingerprint
 
 Features = Callable[[Tensor], Tensor]
 """States (n, ...) to features (n, d)."""

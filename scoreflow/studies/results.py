@@ -13,6 +13,7 @@ import numpy as np
 from scoreflow._core.check import number, suggestion
 from scoreflow._core.deprecated import renamed
 from scoreflow._extras import named
+from scoreflow._run.kept import names
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
 from scoreflow.studies.answers import Answer, Failure
@@ -40,9 +41,11 @@ class Results:
     # -- what was run -------------------------------------------------------------------------------------------------
     @cached_property
     def runs(self) -> list[dict[str, Any]]:
-        """A line for every run of the store, without its samples."""
+        """A line for every run of the store, without its samples. Of the path of a plan the last name stands for it."""
         columns = "key, kind, sampler, grid, nfe, steps, seed, counted, seconds, plan, cites, error, machine"
-        return self.store.rows(f"SELECT {columns} FROM cell ORDER BY kind, sampler, grid, nfe, steps, counted, seed")
+        found = self.store.rows(f"SELECT {columns} FROM cell ORDER BY kind, sampler, grid, nfe, steps, counted, seed")
+        called = names({run["sampler"] for run in found})
+        return [{**run, "sampler": called[run["sampler"]]} for run in found]
 
     @cached_property
     def _blocks(self) -> dict[tuple[str, Spec, str], Blocks]:

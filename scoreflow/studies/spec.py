@@ -12,10 +12,11 @@ from scoreflow._core.check import listed, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import grid as make_grid
 from scoreflow._run.auto import AUTO
+from scoreflow._run.kept import budgets as kept_budgets
+from scoreflow._run.kept import is_kept, kept
 from scoreflow._run.schedule import Schedule
-from scoreflow._run.solve import meant
-from scoreflow._samplers.plan import Plan
-from scoreflow._samplers.step import Linear, Sampler, get_sampler, resolve
+from scoreflow._run.solve import Prepared, prepare
+from scoreflow._samplers.step import Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel
 
 TYPED = re.compile(r"^(?P<name>.*?)(?:\((?P<options>[^()]*(?:\([^()]*\)[^()]*)*)\))?(?:@(?P<grid>[\w-]+))?$", re.DOTALL)
@@ -25,7 +26,7 @@ class Spec(NamedTuple):
     """A sampler at a budget.
 
     Attributes:
-        sampler: its name and options as typed, `ddim(eta=0.5)`.
+        sampler: its name and options as typed, `ddim(eta=0.5)`, or `plan:folder`.
         grid: a grid's name; None for the sampler's own.
         nfe, steps: the budget; both None for a sampler that goes by a tolerance.
     """
@@ -54,23 +55,33 @@ class Spec(NamedTuple):
         return self.nfe or self.steps or 0
 
     def made(self) -> str | Sampler:
-        """The sampler; "auto" is chosen by `solve`."""
+        """The sampler; "auto" is chosen, and a plan is read, by `solve`."""
+        if is_kept(self.sampler):
+            return self.sampler
         name, options, _ = parse(self.sampler)
         return AUTO if name == AUTO and not options else get_sampler(name, **options)
 
-    def plan(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> Plan | None:
-        """Its rows for a model; None if it is not made of rows."""
-        sampler, times = meant(model, self.made(), Schedule(self.steps, self.nfe, self.grid, start, stop))
-        return sampler.plan(model.path, times) if isinstance(sampler, Linear) else None
+    def noisy(self, path: GaussianPath) -> bool:
+        """Whether it draws noise after the prior; "auto" draws none."""
+        if is_kept(self.sampler):
+            return kept(self.sampler, Schedule(nfe=self.nfe))[0].noise_count > 0
+        sampler = self.made()
+        return isinstance(sampler, Sampler) and sampler.stochastic_on(path)
+
+    def prepared(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> Prepared:
+        """Sampler, times and rows for a model.
+
+        Raises:
+            ValueError, FileNotFoundError: as `solve`.
+        """
+        return prepare(model, self.made(), Schedule(self.steps, self.nfe, self.grid, start, stop), {})
 
     def content(self, model: ScoreModel, start: float = 1.0, stop: float = 0.0) -> str:
         """All that its result depends on beside the model's answers and the seed, as text."""
         try:
-            sampler, times = meant(model, self.made(), Schedule(self.steps, self.nfe, self.grid, start, stop))
-            if isinstance(sampler, Linear):
-                return sampler.plan(model.path, times).to_json()
-            return json.dumps([repr(sampler), times])
-        except ValueError as error:  # it will fail, and be recorded
+            run = self.prepared(model, start, stop)
+            return json.dumps([repr(run.sampler), run.times]) if run.plan is None else run.plan.to_json()
+        except (ValueError, FileNotFoundError) as error:  # it will fail, and be recorded
             return f"{self}: {error}"
 
 
@@ -130,7 +141,8 @@ def specs(
     grids: str | Iterable[str] | None,
     path: GaussianPath,
 ) -> list[Spec]:
-    """Every sampler at every budget on every grid; one that goes by a tolerance once. Each comes once.
+    """Every sampler at every budget on every grid; one that goes by a tolerance once, a plan at the budgets that it is for.
+    Each comes once.
 
     Raises:
         ValueError: an empty list, or names, options or grids that are wrong: all of them are reported at once.
@@ -151,6 +163,9 @@ def specs(
     for entry in entries:
         if (text := _try(wrong, lambda entry=entry: typed(entry))) is None:
             continue
+        if is_kept(text):
+            found += _try(wrong, lambda text=text: _of_plan(text, name, budgets)) or []
+            continue
         if (parts := _try(wrong, lambda text=text: _parsed(text, path))) is None:
             continue
         label, own, tolerance = parts
@@ -159,6 +174,18 @@ def specs(
     if wrong:
         raise ValueError("; ".join(wrong))
     return list(dict.fromkeys(found))
+
+
+def _of_plan(text: str, name: str, budgets: list[int]) -> list[Spec]:
+    """A plan at those of the budgets that it is for; it has its own times, so that no grid goes with it."""
+    if name != "nfe":
+        raise ValueError(f"{text!r} is for a budget of evaluations: give nfe, not {name}")
+    there = kept_budgets(text)
+    if not (own := [Spec(text, nfe=n) for n in budgets if n in there]):
+        raise ValueError(
+            f"{text!r} has plans for nfe={', '.join(map(str, there)) or 'none'}, and none for {', '.join(map(str, budgets))}"
+        )
+    return own
 
 
 def _parsed(text: str, path: GaussianPath) -> tuple[str, str | None, bool]:
@@ -183,6 +210,6 @@ def _known(text: str) -> bool:
 def _try(wrong: list[str], call: Any) -> Any:
     try:
         return call()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         wrong.append(str(error))
         return None

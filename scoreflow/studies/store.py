@@ -206,6 +206,15 @@ class Store:
             self._db.executemany("INSERT INTO value VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
 
+    def forget(self, spec: tuple[str, str | None, int | None, int | None], plan: str) -> None:
+        """Take out the cells of a spec that ran another plan."""
+        of = "SELECT key FROM cell WHERE kind = 'cell' AND (sampler, grid, nfe, steps) IS (?, ?, ?, ?) AND plan IS NOT ?"
+        keys = [(row["key"],) for row in self.rows(of, *spec, plan)]
+        if keys:
+            with self._writing():
+                for table in ("cell", "value"):
+                    self._db.executemany(f"DELETE FROM {table} WHERE key = ?", keys)
+
     def measured(self, key: str) -> set[tuple[str, str]] | None:
         """The metrics, with their marks, that a finished cell has figures of; None if it is not finished, or failed."""
         if self._db.execute("SELECT 1 FROM cell WHERE key = ? AND error IS NULL", (key,)).fetchone() is None:

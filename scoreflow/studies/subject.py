@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreflow._score.fingerprint import fingerprint
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Gaussian, GaussianMixture
 from scoreflow.guidance import Guided
 from scoreflow.studies.features import Features
-from scoreflow.studies.fingerprint import fingerprint
 from scoreflow.studies.metrics import Metric, draws
 
 

@@ -18,21 +18,21 @@ from scoreflow._core.check import flag, listed, number, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends
 from scoreflow._extras import named
-from scoreflow._run.auto import AUTO
+from scoreflow._run.kept import PREFIX, is_kept
 from scoreflow._samplers.step import Linear, Sampler
+from scoreflow._score.fingerprint import digest
 from scoreflow._score.model import ScoreModel
 from scoreflow.studies import draw, report
 from scoreflow.studies.answers import Answer
 from scoreflow.studies.features import Features
 from scoreflow.studies.findings import findings
-from scoreflow.studies.fingerprint import digest
 from scoreflow.studies.metrics import Metric, get_metric
 from scoreflow.studies.named import subject
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
 from scoreflow.studies.subject import Subject
-from scoreflow.studies.work import Job, Lockstep, fill
+from scoreflow.studies.work import Job, Lockstep, fill, said
 
 __all__ = ["FLOORS", "Answer", "Study", "study"]
 
@@ -59,11 +59,14 @@ class Study(Results):
         """A study in memory with the cells of this one and of others of the same model, data and version.
 
         Raises:
-            ValueError: one is of something else; what differs is named.
+            ValueError: one is of something else; what differs is named. Or a file of a plan was not the same for all.
         """
         store = Store(None, {k: v for k, v in self.store.identity.items() if k != "format"})
         for one in (self, *others):
             store.take(one.store)
+        if other := store.rows("SELECT sampler, nfe FROM cell WHERE kind = 'cell' AND error IS NULL AND sampler LIKE ? "
+                               "GROUP BY sampler, nfe HAVING count(DISTINCT plan) > 1", f"{PREFIX}%"):  # fmt: skip
+            raise ValueError(f"{other[0]['sampler']!r} at nfe={other[0]['nfe']} was not the same plan in all of these studies")
         return Study(store)
 
     def findings(self, figure: str | None = None) -> list[str]:
@@ -122,7 +125,8 @@ def study(
     Args:
         model: a score model, a `Subject`, or a name: `zoo:digits`, `oracle:ring`, `package.module:factory`.
         samplers: names with options and a grid as typed, `ddim(eta=0.5)@karras`, or samplers of `get_sampler`. One that goes
-            by a tolerance runs once, at whatever evaluations that takes.
+            by a tolerance runs once, at whatever evaluations that takes. "plan:file" and "plan:folder" run at those of the
+            budgets that they are for, and anew where a file has changed.
         nfe, steps: the budgets, in evaluations or in steps: one of the two. Here as in the other lists one may stand alone.
         grids: every sampler runs on each; None for its own.
         metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact".
@@ -164,6 +168,9 @@ def study(
     wrong += what.lacks(chosen)
     if any("data" in m.needs for m in chosen) and "data" in what.has():
         _collect(wrong, lambda: what.block(n, 0))
+    for spec in found:
+        if is_kept(spec.sampler):  # it may be of another model, or from another time on
+            _collect(wrong, lambda spec=spec: spec.prepared(what.model, what.start, what.stop))  # type: ignore[misc]
     lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what.model.path)]
     wrong += [f"no metric asked for applies to {label}" for label in lost]
     if wrong:
@@ -172,6 +179,9 @@ def study(
     identity = {**versions(), **what.identity(), "n": str(n), "reference": str(exact)}
     store = Store(_file(out, make=True), identity)
     first, second = _jobs(what, identity, found, chosen, exact, coarse, blocks, n)
+    for spec in found:
+        if is_kept(spec.sampler) and (plan := spec.prepared(what.model, what.start, what.stop).plan) is not None:
+            store.forget(spec, said(spec, plan))
     if not progress:
         fill(store, first, executor, _nobody)
         fill(store, second, executor, _nobody)
@@ -235,8 +245,7 @@ def _reference(reference: str | Sampler | None, what: Subject) -> tuple[Spec, Sp
         raise TypeError(f"reference must be a sampler or its name, got {reference!r}")
     (exact,) = specs([typed(reference)], [FINE], None, None, path)
     if exact.nfe is not None:
-        sampler = exact.made()
-        if isinstance(sampler, Sampler) and sampler.stochastic_on(path):
+        if exact.noisy(path):
             raise ValueError(f"reference must converge to the probability-flow ODE, and {exact.sampler} draws noise")
         return exact, exact._replace(nfe=FINE // 2)
     name, options, _ = parse(exact.sampler)
@@ -258,10 +267,9 @@ def _blocks(seeds: int | Sequence[int]) -> list[int]:
 
 def _apply(metrics: list[Metric], spec: Spec, path: GaussianPath) -> list[Metric]:
     """The metrics that this sampler can be measured by."""
-    sampler = spec.made()
-    noisy = isinstance(sampler, Sampler) and sampler.stochastic_on(path)
-    rows = isinstance(sampler, Linear) or sampler == AUTO
-    can = {"deterministic": not noisy, "finest": noisy and bool(spec.budget), "rows": rows}
+    noisy, rows = spec.noisy(path), isinstance(spec.made(), Linear | str)
+    finer = noisy and bool(spec.budget) and not is_kept(spec.sampler)
+    can = {"deterministic": not noisy, "finest": finer, "rows": rows}
     return [metric for metric in metrics if all(can.get(need, True) for need in metric.needs)]
 
 

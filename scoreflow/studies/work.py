@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.noise import White
+from scoreflow._run.kept import is_kept
 from scoreflow._run.lockstep import solve_many
 from scoreflow._run.solution import Solution
 from scoreflow._run.solve import solve
 from scoreflow._samplers.plan import Plan
-from scoreflow._samplers.step import Sampler
-from scoreflow.studies.fingerprint import fingerprint
+from scoreflow._score.fingerprint import digest, fingerprint
 from scoreflow.studies.metrics import Metric, MetricInput
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.store import HEALTH, Done, Measured, Store
@@ -85,21 +85,22 @@ def _floor(job: Job) -> Done:
 
 
 def _run(job: Job, solved: Solved) -> Done:
-    subject, sampler = job.subject, job.spec.made()
-    plan = job.spec.plan(subject.model, subject.start, subject.stop)
+    subject = job.subject
+    prepared = job.spec.prepared(subject.model, subject.start, subject.stop)
+    plan = prepared.plan
     if job.kept is not None:
         x = torch.from_numpy(job.kept).to(subject.model.device, subject.precision)
         return Done(None, 0.0, None, _measured(job, _inputs(job, x, plan=plan)), machine=machine())
     if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
-        cites = sampler.cites if isinstance(sampler, Sampler) else ()
+        cites = tuple(dict.fromkeys((*prepared.sampler.cites, *subject.model.cites)))
         inputs = MetricInput(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
         nfe = sum(int(subject.model.evaluations(t)) for t in plan.evaluation_times)
-        return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), _head(plan), cites, machine=machine())
+        return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), said(job.spec, plan), cites, machine=machine())
     sol, seconds = solved.get(job.spec) or _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
     measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation), solved)
     counted = float(np.mean(sol.nfe_per_sample))
-    ran = _head(sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
+    ran = said(job.spec, sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
     return Done(counted, seconds, _array(sol.x), (*measured, *_checked(sol.plan)), ran, sol.cites, machine=machine())
 
 
@@ -153,10 +154,9 @@ def _prior(job: Job) -> Tensor:
 
 def _keywords(job: Job, spec: Spec) -> dict[str, Any]:
     """A run as keywords of `solve`; conditions apart."""
-    subject, sampler = job.subject, spec.made()
-    noisy = isinstance(sampler, Sampler) and sampler.stochastic_on(subject.model.path)
-    ends: dict[str, Any] = {"start": subject.start, "stop": subject.stop, "noise": "brownian" if noisy else None}
-    return {"sampler": sampler, "grid": spec.grid, "seed": job.seed, **spec.budget, **ends}
+    subject, noise = job.subject, "brownian" if spec.noisy(job.subject.model.path) else None
+    ends: dict[str, Any] = {"start": subject.start, "stop": subject.stop, "noise": noise}
+    return {"sampler": spec.made(), "grid": spec.grid, "seed": job.seed, **spec.budget, **ends}
 
 
 def _evaluation(job: Job, x: Tensor) -> float:
@@ -188,8 +188,10 @@ def _array(x: Tensor) -> np.ndarray:
     return (x.float() if x.dtype.itemsize < 4 else x).numpy()
 
 
-def _head(plan: Plan) -> str:
-    return str(plan).partition("\n")[0]
+def said(spec: Spec, plan: Plan) -> str:
+    """What ran, in a line; of a plan from a file with a mark of its numbers."""
+    head = str(plan).partition("\n")[0]
+    return f"{head}; mark {digest(plan.to_json())[:8]}" if is_kept(spec.sampler) else head
 
 
 class Here(Executor):

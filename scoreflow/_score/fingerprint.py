@@ -9,6 +9,7 @@ import functools
 import hashlib
 import pickle
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ from scoreflow._score.network import unwrapped
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
 """What its text says all of."""
-COUNTERS = ("nfe", "_labels")
+_KNOWN: weakref.WeakKeyDictionary[ScoreModel, tuple[Any, str]] = weakref.WeakKeyDictionary()
+COUNTERS = ("nfe", "_labels", "plans")
 """What changes when a model runs."""
 
 
@@ -42,6 +44,42 @@ def fingerprint(value: Any) -> str:
     What is none of these counts by its pickle; what has no pickle by its class alone.
     """
     return digest(*_parts(value, {}))
+
+
+def identity(model: ScoreModel) -> str:
+    """A hash of a model's weights and of how it is read: path, prediction, time and guidance.
+
+    It is the same with every version of Python and of this library, unlike a fingerprint, which has the code too; but for
+    networks that are functions, whose code is all there is.
+    """
+    found, parts = list(_networks(model, set())), list[str | bytes]()
+    tensors = [t for net in found if isinstance(net, nn.Module) for t in net.state_dict().values()]
+    stamp = (repr(model), *((t.data_ptr(), t._version) for t in tensors))
+    if (known := _KNOWN.get(model)) and known[0] == stamp:
+        return known[1]
+    for net in found:
+        if isinstance(net, nn.Module):
+            for name, tensor in net.state_dict().items():
+                parts += [name, *_parts(tensor, {})]
+        else:
+            parts += _parts(net, {})
+    _KNOWN[model] = stamp, digest(repr(model), *parts)
+    return _KNOWN[model][1]
+
+
+def _networks(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The networks of a model and of those that it wraps."""
+    if isinstance(value, ScoreModel) and id(value) not in seen:
+        seen.add(id(value))
+        if value.oracle is not None:
+            yield {name: one for name, one in vars(value.oracle).items() if isinstance(one, Tensor)}
+        elif not value.guided:
+            yield unwrapped(value.net)
+        for one in vars(value).values():
+            yield from _networks(one, seen)
+    elif isinstance(value, nn.Module) and id(value) not in seen:
+        seen.add(id(value))
+        yield unwrapped(value)
 
 
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
