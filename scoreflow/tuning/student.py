@@ -130,7 +130,7 @@ class Student:
             told = [float(t) for t in self.told(times)]
             rows = [Row(float(x), tuple(float(v) for v in m)) for x, m, _ in self.rows(times)]
         steps = tuple(PlannedStep(t, s, True, (Stage(s, row),)) for t, s, row in zip(told, told[1:], rows, strict=False))
-        v = None if self.log_v is None else float(self.log_v.exp())
+        v = None if self.log_v is None else float(self.log_v.detach().exp())
         return Plan("tuned", repr(self.path), self.prediction, steps, self.history, analytic=v, path_object=self.path, **more)
 
     def run(self, answer: Answer, x: Tensor, steps: int | None = None) -> Tensor:
