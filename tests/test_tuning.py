@@ -268,6 +268,37 @@ def test_a_bad_fit_is_not_returned(monkeypatch):
     assert done.test["returned"] == done.test["best"] and done.test["ratio"] == (1.0, 1.0, 1.0)
 
 
+def test_both_figures_decide(monkeypatch):
+    """A smaller median alone is not enough, nor is a smaller quantile alone."""
+    for median, quantile, taken in ((0.6, 1.1, False), (1.1, 0.6, False), (0.6, 0.6, True)):
+        monkeypatch.setattr(work, "upper", lambda ours, theirs, q, m=median, n=quantile: (0.5, m if q == 0.5 else n))
+        assert sf.tune(DATA.model(VP), 4, **{**QUICK, "iterations": 0}).accepted == taken
+
+
+def test_the_fit_of_the_least_loss_is_judged(monkeypatch):
+    """And not the first."""
+    losses, judged = {0: 5.0, 1: 2.0, 2: 3.0}, []
+
+    def described(*arguments):
+        return fits.descend(*arguments)._replace(loss=losses[arguments[5]])
+
+    def loaded(problem, start, asked):
+        judged.append(start)
+        return fits.student(problem, start, asked)
+
+    monkeypatch.setattr(work, "descend", described), monkeypatch.setattr(work, "student", loaded)
+    done = sf.tune(DATA.model(VP), 4, **{**QUICK, "iterations": 0})
+    assert [one["loss"] for one in done.starts] == [5.0, 2.0, 3.0] and judged[0].v is not None  # the second begins exactly
+
+
+def test_a_descent_that_goes_wrong_gives_the_best_it_has_seen(monkeypatch):
+    of, begin = problem(DATA), fits.Start("", tuple(sf.grid(VP, 5, "ode")), None)
+    some, asked = part(of), fits.Asked("noise", 4, False, True, False, 0, 0.1)
+    at_first = fits.descend(of, begin, asked, some, math.inf, 0).loss
+    monkeypatch.setattr(fits, "RATES", (20.0, 20.0))
+    assert fits.descend(of, begin, asked._replace(iterations=60), some, math.inf, 0).loss <= at_first
+
+
 def test_the_decision_is_a_paired_bootstrap():
     """Errors that are a tenth smaller sample by sample are told apart; equal ones, or smaller by chance, are not."""
     theirs = states(256, 1, seed=5).exp().flatten()
