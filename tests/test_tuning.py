@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from problems import PATHS, mixture, states
 
 import scoreflow as sf
+from scoreflow._core.grid import ode
 from scoreflow._samplers.plan import Fit
 from scoreflow._score.fingerprint import identity
 from scoreflow.tuning import decide, work
@@ -146,21 +148,33 @@ def test_a_gaussian_is_fitted_to_rounding():
     assert after.median() < 0.02 * before.median()  # states are of 32 bits
 
 
+@pytest.mark.parametrize("off", [0.0, 1e-15, 1e-9])
+def test_the_odes_states_at_times_that_are_nearly_its_own(off):
+    """A node of the student beside one of the solver makes no step of no length."""
+    of = problem(DATA, n=8)
+    x, told = of.states("fit")
+    times = sf.grid(VP, 200, partial(ode, exact=True))
+    (middle, end), _ = of.ode(x, told, [times[100] + off])
+    (there,), _ = of.ode(x, told)
+    torch.testing.assert_close(end, there, rtol=1e-4, atol=1e-4)
+    assert middle.isfinite().all()
+
+
 def test_fitting_lowers_the_loss_on_other_seeds():
-    of = problem(DATA)
+    of = problem(DATA, n=128)
     begin = fits.Start("", tuple(sf.grid(VP, 5, "ode")), None)
     some, other = part(of), part(of, "validate")
     medians = []
     for asked in (
         fits.Asked("noise", 4, False, False, False, 0, 0.1),
-        fits.Asked("noise", 4, False, False, False, 150, 0.1),
-        fits.Asked("noise", 4, False, True, False, 150, 0.1),
+        fits.Asked("noise", 4, False, False, False, 300, 0.1),
+        fits.Asked("noise", 4, False, True, False, 300, 0.1),
     ):
         done = fits.descend(of, begin, asked, some, math.inf, 0)
         one = fits.student(of, begin, asked)
         one.load(done.state)
         medians.append(float(errors(of.run(one.plan(fit=ANY), other.x, other.told)[0], other.target).median()))
-    assert medians[1] < 0.6 * medians[0] and medians[2] < 0.6 * medians[1], medians
+    assert medians[1] < 0.7 * medians[0] and medians[2] < 0.6 * medians[1], medians
 
 
 def test_conditions_are_drawn_by_seed():

@@ -21,6 +21,8 @@ from scoreflow.tuning.student import Answer
 PARTS = ("fit", "validate", "test")
 TEACHER = {"network": 113, "oracle": 400}
 """Steps of UniPC-3 that stand for the ODE: of a network as of a study's reference."""
+CLOSE = 1e-6
+"""Times that are taken for one."""
 LEAST_TIME = 1e-5
 """At which an exact score is asked; a network as of `default_t_min`."""
 
@@ -99,7 +101,9 @@ class Problem:
         steps = min(self.teacher, int((self.start - self.stop) * (path.T or 0))) if whole_labels else self.teacher
         times = tuple(ode(path, steps, self.start, self.stop, exact=exact).tolist())
         times = on_chain(times, path.T or 0) if whole_labels else times
-        nodes = sorted({*times, *through}, reverse=True)
+        # Of a step of no length the multistep weights have no value.
+        apart = [t for t in times if all(abs(t - u) > CLOSE for u in through)]
+        nodes = sorted({*apart, *through}, reverse=True)
         found, nfe = list[list[Tensor]](), 0
         for y, some in self.pieces(x, told):
             sol = solve(self.model, y, "unipc-3", grid=nodes, trajectory=bool(through), conditions=some, seed=0)
