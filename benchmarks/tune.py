@@ -47,9 +47,9 @@ def chain(kind):
 def problem(name):
     """The model, the shape of a state, and keywords of `tune`."""
     if name == "digits":
-        return sf.zoo.digits(), (1, 8, 8), {"seeds": (256, 256, 256), "iterations": 400}
+        return sf.zoo.digits(), (1, 8, 8), {"seeds": (256, 256, 256)}
     if name == "mnist":
-        return sf.zoo.mnist(), (1, 28, 28), {"seeds": (128, 128, 128), "iterations": 240, "batch": 8}
+        return sf.zoo.mnist(), (1, 28, 28), {"seeds": (64, 128, 128)}
     data, path = {
         "ring": (ring(6, 0.08), chain("linear")),
         "d16": (tight(16, 12, 0.1, 21), chain("cosine")),
@@ -85,16 +85,18 @@ def run(out, names, budgets):
     for name in names:
         model, shape, more = problem(name)
         model.plans = ()
-        for nfe in budgets:
+        for k, nfe in enumerate(budgets):
             file = out / f"{name}-{nfe}.json"
             if not file.is_file():
                 (out / name).mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(cell(model, shape, name, nfe, out / name, more), indent=1), encoding="utf-8")
+                file.write_text(json.dumps(cell(model, shape, name, budgets[: k + 1], out / name, more), indent=1), encoding="utf-8")
             print(name, nfe, json.dumps(json.loads(file.read_text())["ratio"]), flush=True)
 
 
-def cell(model, shape, name, nfe, folder, more):
-    done = sf.tune(model, nfe, shape=shape, out=folder / "whole", progress=True, **more)
+def cell(model, shape, name, budgets, folder, more):
+    """The figures at the last of the budgets; those before it are in the folder."""
+    nfe = budgets[-1]
+    done = sf.tune(model, budgets, shape=shape, out=folder / "whole", progress=True, **more)[nfe]
     x, _ = Problem(model, shape, {}, seeds_of(more), 1.0, 0.0, 0, 0).states("test")
     target = load_file(folder / "whole" / "ode-test.safetensors")["target"].to(x)
 
@@ -106,8 +108,8 @@ def cell(model, shape, name, nfe, folder, more):
     found = read(json.loads((folder / "whole" / f"screen-{nfe}.json").read_text())["found"])
     plans["auto"] = next(one.plan for one in found if one.name == "auto")
     if name not in NETWORKS:
-        only = sf.tune(model, nfe, shape=shape, out=folder / "grid", weights=False, labels=False, **{**more, "starts": 2})
-        plans["grid"] = only.plan
+        alone = {**more, "weights": False, "labels": False, "out": folder / "grid"}
+        plans["grid"] = sf.tune(model, budgets, shape=shape, **alone)[nfe].plan
     line = {key: figures(off(plan)[0]) for key, plan in plans.items()}
     best = {one.name: off(one.plan)[0] for one in found}
     line["hindsight"] = {key: min(figures(e)[key] for e in best.values()) for key in ("median", "quantile", "rms")}

@@ -137,11 +137,11 @@ def test_a_gaussian_is_fitted_to_rounding():
     """On N(μ, S) data the ODE is linear, and two evaluations of a direction are enough: weights alone end where it does."""
     data = sf.Gaussian(torch.zeros(1), torch.eye(1) * 0.3)
     of = problem(data)
-    begin = fits.Start("", tuple(sf.grid(VP, 4, "rectified")), None)
+    begin = fits.Start("", tuple(sf.grid(VP, 4, "rectified")))
     asked = fits.Asked("noise", 4, False, True, False, 0, 1.0)
     some = part(of)
     before = errors(of.run(fits.student(of, begin, asked).plan(fit=ANY), some.x, some.told)[0], some.target)
-    done = fits.descend(of, begin, asked, some, math.inf, 0)
+    done = fits.descend(of, begin, asked, some, math.inf)
     one = fits.student(of, begin, asked)
     one.load(done.state)
     after = errors(of.run(one.plan(fit=ANY), some.x, some.told)[0], some.target)
@@ -162,7 +162,7 @@ def test_the_odes_states_at_times_that_are_nearly_its_own(off):
 
 def test_fitting_lowers_the_loss_on_other_seeds():
     of = problem(DATA, n=128)
-    begin = fits.Start("", tuple(sf.grid(VP, 5, "ode")), None)
+    begin = fits.Start("", tuple(sf.grid(VP, 5, "ode")))
     some, other = part(of), part(of, "validate")
     medians = []
     for asked in (
@@ -170,7 +170,7 @@ def test_fitting_lowers_the_loss_on_other_seeds():
         fits.Asked("noise", 4, False, False, False, 300, 0.1),
         fits.Asked("noise", 4, False, True, False, 300, 0.1),
     ):
-        done = fits.descend(of, begin, asked, some, math.inf, 0)
+        done = fits.descend(of, begin, asked, some, math.inf)
         one = fits.student(of, begin, asked)
         one.load(done.state)
         medians.append(float(errors(of.run(one.plan(fit=ANY), other.x, other.told)[0], other.target).median()))
@@ -289,28 +289,67 @@ def test_both_figures_decide(monkeypatch):
         assert sf.tune(DATA.model(VP), 4, **{**QUICK, "iterations": 0}).accepted == taken
 
 
-def test_the_fit_of_the_least_loss_is_judged(monkeypatch):
-    """And not the first."""
-    losses, judged = {0: 5.0, 1: 2.0, 2: 3.0}, []
+def test_the_fit_of_the_least_loss_goes_on(monkeypatch):
+    """And not the first; what it comes to is judged."""
+    losses, begun = [5.0, 2.0, 3.0], []
 
     def described(*arguments):
-        return fits.descend(*arguments)._replace(loss=losses[arguments[5]])
+        begun.append(arguments[1])
+        return fits.descend(*arguments)._replace(loss=losses.pop(0) if losses else 1.0)
 
-    def loaded(problem, start, asked):
-        judged.append(start)
-        return fits.student(problem, start, asked)
-
-    monkeypatch.setattr(work, "descend", described), monkeypatch.setattr(work, "student", loaded)
+    monkeypatch.setattr(work, "descend", described)
     done = sf.tune(DATA.model(VP), 4, **{**QUICK, "iterations": 0})
-    assert [one["loss"] for one in done.starts] == [5.0, 2.0, 3.0] and judged[0].v is not None  # the second begins exactly
+    assert [one["loss"] for one in done.starts] == [5.0, 2.0, 3.0, 1.0] and begun[3] is begun[1]
+    assert begun[1].even and not begun[0].even and begun[2].v is not None
 
 
-def test_a_descent_that_goes_wrong_gives_the_best_it_has_seen(monkeypatch):
-    of, begin = problem(DATA), fits.Start("", tuple(sf.grid(VP, 5, "ode")), None)
+@pytest.mark.parametrize("kind", ["wild", "nan"])
+def test_a_descent_that_goes_wrong_gives_the_best_it_has_seen(monkeypatch, kind):
+    """A minimizer that walks away, and losses that are no numbers."""
+    of, begin = problem(DATA), fits.Start("", tuple(sf.grid(VP, 5, "ode")))
     some, asked = part(of), fits.Asked("noise", 4, False, True, False, 0, 0.1)
-    at_first = fits.descend(of, begin, asked, some, math.inf, 0).loss
-    monkeypatch.setattr(fits, "RATES", (20.0, 20.0))
-    assert fits.descend(of, begin, asked._replace(iterations=60), some, math.inf, 0).loss <= at_first
+    at_first = fits.descend(of, begin, asked, some, math.inf).loss
+
+    def away(function, numbers, **more):
+        function(numbers)
+        if kind == "nan":
+            monkeypatch.setattr(fits, "loss_of", lambda x, *_: x.sum() * math.nan)
+        worse, slope = function(numbers + (30.0 if kind == "wild" else 0.1))
+        assert at_first < worse < math.inf and np.isfinite(slope).all()
+
+    monkeypatch.setattr("scipy.optimize.minimize", away)
+    done = fits.descend(of, begin, asked._replace(iterations=60), some, math.inf)
+    assert done.loss == pytest.approx(at_first, rel=1e-9) and all(bool(v.isfinite().all()) for v in done.state.values())
+
+
+@pytest.mark.parametrize("form", ["noise", "data"])
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("path", ["vp", "chain", "ve"])
+def test_one_step_more_is_the_same_run(path, free, form):
+    """The new output weighs 0; with as much history as steps, states agree to rounding."""
+    path, x = PATHS[path], states(5, 3)
+    one = student(path, form=form, free=free, history=8, labels=False)[0]
+    one.weights = [w + 0.05 * torch.arange(len(w), dtype=torch.float64) for w in one.weights]
+    times, state = one.grown()
+    longer = Student(path, times, form, path.lam(1e-4), history=8, free=free)
+    longer.load(state)
+    assert longer.steps == one.steps + 1 == len(times) - 1
+    assert longer.plan(fit=ANY).times == pytest.approx(times, rel=1e-9)
+    x = x * path.prior_std(1.0)
+    model = answer(DATA.model(path))
+    torch.testing.assert_close(longer.run(model, x), one.run(model, x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_longer_plan_begins_where_the_shorter_ended(tmp_path):
+    """Of two budgets, in one call or from the folder; its weights still carry marginals where history cuts them off."""
+    model = DATA.model(VP)
+    both = sf.tune(model, [6, 4], out=tmp_path, **QUICK)
+    assert [*both] == [6, 4] and "the plan before, with more steps" in [one["name"] for one in both[6].starts]
+    for file in (*tmp_path.glob("*-6*"),):
+        file.unlink()
+    assert sf.tune(model, [4, 6], out=tmp_path, **QUICK)[6].plan == both[6].plan
+    alone = sf.tune(model, 6, **QUICK)
+    assert "the plan before, with more steps" not in [one["name"] for one in alone.starts]
 
 
 def test_the_decision_is_a_paired_bootstrap():

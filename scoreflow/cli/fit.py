@@ -22,7 +22,7 @@ def tune(
     seeds: Annotated[str, typer.Option(help="How many states to fit to, to decide by and to report on.")] = "256,256,512",
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     budget_s: Annotated[float | None, typer.Option(help="Seconds for each budget; all iterations if none are given.")] = None,
-    iterations: Annotated[int, typer.Option(help="Of the fit, at most.")] = 600,
+    iterations: Annotated[int | None, typer.Option(help="Of L-BFGS: 100 for a network, 400 for an oracle.")] = None,
     batch: Annotated[int | None, typer.Option(help="States in a network call that is differentiated.")] = None,
     condition: Annotated[
         list[str] | None,

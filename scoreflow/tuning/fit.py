@@ -1,12 +1,13 @@
-"""The fit: weights by least squares along the student's own states, then times and weights by gradient descent."""
+"""The fit: weights by least squares along the student's own states, then times and weights together by L-BFGS."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,14 @@ from scoreflow._core.row import wide
 from scoreflow.tuning.problem import Part, Problem, errors
 from scoreflow.tuning.student import Form, Student, no_memory
 
-RATES = (0.05, 0.02)
-"""Of Adam, for the logits of the times and for the weights; both fall to 0 along half a cosine."""
+FEW = 64
+"""States that least squares and the first fits see: there are far fewer numbers than entries of these."""
+ITERATIONS = {"network": 100, "oracle": 400}
+"""Of L-BFGS: a network's loss has little left to fall by then."""
+MEMORY = 20
+"""Pairs of slopes that L-BFGS keeps."""
+WORST = 1e6
+"""A loss that is no number, as the line search is told it."""
 RIDGE = 1e-6
 """Of the least squares, relative to the largest product: outputs of late steps are nearly alike."""
 MOST = 3.0
@@ -28,11 +35,15 @@ class Start(NamedTuple):
     Attributes:
         name: the candidate whose times these are.
         v: the variance of the first answer; None asks the network.
+        even: keep the weights of even steps, where others begin with those of least squares.
+        state: all numbers, as those of a shorter plan with one more step.
     """
 
     name: str
     times: tuple[float, ...]
-    v: float | None
+    v: float | None = None
+    even: bool = False
+    state: dict[str, Tensor] | None = None
 
 
 class Asked(NamedTuple):
@@ -52,7 +63,7 @@ class Fitted(NamedTuple):
     """What a fit gave.
 
     Attributes:
-        state: the numbers. loss: on all states that were fitted to. curve: (iteration, loss of its batch).
+        state: the numbers. loss: on the states that it was fitted to. curve: (call, loss).
         nfe: evaluations, of all states together. seconds: what it took.
     """
 
@@ -106,65 +117,60 @@ def least_squares(problem: Problem, student: Student, part: Part, count: list[in
         x = student.row(times[k], times[k + 1], student.all_weights(k))(x, seen)
 
 
+class _OverTime(Exception):
+    """The time of a fit is over."""
+
+
 def descend(
-    problem: Problem, begin: Start, asked: Asked, part: Part, until: float, seed: int, state: dict[str, Tensor] | None = None
+    problem: Problem, begin: Start, asked: Asked, part: Part, until: float, state: dict[str, Tensor] | None = None
 ) -> Fitted:
-    """Fit from one start, or go on from numbers; it ends when the time is over, with the best that its checks have seen."""
+    """Fit from one start, or go on from numbers; it ends when the time is over, with the best that was seen."""
+    from scipy.optimize import minimize
+
     began, count, curve = time.monotonic(), [0], list[tuple[int, float]]()
-    one, generator = student(problem, begin, asked), torch.Generator().manual_seed(seed)
-    if state is not None:
-        one.load(state)
-    elif asked.weights:
-        few = part.of(torch.arange(min(64, len(part)), device=part.x.device))
-        least_squares(problem, one, few, count)
-    best = (math.inf, one.state())
-
-    def check() -> None:
-        nonlocal best
-        with torch.no_grad():
-            whole = [
-                loss_of(one.run(problem.answer(some.told, count), some.x), some.target, asked.scale) * len(some)
-                for some in batches(part, problem.batch)
-            ]
-        if (value := float(sum(whole)) / len(part)) < best[0]:
-            best = (value, one.state())
-
-    check()
+    one = student(problem, begin, asked)
+    if (numbers := begin.state if state is None else state) is not None:
+        one.load(numbers)
+    elif asked.weights and not begin.even:
+        least_squares(problem, one, part.of(torch.arange(min(FEW, len(part)), device=part.x.device)), count)
+    best, last = (math.inf, one.state()), 0.0
     moved = [p for p in (one.shares if not one.fixed else None, one.log_v, one.shift) if p is not None]
-    weights = [w for w in one.weights if w.numel()] if asked.weights else []
-    parameters = [p.requires_grad_() for p in (*moved, *weights)]
-    groups: list[dict[str, Any]] = [{"params": moved, "lr": RATES[0]}, {"params": weights, "lr": RATES[1]}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99)) if parameters else None
-    base = [group["lr"] for group in optimizer.param_groups] if optimizer else []
-    step_time, order = 0.0, torch.empty(0, dtype=torch.long)
-    for i in range(asked.iterations if optimizer else 0):
+    parameters = [p.requires_grad_() for p in (*moved, *(w for w in one.weights if w.numel() and asked.weights))]
+    sizes = [p.numel() for p in parameters]
+
+    def loss_and_slope(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, last
         at = time.monotonic()
-        if at + step_time > until:
-            break
-        # Along half a cosine of the iterations, or of the time if that is the shorter.
-        share = i / asked.iterations
-        if math.isfinite(until):
-            share = max(share, (at - began) / max(until - began, 1e-9))
-        for group, rate in zip(optimizer.param_groups, base, strict=True):  # type: ignore[union-attr]
-            group["lr"] = rate * (1 + math.cos(math.pi * min(share, 1.0))) / 2
-        if len(order) < problem.batch:
-            order = torch.cat([order, torch.randperm(len(part), generator=generator)])
-        now, order = order[: problem.batch], order[problem.batch :]
-        some = part.of(now.to(part.x.device))
-        loss = loss_of(one.run(problem.answer(some.told, count), some.x), some.target, asked.scale)
-        slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
-        if not bool(loss.isfinite()) or any(g is not None and not bool(g.isfinite().all()) for g in slopes):
-            one.load(best[1])
-            break
-        for p, g in zip(parameters, slopes, strict=True):
-            p.grad = g
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()  # type: ignore[union-attr]
-        curve.append((i, float(loss.detach())))
-        step_time = time.monotonic() - at
-        if i % 50 == 49:
-            check()
-    check()
+        if math.isfinite(best[0]) and at + last > until:
+            raise _OverTime
+        with torch.no_grad():
+            for p, piece in zip(parameters, torch.from_numpy(numbers.copy()).split(sizes), strict=True):
+                p.copy_(piece.reshape(p.shape))
+        loss, slope = 0.0, torch.zeros(len(numbers), dtype=torch.float64)
+        for some in batches(part, problem.batch):
+            end = one.run(problem.answer(some.told, count), some.x)
+            share = loss_of(end, some.target, asked.scale) * (len(some) / len(part))
+            loss += float(share.detach())
+            if parameters:
+                slopes = torch.autograd.grad(share, parameters, allow_unused=True, materialize_grads=True)
+                slope += torch.cat([value.flatten() for value in slopes])
+        last = time.monotonic() - at
+        curve.append((len(curve), loss))
+        if not math.isfinite(loss) or not bool(slope.isfinite().all()):
+            return WORST, np.zeros_like(numbers)
+        if loss < best[0]:
+            best = (loss, one.state())
+        return loss, slope.numpy()
+
+    first = np.concatenate([np.zeros(0), *(p.detach().flatten().numpy() for p in parameters)])
+    try:
+        if parameters and asked.iterations:
+            how = {"maxiter": asked.iterations, "maxcor": MEMORY, "maxfun": 10 * asked.iterations}
+            minimize(loss_and_slope, first, jac=True, method="L-BFGS-B", options=how)
+        else:
+            loss_and_slope(first)
+    except _OverTime:
+        pass
     return Fitted(begin, best[1], best[0], curve, count[0], time.monotonic() - began)
 
 

@@ -22,7 +22,7 @@ from scoreflow._samplers.step import get_sampler
 from scoreflow._score.fingerprint import fingerprint, identity
 from scoreflow._score.model import ScoreModel, check_model, check_settled
 from scoreflow.studies.spec import parse
-from scoreflow.tuning.fit import Asked
+from scoreflow.tuning.fit import ITERATIONS, Asked
 from scoreflow.tuning.problem import PARTS, TEACHER, Problem
 from scoreflow.tuning.result import Tuned
 from scoreflow.tuning.student import PREDICTION
@@ -51,7 +51,7 @@ def tune(  # type: ignore[misc]
     analytic: bool = True,
     candidates: Sequence[str] | None = None,
     starts: int = 3,
-    iterations: int = 600,
+    iterations: int | None = None,
     batch: int | None = None,
     teacher: int | None = None,
     budget_s: float | None = None,
@@ -63,9 +63,10 @@ def tune(  # type: ignore[misc]
 
     All deterministic samplers made of rows, on all grids, are run on a few seeds, and the best in full. From the times of the
     best, weights are found by least squares, each step from the state that the steps before it lead to; then times and weights
-    move together by gradient descent. On seeds of its own the fitted plan is held to the best sampler: it is returned if both
-    the median and the 90 % quantile of its errors are smaller, at 95 % by a paired bootstrap; if not, the best sampler's plan
-    is, and `reason` says so. The figures in `test` are of seeds that nothing was chosen by.
+    move together by L-BFGS. Of several budgets, one of the fits begins from the plan of the budget before. On seeds of its own
+    the fitted plan is held to the best sampler: it is returned if both the median and the 90 % quantile of its errors are
+    smaller, at 95 % by a paired bootstrap; if not, the best sampler's plan is, and `reason` says so. The figures in `test` are
+    of seeds that nothing was chosen by.
 
     Args:
         model: a network, an oracle or a guided model; guidance that follows a run (momentum, CFG++) cannot be fitted.
@@ -83,9 +84,9 @@ def tune(  # type: ignore[misc]
         analytic: try the exact answer of N(0, v I) data in place of the first evaluation, v fitted too.
         candidates: the samplers to hold it to and to begin from, as typed, such as "unipc@karras"; "auto" is always one. None:
             all.
-        starts: how many first fits, each from the times of another candidate. iterations: of the fit that goes on from the best
-            of them; they have a quarter.
-        batch: states in a call that is differentiated; four times as many in one that is not. None: 16 for a network, all for
+        starts: how many first fits, each from the times of another candidate. iterations: of L-BFGS, on all states that are
+            fitted to, from the best of them; they have a quarter, and 64 states. None: 100 for a network, 400 for an oracle.
+        batch: states in a call that is differentiated; four times as many in one that is not. None: 32 for a network, all for
             an oracle.
         teacher: steps of UniPC-3 that stand for the ODE. None: 113 for a network, 400 for an oracle.
         budget_s: seconds for each budget; what it gives then depends on the machine. None: all iterations.
@@ -124,7 +125,7 @@ def tune(  # type: ignore[misc]
         ("progress", progress),
     ):
         flag(name, value)
-    whole("history", history), whole("starts", starts), whole("iterations", iterations, 0)
+    whole("history", history), whole("starts", starts)
     if budget_s is not None:
         number("budget_s", budget_s, above=0)
     if shape is None:
@@ -140,10 +141,11 @@ def tune(  # type: ignore[misc]
         model, tuple(whole("shape", n) for n in shape), told,
         {part: range(at + a, at + b) for part, a, b in zip(PARTS, ends, ends[1:], strict=False)}, first, last,
         TEACHER["oracle" if exact else "network"] if teacher is None else whole("teacher", teacher, 8),
-        (counts[0] if exact else 16) if batch is None else whole("batch", batch),
+        (counts[0] if exact else 32) if batch is None else whole("batch", batch),
     )  # fmt: skip
+    most = ITERATIONS["oracle" if exact else "network"] if iterations is None else whole("iterations", iterations, 0)
     default: Any = "data" if model.guided or model.path.alpha(first) == 0 else "noise"
-    asked = Asked(form or default, history, free, weights, labels, iterations, 0.0)  # type: ignore[arg-type]
+    asked = Asked(form or default, history, free, weights, labels, most, 0.0)  # type: ignore[arg-type]
     if asked.form == "noise" and model.path.alpha(first) == 0:
         raise ValueError(f"form='noise' begins where alpha > 0, and {model.path} has alpha=0 at start={first}: use form='data'")
     asked = asked._replace(labels=labels and model.time != "label")
@@ -153,9 +155,9 @@ def tune(  # type: ignore[misc]
             get_sampler(name, **options)
     folder = folder_of(out, problem, asked, named)
     work = Work(problem, asked, analytic and first == 1.0, named, starts, budget_s, folder, executor)
-    with bars(budgets, progress) as reports:
-        done = {n: work.budget(n, report) for n, report in zip(budgets, reports, strict=True)}
-    return done[budgets[0]] if isinstance(nfe, int) else done
+    with bars(sorted({*budgets}), progress) as reports:
+        done = {n: work.budget(n, report) for n, report in zip(sorted({*budgets}), reports, strict=True)}
+    return done[budgets[0]] if isinstance(nfe, int) else {n: done[n] for n in budgets}
 
 
 @contextmanager

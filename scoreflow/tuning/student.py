@@ -86,6 +86,38 @@ class Student:
         self.log_v = state["log_v"].clone() if "log_v" in state else None
         self.shift = state["shift"].clone() if "shift" in state else None
 
+    def grown(self) -> tuple[tuple[float, ...], dict[str, Tensor]]:
+        """Times and numbers of the same run with one more step: the longest in λ is made in two, and the new output weighs 0.
+
+        The run is the same to rounding, but where a step would weigh more outputs than `history`: the last takes the weight
+        of the one left out.
+        """
+        shares = self.shares.detach()
+        inner = shares[:-1] if self.lands and self.steps > 1 else shares
+        k, state = int(inner.argmax()), self.state()
+        half = (shares[k] - math.log(2)).reshape(1)
+        state["shares"] = torch.cat([shares[:k], half, half, shares[k + 1 :]])
+        with torch.no_grad():
+            every = [self.all_weights(j) for j in range(self.steps)]
+        longer = [*every[: k + 1], *(self._with_zero(every[j], j - k) for j in range(k, self.steps))]
+        state |= {f"weights{j}": w if self.free else w[1:] for j, w in enumerate(longer)}
+        if self.shift is not None:
+            shift = self.shift.detach()
+            state["shift"] = torch.cat([shift[: k + 1], shift[k : k + 2].mean().reshape(1), shift[k + 1 :]])
+        times = [float(t) for t in self.times()]
+        middle = self.path.time((self._lam(times[k]) + self._lam(times[k + 1])) / 2)
+        return (*times[: k + 1], middle, *times[k + 1 :]), state
+
+    def _lam(self, t: float) -> float:
+        return min(max(self.path.lam(t), self.first), self.last)
+
+    def _with_zero(self, weights: Tensor, place: int) -> Tensor:
+        if place >= self.history:
+            return weights
+        longer = torch.cat([weights[:place], weights.new_zeros(1), weights[place:]])
+        most = self.history
+        return longer if len(longer) <= most else torch.cat([longer[: most - 1], longer[most - 1 :].sum().reshape(1)])
+
     def times(self) -> list[Tensor | float]:
         """Decreasing, the ends as floats."""
         if self.fixed is not None:

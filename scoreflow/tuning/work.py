@@ -19,7 +19,7 @@ from scoreflow._run.solve import plan as sampler_plan
 from scoreflow._samplers.plan import Fit, Plan
 from scoreflow._score.fingerprint import identity
 from scoreflow.tuning.decide import interval, upper
-from scoreflow.tuning.fit import Asked, Fitted, Start, descend, student
+from scoreflow.tuning.fit import FEW, Asked, Fitted, Start, descend, student
 from scoreflow.tuning.problem import Part, Problem, errors
 from scoreflow.tuning.result import Tuned
 from scoreflow.tuning.screen import Candidate, kept, read, screened
@@ -28,7 +28,7 @@ CITES = ("frankel2025s4s", "tong2024ld3")
 SCREEN_SHARE, LONG_SHARE = 0.25, 0.95
 """Of the time, when the candidates are to be done, and the fits."""
 SHORT = 4
-"""A first fit has this fraction of the iterations; the best of them goes on."""
+"""A first fit has this fraction of the iterations, and few states; the best of them goes on with all."""
 QUANTILE = 0.9
 Report = Callable[[str], None]
 
@@ -50,6 +50,7 @@ class Work:
         self.problem, self.asked, self.analytic, self.named, self.starts = problem, asked, analytic, named, starts
         self.seconds, self.folder, self.executor = budget_s, folder, executor
         self.parts = dict[str, tuple[Part, int]]()
+        self.before: Fitted | None = None  # of the budget before
 
     def part(self, name: str) -> tuple[Part, int]:
         """A part with the ODE's answers, and the evaluations that they took."""
@@ -74,6 +75,7 @@ class Work:
         if known is not None and known.is_file():
             for _ in range(4):
                 report("kept")
+            self.before = self.longest(nfe)
             return Tuned.load(known)
         began = time.monotonic()
         report("the ODE's answers")
@@ -86,7 +88,7 @@ class Work:
         report("fits")
         fits = self.fits(nfe, self.begins(found, v), asked, part, began)
         report("decision")
-        good = min(fits, key=lambda fit: fit.loss)
+        self.before = good = fits[-1]
         one = student(self.problem, good.start, asked)
         one.load(good.state)
         fit = Fit(identity(self.problem.model), repr(self.problem.model), nfe, tuple(sorted(self.problem.conditions)), CITES)
@@ -132,7 +134,8 @@ class Work:
         return found, count, taken
 
     def begins(self, found: Sequence[Candidate], v: float | None) -> list[Start]:
-        """The times of the best candidates that ask once a step, no two alike; the first again with the exact first answer."""
+        """The times of the best candidates that ask once a step, no two alike; the first again with even weights, and with the
+        exact first answer; and the fit of the budget before with more steps."""
         path, out = self.problem.model.path, list[Start]()
         single = [
             one for one in found
@@ -143,13 +146,24 @@ class Work:
             times = one.plan.times
             if all(max(abs(a - b) for a, b in zip(times, other.times, strict=False)) > 1e-3 or len(times) != len(other.times)
                    for other in out):  # fmt: skip
-                out.append(Start(one.name, times, None))
-        out = out[: self.starts]
+                out.append(Start(one.name, times))
+        out, steps = out[: self.starts], len(out[0].times)
+        if self.asked.weights:
+            out.append(out[0]._replace(name=f"{out[0].name}, even weights", even=True))
         if v is not None and self.problem.model.time != "label":
             times = out[0].times
             middle = path.time((path.lam(times[1]) + path.lam(times[2])) / 2) if len(times) > 3 else None
             if middle is not None:
                 out.append(Start(f"{out[0].name}, first answer exact", (*times[:2], middle, *times[2:]), v))
+        if self.before is not None and self.problem.model.time != "label":
+            start, shorter = self.before.start, student(self.problem, self.before.start, self.asked)
+            shorter.load(self.before.state)
+            while shorter.steps < steps - (start.v is None):
+                times, numbers = shorter.grown()
+                start = Start("the plan before, with more steps", times, start.v, state=numbers)
+                shorter = student(self.problem, start, self.asked)
+                shorter.load(start.state)
+            out.append(start)
         return out
 
     def even(self, steps: int) -> Candidate:
@@ -161,11 +175,8 @@ class Work:
 
     def fits(self, nfe: int, begins: Sequence[Start], asked: Asked, part: Part, began: float) -> list[Fitted]:
         """A short fit of each start, and a long one that goes on from the best; those in the folder are not made again."""
-        short, done = asked._replace(iterations=asked.iterations // SHORT), dict[int, Fitted]()
-        for k in range(len(begins)):
-            if (fit := self.kept_fit(nfe, k, begins[k])) is not None:
-                done[k] = fit
-        left = [k for k in range(len(begins)) if k not in done]
+        short, last = asked._replace(iterations=asked.iterations // SHORT), len(begins)
+        few = part.of(torch.arange(min(FEW, len(part)), device=part.x.device))
 
         def until(share: float) -> float:
             if self.seconds is None:
@@ -173,38 +184,39 @@ class Work:
             now = time.monotonic()
             return now + share * max(began + LONG_SHARE * self.seconds - now, 0.0)
 
+        done = {k: fit for k, begin in enumerate(begins) if (fit := self.kept_fit(nfe, k, begin)) is not None}
+        left = [k for k in range(last) if k not in done]
         if self.executor is None:
-            for k in left:
-                ends = until(1 / (SHORT + len(left) - left.index(k)))
-                done[k] = self.keep(nfe, k, descend(self.problem, begins[k], short, part, ends, k))
+            for i, k in enumerate(left):
+                ends = until(1 / (SHORT + len(left) - i))
+                done[k] = self.keep(nfe, k, descend(self.problem, begins[k], short, few, ends))
         else:
             ends = until(1 / (1 + SHORT))
-            runs = {k: self.executor.submit(descend, self.problem, begins[k], short, part, ends, k) for k in left}
+            runs = {k: self.executor.submit(descend, self.problem, begins[k], short, few, ends) for k in left}
             done |= {k: self.keep(nfe, k, run.result()) for k, run in runs.items()}
-        fits = [done[k] for k in range(len(begins))]
-        best, last = min(fits, key=lambda fit: fit.loss), len(begins)
+        best = min((done[k] for k in range(last)), key=lambda fit: fit.loss)
         if (long := self.kept_fit(nfe, last, best.start)) is None:
-            call = (self.problem, best.start, asked, part, until(1.0), last, best.state)
+            call = (self.problem, best.start, asked, part, until(1.0), best.state)
             long = self.keep(
                 nfe, last, descend(*call) if self.executor is None else self.executor.submit(descend, *call).result()
             )
-        return [*fits, long]
+        return [*(done[k] for k in range(last)), long]
 
     def keep(self, nfe: int, k: int, fit: Fitted) -> Fitted:
         """Into the folder."""
         from safetensors.torch import save_file
 
         if self.folder is not None:
-            line = {"name": fit.start.name, "times": fit.start.times, "v": fit.start.v, "loss": fit.loss, "curve": fit.curve,
-                    "nfe": fit.nfe, "seconds": fit.seconds}  # fmt: skip
+            line = {**fit.start._asdict(), "state": None, "loss": fit.loss, "curve": fit.curve, "nfe": fit.nfe,
+                    "seconds": fit.seconds}  # fmt: skip
             file = self.folder / f"fit-{nfe}-{k}.safetensors"
             part = file.with_suffix(f".{os.getpid()}.part")
             save_file({name: value.contiguous() for name, value in fit.state.items()}, part, {"fit": json.dumps(line)})
             part.replace(file)
         return fit
 
-    def kept_fit(self, nfe: int, k: int, begin: Start) -> Fitted | None:
-        """What the folder has of it."""
+    def kept_fit(self, nfe: int, k: int, begin: Start | None = None) -> Fitted | None:
+        """What the folder has of it, if it began there."""
         from safetensors import safe_open
 
         if self.folder is None or not (file := self.folder / f"fit-{nfe}-{k}.safetensors").is_file():
@@ -212,10 +224,16 @@ class Work:
         with safe_open(file, "pt") as opened:
             line = json.loads(opened.metadata()["fit"])
             state = {name: opened.get_tensor(name) for name in opened.keys()}
-        if tuple(line["times"]) != begin.times or line["v"] != begin.v:
+        start = Start(line["name"], tuple(line["times"]), line["v"], line["even"])
+        if begin is not None and start != begin._replace(state=None):
             return None
         curve = [(int(i), float(v)) for i, v in line["curve"]]
-        return Fitted(begin, state, line["loss"], curve, line["nfe"], line["seconds"])
+        return Fitted(begin or start, state, line["loss"], curve, line["nfe"], line["seconds"])
+
+    def longest(self, nfe: int) -> Fitted | None:
+        """The last fit of a budget that the folder has."""
+        files = [] if self.folder is None else list(self.folder.glob(f"fit-{nfe}-*.safetensors"))
+        return self.kept_fit(nfe, len(files) - 1) if files else None
 
     def off(self, plan: Plan, part: Part) -> Tensor:
         """The errors of a plan on a part."""
