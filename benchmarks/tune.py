@@ -89,7 +89,8 @@ def run(out, names, budgets):
             file = out / f"{name}-{nfe}.json"
             if not file.is_file():
                 (out / name).mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(cell(model, shape, name, budgets[: k + 1], out / name, more), indent=1), encoding="utf-8")
+                found = cell(model, shape, name, budgets[: k + 1], out / name, more)
+                file.write_text(json.dumps(found, indent=1), encoding="utf-8")
             print(name, nfe, json.dumps(json.loads(file.read_text())["ratio"]), flush=True)
 
 

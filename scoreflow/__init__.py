@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     )
     from scoreflow.latent import Latent
     from scoreflow.studies import Study, Subject, metric, study
-    from scoreflow.tuning import Tuned, tune
+    from scoreflow.tuning import Tuned, TunedNoise, tune, tune_noise
 
 __version__ = "0.1.0"
 
@@ -76,12 +76,12 @@ __all__ = [
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
     "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler",
     "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition",
-    "Transitions", "Tuned", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite",
+    "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite",
     "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
     "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler",
     "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert", "latent", "load_model", "load_plan",
     "log_prob", "metric", "nets", "path", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "solve",
-    "solve_many", "step_log_prob", "studies", "study", "training", "tune", "vlb", "walk", "zoo",
+    "solve_many", "step_log_prob", "studies", "study", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
@@ -121,7 +121,7 @@ PLACES = {
     "interop": "from_diffusers from_edm from_guided_diffusion from_k_diffusion from_score_sde from_velocity",
     "latent": "Latent",
     "studies": "Study Subject metric study",
-    "tuning": "Tuned tune",
+    "tuning": "Tuned TunedNoise tune tune_noise",
 }
 """Where each name is loaded from when it is first used, as the imports above say too: `import scoreflow` loads no torch."""
 

@@ -303,9 +303,9 @@ def test_the_fit_of_the_least_loss_goes_on(monkeypatch):
     assert begun[1].even and not begun[0].even and begun[2].v is not None
 
 
-@pytest.mark.parametrize("kind", ["wild", "nan"])
+@pytest.mark.parametrize("kind", ["wild", "nan", "astray"])
 def test_a_descent_that_goes_wrong_gives_the_best_it_has_seen(monkeypatch, kind):
-    """A minimizer that walks away, and losses that are no numbers."""
+    """A minimizer that walks away, losses and steps that are no numbers."""
     of, begin = problem(DATA), fits.Start("", tuple(sf.grid(VP, 5, "ode")))
     some, asked = part(of), fits.Asked("noise", 4, False, True, False, 0, 0.1)
     at_first = fits.descend(of, begin, asked, some, math.inf).loss
@@ -314,7 +314,7 @@ def test_a_descent_that_goes_wrong_gives_the_best_it_has_seen(monkeypatch, kind)
         function(numbers)
         if kind == "nan":
             monkeypatch.setattr(fits, "loss_of", lambda x, *_: x.sum() * math.nan)
-        worse, slope = function(numbers + (30.0 if kind == "wild" else 0.1))
+        worse, slope = function(numbers + {"wild": 30.0, "nan": 0.1, "astray": math.nan}[kind])
         assert at_first < worse < math.inf and np.isfinite(slope).all()
 
     monkeypatch.setattr("scipy.optimize.minimize", away)

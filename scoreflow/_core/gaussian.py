@@ -246,24 +246,27 @@ class GaussianPath(Parameters):
         if eta == 0 and std is None:
             return self.bridge(t, s, std=self.sigma(t) * 0.0)
 
-        def row(lam_t: Tensor, lam_s: Tensor, alpha_t: Tensor, alpha_s: Tensor, sigma_t: Tensor, sigma_s: Tensor) -> Any:
+        def row(
+            lam_t: Tensor, lam_s: Tensor, alpha_t: Tensor, alpha_s: Tensor, sigma_t: Tensor, sigma_s: Tensor,
+            c: Tensor | None = None,
+        ) -> Any:  # fmt: skip
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
-            if std is None:
+            if c is None:
                 lost = -torch.expm1(2 * (lam_t - lam_s))
-                c, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
+                z, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
                 left = (1 - eta) * (1 + eta) + eta**2 * torch.exp(2 * (lam_t - lam_s))  # 1 − gone, to its last digit
             else:
-                c = double(torch.as_tensor(std, dtype=None if isinstance(std, Tensor) else torch.float64))
-                gone = torch.where(c > 0, c / sigma_s, 0.0) ** 2
+                z, gone = c, torch.where(c > 0, c / sigma_s, 0.0) ** 2
                 left = 1 - gone
             log_r = torch.where(gone < 0.5, torch.log1p(-gone), left.log()) / 2
-            if bool((log_r + c).isnan().any()):
+            if bool((log_r + z).isnan().any()):
                 raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
             x = log_r.exp() * sigma_s / sigma_t
             # Up to α_s = 0 the product below is 0 · ∞.
-            return x, torch.where(alpha_s > 0, -alpha_s * torch.expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), c
+            return x, torch.where(alpha_s > 0, -alpha_s * torch.expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), z
 
-        x, m, z = _lift_many(row, *(of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s)))
+        curves = (of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s))
+        x, m, z = _lift_many(row, *curves, *(() if std is None else (std,)))
         return Row(x, (m,), z)
 
     def below(self, t: float, s: float, eta: float = 1.0) -> float:

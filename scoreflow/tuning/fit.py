@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from scoreflow._core.row import wide
 from scoreflow.tuning.problem import Part, Problem, errors
 from scoreflow.tuning.student import Form, Student, no_memory
+
+T = TypeVar("T")
 
 FEW = 64
 """States that least squares and the first fits see: there are far fewer numbers than entries of these."""
@@ -121,57 +123,76 @@ class _OverTime(Exception):
     """The time of a fit is over."""
 
 
+def lowest(
+    parameters: Sequence[Tensor], loss_and_slopes: Callable[[], tuple[float, Sequence[Tensor]]], state: Callable[[], T],
+    iterations: int, until: float,
+) -> tuple[float, T, list[tuple[int, float]]]:  # fmt: skip
+    """The least loss that L-BFGS comes by, the state that had it, and the curve; it ends when the time is over.
+
+    `parameters` are written to. What is no number counts as a loss of `WORST`.
+    """
+    from scipy.optimize import minimize
+
+    best, last, curve = (math.inf, state()), 0.0, list[tuple[int, float]]()
+    sizes = [p.numel() for p in parameters]
+
+    def called(numbers: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, last
+        at = time.monotonic()
+        if curve and at + last > until:
+            raise _OverTime
+        if not np.isfinite(numbers).all():  # the line search went astray
+            return WORST, np.zeros_like(numbers)
+        with torch.no_grad():
+            for p, piece in zip(parameters, torch.split(torch.from_numpy(numbers.copy()), sizes), strict=True):
+                p.copy_(piece.reshape(p.shape))
+        loss, slopes = loss_and_slopes()
+        slope = np.concatenate([np.zeros(0), *(g.flatten().double().numpy() for g in slopes)])
+        last = time.monotonic() - at
+        curve.append((len(curve), loss))
+        if not math.isfinite(loss) or not np.isfinite(slope).all():
+            return WORST, np.zeros_like(numbers)
+        if loss < best[0]:
+            best = (loss, state())
+        return loss, slope
+
+    first = np.concatenate([np.zeros(0), *(p.detach().flatten().numpy() for p in parameters)])
+    try:
+        if parameters and iterations:
+            how = {"maxiter": iterations, "maxcor": MEMORY, "maxfun": 10 * iterations}
+            minimize(called, first, jac=True, method="L-BFGS-B", options=how)
+        else:
+            called(first)
+    except _OverTime:
+        pass
+    return *best, curve
+
+
 def descend(
     problem: Problem, begin: Start, asked: Asked, part: Part, until: float, state: dict[str, Tensor] | None = None
 ) -> Fitted:
     """Fit from one start, or go on from numbers; it ends when the time is over, with the best that was seen."""
-    from scipy.optimize import minimize
-
-    began, count, curve = time.monotonic(), [0], list[tuple[int, float]]()
-    one = student(problem, begin, asked)
+    began, count, one = time.monotonic(), [0], student(problem, begin, asked)
     if (numbers := begin.state if state is None else state) is not None:
         one.load(numbers)
     elif asked.weights and not begin.even:
         least_squares(problem, one, part.of(torch.arange(min(FEW, len(part)), device=part.x.device)), count)
-    best, last = (math.inf, one.state()), 0.0
     moved = [p for p in (one.shares if not one.fixed else None, one.log_v, one.shift) if p is not None]
     parameters = [p.requires_grad_() for p in (*moved, *(w for w in one.weights if w.numel() and asked.weights))]
-    sizes = [p.numel() for p in parameters]
 
-    def loss_and_slope(numbers: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal best, last
-        at = time.monotonic()
-        if math.isfinite(best[0]) and at + last > until:
-            raise _OverTime
-        with torch.no_grad():
-            for p, piece in zip(parameters, torch.from_numpy(numbers.copy()).split(sizes), strict=True):
-                p.copy_(piece.reshape(p.shape))
-        loss, slope = 0.0, torch.zeros(len(numbers), dtype=torch.float64)
+    def loss_and_slopes() -> tuple[float, list[Tensor]]:
+        loss, slopes = 0.0, [torch.zeros_like(p) for p in parameters]
         for some in batches(part, problem.batch):
             end = one.run(problem.answer(some.told, count), some.x)
             share = loss_of(end, some.target, asked.scale) * (len(some) / len(part))
             loss += float(share.detach())
             if parameters:
-                slopes = torch.autograd.grad(share, parameters, allow_unused=True, materialize_grads=True)
-                slope += torch.cat([value.flatten() for value in slopes])
-        last = time.monotonic() - at
-        curve.append((len(curve), loss))
-        if not math.isfinite(loss) or not bool(slope.isfinite().all()):
-            return WORST, np.zeros_like(numbers)
-        if loss < best[0]:
-            best = (loss, one.state())
-        return loss, slope.numpy()
+                more = torch.autograd.grad(share, parameters, allow_unused=True, materialize_grads=True)
+                slopes = [a + b for a, b in zip(slopes, more, strict=True)]
+        return loss, slopes
 
-    first = np.concatenate([np.zeros(0), *(p.detach().flatten().numpy() for p in parameters)])
-    try:
-        if parameters and asked.iterations:
-            how = {"maxiter": asked.iterations, "maxcor": MEMORY, "maxfun": 10 * asked.iterations}
-            minimize(loss_and_slope, first, jac=True, method="L-BFGS-B", options=how)
-        else:
-            loss_and_slope(first)
-    except _OverTime:
-        pass
-    return Fitted(begin, best[1], best[0], curve, count[0], time.monotonic() - began)
+    least, found, curve = lowest(parameters, loss_and_slopes, one.state, asked.iterations, until)
+    return Fitted(begin, found, least, curve, count[0], time.monotonic() - began)
 
 
 def batches(part: Part, size: int) -> Sequence[Part]:

@@ -111,9 +111,6 @@ def tune(  # type: ignore[misc]
     budgets = [whole("nfe", n, 2) for n in ([nfe] if isinstance(nfe, int) else nfe)]
     if model.begin(sampler_plan("ddim", model.path, 4, start=0.9, stop=0.1)) is not model:
         raise ValueError(f"{model!r} follows its run, and a plan that is being fitted has none: tune the model it guides")
-    counts = tuple(whole("seeds", n, 2) for n in seeds)
-    if len(counts) != len(PARTS):
-        raise ValueError(f"seeds must be three numbers, of states to fit to, to decide by and to report on, got {seeds}")
     first, last = check_ends(start, stop)
     if form is not None:
         one_of("form", form, PREDICTION)
@@ -128,21 +125,9 @@ def tune(  # type: ignore[misc]
     whole("history", history), whole("starts", starts)
     if budget_s is not None:
         number("budget_s", budget_s, above=0)
-    if shape is None:
-        if model.oracle is None:
-            raise ValueError(
-                "shape=None, and only an oracle knows the shape of its states: give that of one state, such as (3, 32, 32)"
-            )
-        shape = model.oracle.event
     told = model.check_conditions({} if conditions is None else dict(conditions), ARGUMENTS)
-    exact, at = model.oracle is not None, whole("seed", seed, 0)
-    ends = np.cumsum((0, *counts)).tolist()
-    problem = Problem(
-        model, tuple(whole("shape", n) for n in shape), told,
-        {part: range(at + a, at + b) for part, a, b in zip(PARTS, ends, ends[1:], strict=False)}, first, last,
-        TEACHER["oracle" if exact else "network"] if teacher is None else whole("teacher", teacher, 8),
-        (counts[0] if exact else 32) if batch is None else whole("batch", batch),
-    )  # fmt: skip
+    problem = problem_of(model, shape, told, seeds, seed, first, last, batch, teacher)
+    exact = model.oracle is not None
     most = ITERATIONS["oracle" if exact else "network"] if iterations is None else whole("iterations", iterations, 0)
     default: Any = "data" if model.guided or model.path.alpha(first) == 0 else "noise"
     asked = Asked(form or default, history, free, weights, labels, most, 0.0)  # type: ignore[arg-type]
@@ -158,6 +143,34 @@ def tune(  # type: ignore[misc]
     with bars(sorted({*budgets}), progress) as reports:
         done = {n: work.budget(n, report) for n, report in zip(sorted({*budgets}), reports, strict=True)}
     return done[budgets[0]] if isinstance(nfe, int) else {n: done[n] for n in budgets}
+
+
+def problem_of(
+    model: ScoreModel, shape: Sequence[int] | None, told: Mapping[str, Any], seeds: Sequence[int], seed: int, start: float,
+    stop: float, batch: int | None, teacher: int | None,
+) -> Problem:  # fmt: skip
+    """What is to be fitted to, of arguments as of `tune`.
+
+    Raises:
+        ValueError, TypeError: values that are not allowed.
+    """
+    counts = tuple(whole("seeds", n, 2) for n in seeds)
+    if len(counts) != len(PARTS):
+        raise ValueError(f"seeds must be three numbers, of states to fit to, to decide by and to report on, got {seeds}")
+    exact = model.oracle is not None
+    if shape is None:
+        if model.oracle is None:
+            raise ValueError(
+                "shape=None, and only an oracle knows the shape of its states: give that of one state, such as (3, 32, 32)"
+            )
+        shape = model.oracle.event
+    at, ends = whole("seed", seed, 0), np.cumsum((0, *counts)).tolist()
+    return Problem(
+        model, tuple(whole("shape", n) for n in shape), told,
+        {part: range(at + a, at + b) for part, a, b in zip(PARTS, ends, ends[1:], strict=False)}, start, stop,
+        TEACHER["oracle" if exact else "network"] if teacher is None else whole("teacher", teacher, 8),
+        (counts[0] if exact else 32) if batch is None else whole("batch", batch),
+    )  # fmt: skip
 
 
 @contextmanager

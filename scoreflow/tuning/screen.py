@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
@@ -46,33 +46,53 @@ class Candidate(NamedTuple):
         return {"name": self.name, "median": self.median, "quantile": self.quantile, "seeds": self.seeds}
 
 
-def candidates(problem: Problem, nfe: int, v: float | None, named: Sequence[str] | None = None) -> Iterator[tuple[str, Plan]]:
-    """Those within the budget, no two with the same rows; "auto" comes first. `named` are those to take, as typed."""
-    model, seen = problem.model, set[object]()
+def planned(problem: Problem, nfe: int, sampler: str, grid: str | None, **options: Any) -> Plan | None:
+    """The plan within a budget; None for a grid or a sampler that this path or budget does not have."""
+    schedule = Schedule(nfe=nfe, grid=grid, start=problem.start, stop=problem.stop)
+    try:
+        return prepare(problem.model, sampler, schedule, dict(options)).plan
+    except (ValueError, ZeroDivisionError):
+        return None
 
-    def planned(name: str, sampler: str, grid: str | None, **options: Any) -> Iterator[tuple[str, Plan]]:
-        schedule = Schedule(nfe=nfe, grid=grid, start=problem.start, stop=problem.stop)
-        try:
-            plan = prepare(model, sampler, schedule, dict(options)).plan
-        except (ValueError, ZeroDivisionError):
-            return  # a grid or a sampler that this path or budget does not have
+
+def linear(problem: Problem, stochastic: bool) -> list[str]:
+    """The samplers that are made of rows, with noise or without."""
+    every = ((name, get_sampler(name)) for name in (*SAMPLERS, *VARIANTS))
+    return [name for name, one in every if isinstance(one, Linear) and one.stochastic_on(problem.model.path) == stochastic]
+
+
+def grids() -> list[str | None]:
+    """Those to run on: a sampler's own, those to begin with, all others."""
+    return [None, *sorted(GRIDS, key=lambda name: name not in FIRST)]
+
+
+def different(found: Iterable[tuple[str, Plan | None]]) -> Iterator[tuple[str, Plan]]:
+    """Those that there are, no two with the same rows."""
+    seen = set[object]()
+    for name, plan in found:
         if plan is not None and (key := (plan.prediction, plan.steps, plan.history, plan.reuse, plan.analytic)) not in seen:
             seen.add(key)
             yield name, plan
 
-    yield from planned(AUTO, AUTO, None)
-    if v is not None:
-        yield from planned(f"{AUTO}(analytic={v:.3g})", AUTO, None, analytic=v)
-    if named is not None:
-        for text in named:
-            name, options, grid = parse(text)
-            yield from planned(text, name, grid, **options)
-        return
-    every = [(name, get_sampler(name)) for name in (*SAMPLERS, *VARIANTS)]
-    linear = [name for name, one in every if isinstance(one, Linear) and not one.stochastic_on(model.path)]
-    for grid in (None, *sorted(GRIDS, key=lambda name: name not in FIRST)):
-        for name in linear:
-            yield from planned(name if grid is None else f"{name}@{grid}", name, grid)
+
+def candidates(problem: Problem, nfe: int, v: float | None, named: Sequence[str] | None = None) -> Iterator[tuple[str, Plan]]:
+    """Those within the budget, no two with the same rows; "auto" comes first. `named` are those to take, as typed."""
+
+    def every() -> Iterator[tuple[str, Plan | None]]:
+        yield AUTO, planned(problem, nfe, AUTO, None)
+        if v is not None:
+            yield f"{AUTO}(analytic={v:.3g})", planned(problem, nfe, AUTO, None, analytic=v)
+        if named is not None:
+            for text in named:
+                name, options, grid = parse(text)
+                yield text, planned(problem, nfe, name, grid, **options)
+            return
+        names = linear(problem, stochastic=False)
+        for on in grids():
+            for name in names:
+                yield name if on is None else f"{name}@{on}", planned(problem, nfe, name, on)
+
+    return different(every())
 
 
 def measured(problem: Problem, found: Sequence[tuple[str, Plan]], part: Part, until: float) -> tuple[list[Candidate], int]:

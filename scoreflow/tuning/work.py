@@ -162,7 +162,7 @@ class Work:
                 times, numbers = shorter.grown()
                 start = Start("the plan before, with more steps", times, start.v, state=numbers)
                 shorter = student(self.problem, start, self.asked)
-                shorter.load(start.state)
+                shorter.load(numbers)
             out.append(start)
         return out
 
