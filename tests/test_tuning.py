@@ -110,6 +110,16 @@ def test_slopes_are_those_of_finite_differences(labels):
                 assert float(slope[i]) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_times_stay_in_order_and_in_bounds_whatever_the_shares(path):
+    """Also of a line search that went far, so that all shares but one round to 0."""
+    for k in range(6):
+        one = student(PATHS[path])[0]
+        one.shares = one.shares + 600 * torch.nn.functional.one_hot(torch.tensor(k), len(one.shares))
+        times = one.plan(fit=ANY).times
+        assert all(s <= t for t, s in pairwise(times)) and all(math.isfinite(t) for t in times)
+
+
 def test_times_stay_in_order_and_in_bounds():
     one = student(VP)[0]
     one.shares = 50 * states(1, 6, seed=3)[0]

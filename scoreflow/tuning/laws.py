@@ -88,9 +88,9 @@ class Sampled(NamedTuple):
         if whole:
             return float(loss.detach()), list(torch.autograd.grad(loss, one.parameters))
         (slope,) = torch.autograd.grad(loss, ends)
-        slopes = [torch.zeros_like(p) for p in one.parameters]
+        slopes, parameters = [torch.zeros_like(p) for p in one.parameters], one.parameters
         for k in range(0, n, size):
-            more = torch.autograd.grad(piece(k), one.parameters, slope[k : k + size])
+            more = torch.autograd.grad(piece(k), parameters, slope[k : k + size])
             slopes = [a + b for a, b in zip(slopes, more, strict=True)]
         return float(loss.detach()), slopes
 

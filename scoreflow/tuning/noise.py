@@ -29,14 +29,16 @@ from scoreflow.tuning.screen import KEPT, different, grids, linear, planned
 
 KINDS: tuple[Kind, ...] = ("variance", "churn")
 SEEDS = {"network": (256, 256, 512), "oracle": (1024, 1024, 1024)}
-FEW = 64
-"""States that all candidates are run on."""
+FEW = 4
+"""All candidates are run on this fraction of the states that are fitted to, the best `KEPT` on all."""
 ETAS, CHURNS = (0.25, 0.5, 0.75), (2.0, 5.0, 10.0)
 """Of `ddim` and `edm-churn`, among the candidates."""
 BEGIN = (0.1, 0.5)
 """Shares of fresh noise, or of the way up, that fits begin with at every level."""
 SHORT = 4
 """A first fit has this fraction of the iterations; the best of them goes on."""
+LEAST_LEVELS: dict[Kind, int] = {"variance": 1, "churn": 2}
+"""From the start of a run no step goes up."""
 LEVELS = 24
 """Levels at which the variance of x_0 given x_t is estimated."""
 CITES: dict[Kind, tuple[str, ...]] = {"variance": ("bao2022analytic", "song2021ddim"), "churn": ("karras2022edm",)}
@@ -218,7 +220,7 @@ class Noise:
         began, problem, count = time.monotonic(), self.problem, [0]
         until = math.inf if self.seconds is None else began + self.seconds
         judge, fitting = self.exact or self.parts["fit"], self.exact or self.parts["fit"]
-        found = list(self.candidates(nfe))
+        found = [(name, plan) for name, plan in self.candidates(nfe) if plan.noise_count]
         if not found:
             raise ValueError(f"no stochastic sampler made of rows runs {problem.model!r} within nfe={nfe}")
         best = self.screen(found, until)
@@ -271,10 +273,11 @@ class Noise:
         return "energy" if self.exact is None else "W₂"
 
     def screen(self, found: Sequence[tuple[str, Plan]], until: float) -> list[tuple[str, Plan, float]]:
-        """The best, the best first: all on a few states, the best `KEPT` on all."""
+        """The best, the best first."""
         now = time.monotonic()
         ends = now + max(until - now, 0) / 4
-        rounds = [self.exact] if self.exact else [self.parts["fit"].few(FEW), self.parts["fit"]]
+        fit = self.parts["fit"]
+        rounds = [self.exact] if self.exact else [fit.few(max(len(fit.x) // FEW, 2)), fit]
         chosen, out = list(found), list[tuple[str, Plan, float]]()
         for judge in rounds:
             out = []
@@ -298,7 +301,7 @@ class Noise:
         calls = nfe // per_call if isinstance(per_call, int) else nfe
         lands = path.sigma(stop) == 0
         if "variance" in self.kinds:
-            own = [(name, one) for name, plan in found if (one := levelled(path, plan)) is not None]
+            own = [(name, one) for name, plan in found if (one := levelled(path, plan)) is not None and len(one.numbers)]
             yield from own[:2]
         for kind in self.kinds:
             steps = calls if kind == "variance" else (calls - lands) // 2 + lands
@@ -307,7 +310,7 @@ class Noise:
             if not times and even is not None and len(nodes := nodes_of(even)) == steps + 1:
                 times = [(even.sampler, nodes)]
             for name, nodes in times:
-                if len(nodes) - 1 - lands < 1:
+                if len(nodes) - 1 - lands < LEAST_LEVELS[kind]:
                     continue
                 variances = [self.levels(path, t) for t in nodes[: len(nodes) - 1 - lands]]
                 for begin in BEGIN:
