@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/tune.py run --out tune [--only ring,d16,d64,digits,mnist] [--nfe 5,6,8,10,15]
     OMP_NUM_THREADS=1 python benchmarks/tune.py table --out tune
-    OMP_NUM_THREADS=1 python benchmarks/tune.py time --out tune-time
+    OMP_NUM_THREADS=1 python benchmarks/tune.py time
+    OMP_NUM_THREADS=1 python benchmarks/tune.py noise
 
 `run` goes on where it was stopped. Errors are distances to the ODE, RMS per entry, on seeds that nothing was chosen by.
 "hindsight" is the best of the samplers that were run in full, chosen on these very seeds for each figure; gits and dmn are the
@@ -160,7 +161,7 @@ def table(out):
               f"| {line['cost']['seconds']:.0f} |")  # fmt: skip
 
 
-def timed(out):
+def timed():
     """How the gain goes with time and seeds: d16 at 8 evaluations."""
     torch.set_default_dtype(torch.float64)
     model, shape, _ = problem("d16")
@@ -174,9 +175,31 @@ def timed(out):
             )
 
 
+def noise():
+    """Stochastic plans: W₂ on an anisotropic Gaussian exactly, the energy distance to data on the ring and the digits."""
+    torch.set_default_dtype(torch.float64)
+    normal = sf.Gaussian(torch.tensor([0.5, -0.2, 0.0]), torch.diag(torch.tensor([1.0, 0.3, 0.05])))
+    ring_data, digits = ring(6, 0.08), sf.data.digits().train.x
+    cases = {
+        "Gaussian": (normal.model(chain("linear")), {}),
+        "ring": (ring_data.model(chain("linear")), {}),
+        "digits": (sf.zoo.digits(), {"shape": (1, 8, 8), "data": digits[:1296], "seeds": (256, 256, 512)}),
+    }
+    print("| problem | evaluations | judge | best stochastic sampler | its distance | fitted | difference | floor | taken |")
+    print("|---|---:|---|---|---:|---:|---:|---:|---|")
+    for name, (model, more) in cases.items():
+        for nfe in (5, 8, 15):
+            done = sf.tune_noise(model, nfe, **more)
+            test, (off, low, high) = done.test, done.test["difference"]
+            print(
+                f"| {name} | {nfe} | {done.judge} | `{done.candidates[0]['name']}` | {test['best']:.2g} | {test['returned']:.2g} "
+                f"| {off:.2g} ({low:.2g} to {high:.2g}) | {test['floor']:.2g} | {'yes' if done.accepted else 'no'} |", flush=True
+            )  # fmt: skip
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("run", "table", "time"))
+    parser.add_argument("what", choices=("run", "table", "time", "noise"))
     parser.add_argument("--out", type=Path, default=Path("tune"))
     parser.add_argument("--only", default="ring,d16,d64,digits,mnist")
     parser.add_argument("--nfe", default=",".join(map(str, BUDGETS)))
@@ -184,7 +207,9 @@ def main():
     if asked.what == "table":
         table(asked.out)
     elif asked.what == "time":
-        timed(asked.out)
+        timed()
+    elif asked.what == "noise":
+        noise()
     else:
         asked.out.mkdir(parents=True, exist_ok=True)
         run(asked.out, asked.only.split(","), [int(n) for n in asked.nfe.split(",")])

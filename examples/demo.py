@@ -1,4 +1,4 @@
-"""One network, the same seeds, eleven samplers: a picture, and a table of what each costs and misses.
+"""One network, the same seeds, twelve samplers: a picture, and a table of what each costs and misses.
 
     python examples/demo.py --out demo.png
 
@@ -26,6 +26,7 @@ import matplotlib.pyplot as plt
 REFERENCE = "probability-flow ODE, dopri5"
 CASES = [
     ("DDIM-50", "ddim", {}),
+    ("auto, its plan tuned for 8", "auto", {"nfe": 8}),
     ("DDPM, all 1000 steps", "ddpm", {}),
     ("DDPM, a stride of 50", "ddpm", {"steps": 50}),
     ("DDIM, η = 0.5", "ddim", {"eta": 0.5}),

@@ -331,3 +331,27 @@ def test_a_noisy_plan_goes_along_brownian_paths(tmp_path):
     one, other = study(f"plan:{file}", 4, **more), study("ddpm@uniform", 4, **more)
     (mine,), (own,) = one.specs, other.specs
     assert one.blocks(mine, "sliced-w2") == other.blocks(own, "sliced-w2")
+
+
+# -- the zoo's ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, told", [("digits", {}), ("digits", {"y": torch.arange(24) % 10}), ("mnist", {})])
+def test_shipped_plans(name, told):
+    """At their budgets "auto" takes them, says so, and on states that they were not fitted to ends nearer to the ODE."""
+    model = getattr(sf.zoo, name)()
+    plain = getattr(sf.zoo, name)()
+    plain.plans = ()
+    size, n = {"digits": 8, "mnist": 28}[name], 24
+    x = sf.White(range(50_000, 50_000 + n)).draws("prior")(torch.empty(n, 1, size, size))
+    end = sf.solve(model, x, "unipc-3", nfe=60, grid="ode", **told).x
+    assert {plan.fit.model for plan in model.plans} == {identity(model)}
+    own = [plan.fit.nfe for plan in model.plans if plan.fit.conditions == tuple(told)]
+    assert sorted(own) == [5, 6, 8, 10, 15]
+    for nfe in own:
+        sol, before = (sf.solve(one, x, nfe=nfe, **told) for one in (model, plain))
+        assert sol.plan.fit.nfe == nfe and sol.nfe <= nfe and "a plan of tune" in repr(sol) and before.plan.fit is None
+        off, off_before = (float((one.x - end).flatten(1).square().mean(1).sqrt().median()) for one in (sol, before))
+        assert off < 0.85 * off_before, (nfe, off, off_before)
+    assert sf.solve(model, x[:2], nfe=7, **{k: v[:2] for k, v in told.items()}).plan.fit is None
+    assert all(one.fit is None for one in [sf.solve(sf.ClassifierFree(model, 2.0), x[:2], nfe=8, y=torch.tensor([1, 2])).plan])

@@ -184,3 +184,25 @@ def test_stopped_by_hand(tmp_path):
     assert not (folder / "tuned-4.json").exists()
     assert run(*command, "--budget-s", "1").returncode == 0
     assert (folder / "screen-4.json").stat().st_mtime_ns == before and sf.load_plan(folder / "plan-4.json").fit.nfe == 4
+
+
+def test_noise(tmp_path):
+    """A stochastic plan for each budget, which `sample` takes; what it has no use for; a folder of the other kind."""
+    folder = tmp_path / "noise"
+    call = ("tune", "--noise", *MODEL, "--nfe", "4,5", "--seeds", "16,16,16", "--iterations", "5", "--out")
+    shown = run(*call, str(folder))
+    assert shown.returncode == 0 and shown.stderr == "", shown.stderr
+    for nfe in (4, 5):
+        assert f"plan: {folder / f'plan-{nfe}.json'}" in shown.stdout
+        plan = sf.load_plan(folder / f"plan-{nfe}.json")
+        assert plan.noise_count and plan.fit.nfe == nfe
+    assert "energy: returned" in shown.stdout
+    image = tmp_path / "x.npy"
+    drawn = run("sample", *MODEL, "--sampler", f"plan:{folder}", "--nfe", "4", "-n", "3", "--out", str(image))
+    assert drawn.returncode == 0 and np.load(image).shape == (3, 2), drawn.stderr
+    for more, said in ((("--workers", "2"), "--noise takes neither"), (("--form", "data"), "--noise takes neither")):
+        refused = run(*call, str(tmp_path / "other"), *more)
+        assert refused.returncode == 2 and said in refused.stderr
+    (folder / "problem.json").write_text("{}")
+    refused = run(*call, str(folder))
+    assert refused.returncode == 2 and "holds plans of tune without --noise" in refused.stderr

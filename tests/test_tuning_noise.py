@@ -216,5 +216,5 @@ def test_refusals():
     ]:
         with pytest.raises(ValueError, match=match):
             sf.tune_noise(model, 5, **more)
-    with pytest.raises(ValueError, match="start=1.0: alpha=0 there"):
+    with pytest.raises(ValueError, match=r"start=1\.0: alpha=0 there"):
         sf.tune_noise(DATA.model(PATHS["flow"]), 5)

@@ -19,7 +19,7 @@ def tune(
     nfe: Annotated[str, typer.Option(help="Budgets of network evaluations, with commas between: 5,6,8.")],
     out: Annotated[Path, typer.Option(help="A folder for the plans; the same command goes on where it was stopped.")],
     shape: Shape = None,
-    seeds: Annotated[str, typer.Option(help="How many states to fit to, to decide by and to report on.")] = "256,256,512",
+    seeds: Annotated[str | None, typer.Option(help="How many states to fit to, to decide by and to report on.")] = None,
     seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
     budget_s: Annotated[float | None, typer.Option(help="Seconds for each budget; all iterations if none are given.")] = None,
     iterations: Annotated[int | None, typer.Option(help="Of L-BFGS: 100 for a network, 400 for an oracle.")] = None,
@@ -30,10 +30,15 @@ def tune(
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="The scale of classifier-free guidance that the plan is for.")] = None,
     form: Annotated[str | None, typer.Option(help="noise or data: the prediction that is weighed. None: by the model.")] = None,
+    noise: Annotated[
+        bool, typer.Option("--noise", help="A stochastic plan instead: variances or churn by level, fitted to the data's law.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fit a plan to a model for each budget, and keep it if it beats all samplers on seeds of its own.
+
+    With `--noise` it is a stochastic one, held to all stochastic samplers by the distance of its samples' law to the data's.
 
     `--sampler plan:folder` of `sample` and `study` takes it. The exit code is 0, also where no fit was kept; 130 if it was
     stopped.
@@ -41,25 +46,41 @@ def tune(
     what = sf.studies.load(model, shape_of(shape), compare=False)
     net = what.model if guidance is None else sf.ClassifierFree(what.model, guidance)
     given = {name: _drawn(value) for name, value in options_of(condition or []).items()}
-    counts: Any = tuple(numbers("seeds", seeds))
+    counts: Any = {} if seeds is None else {"seeds": tuple(numbers("seeds", seeds))}
+    asked: dict[str, Any] = {
+        "shape": what.shape, "conditions": {**what.conditions, **given}, "seed": seed, "start": what.start, "stop": what.stop,
+        "batch": batch, "budget_s": budget_s, **counts,
+    }  # fmt: skip
+    found: dict[int, Any]
     try:
-        with processes(workers) as pool:
-            found = sf.tune(
-                net, numbers("nfe", nfe), shape=what.shape, conditions={**what.conditions, **given}, seeds=counts, seed=seed,
-                start=what.start, stop=what.stop, form=form, iterations=iterations, batch=batch, budget_s=budget_s, out=out,
-                executor=pool, progress=sys.stderr.isatty(),
-            )  # fmt: skip
+        if noise:
+            if form is not None or workers:
+                raise ValueError("--noise takes neither --form nor --workers: it fits the noise, in this process")
+            if (out / "problem.json").exists():
+                raise ValueError(f"--out {out} holds plans of tune without --noise: give a folder of its own")
+            more = {} if iterations is None else {"iterations": iterations}
+            found = sf.tune_noise(net, numbers("nfe", nfe), **asked, **more)
+            out.mkdir(parents=True, exist_ok=True)
+            for n in found:
+                found[n].save(out)
+        else:
+            with processes(workers) as pool:
+                found = sf.tune(
+                    net, numbers("nfe", nfe), **asked, form=form, iterations=iterations, out=out, executor=pool,
+                    progress=sys.stderr.isatty(),
+                )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
     files = {n: out / f"plan-{n}.json" for n in found}
     if as_json:
-        kept = ("nfe", "accepted", "reason", "test", "validation", "candidates", "screened", "starts", "cost")
+        kept = ["nfe", "accepted", "reason", "test", "validation", "candidates", "screened", "starts", "cost"]
+        kept += ["judge"] if noise else []
         told = [{"plan": str(files[n]), **{name: getattr(one, name) for name in kept}} for n, one in found.items()]
         typer.echo(json.dumps({"model": repr(net), "folder": str(out), "budgets": told}, indent=1))
         return
     for n, one in found.items():
-        typer.echo(f"{_told(one)}\n  plan: {files[n]}")
+        typer.echo(f"{found[n] if noise else _told(one)}\n  plan: {files[n]}")
     typer.echo(f"In sample, study and plan, --sampler plan:{out} takes the one of its budget.")
 
 

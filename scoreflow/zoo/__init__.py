@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoreflow import data
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.path import VPSDE
+from scoreflow._run.kept import load_plan
 from scoreflow._score.model import ScoreModel
 from scoreflow.checkpoint import load, load_model, moved, save
 from scoreflow.nets import Classifier
@@ -20,19 +21,23 @@ __all__ = [
     "mnist_features", "save",
 ]  # fmt: skip
 
+PLANS = Path(__file__).with_name("plans")
+"""As `tune` leaves them, a folder a network: docs/tune.md has the commands."""
+
 
 def digits(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
     """The ε-network for 8×8 handwritten digits, on the linear DDPM chain of 1000 steps.
 
     A class-conditional U-Net of 0.67 M parameters, trained by `examples/train_digits.py` on 1297 of the images of
     `digits_data()` with L_simple. Pass classes as `y=` (integers 0…9, shape (B,)); without `y` it runs
-    unconditionally. States have shape (B, 1, 8, 8) and values about −1 (paper) to 1 (ink).
+    unconditionally. States have shape (B, 1, 8, 8) and values about −1 (paper) to 1 (ink). In float32 it has plans of `tune`
+    for 5, 6, 8, 10 and 15 evaluations, with a class and without, which "auto" takes.
 
     Args:
         device, dtype: where and in what precision the network runs.
     """
     net = moved(load(_file("digits")), device, dtype)
-    return ScoreModel(net, VPSDE.from_betas(DDPMChain.linear().beta), prediction="eps", time="index")
+    return _planned(ScoreModel(net, VPSDE.from_betas(DDPMChain.linear().beta), prediction="eps", time="index"), "digits")
 
 
 def mnist(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> ScoreModel:
@@ -40,12 +45,13 @@ def mnist(*, device: torch.device | str | None = None, dtype: torch.dtype = torc
 
     A class-conditional U-Net of 1.5 M parameters on 2×2 patches, trained by `scoreflow train --config examples/mnist.toml` on
     the 4000 images of `data.mnist()`, kept in half precision. Pass classes as `y=`; without `y` it runs unconditionally. States
-    have shape (B, 1, 28, 28) and values about −1 (paper) to 1 (ink).
+    have shape (B, 1, 28, 28) and values about −1 (paper) to 1 (ink). In float32 it has plans of `tune` for 5, 6, 8, 10 and 15
+    evaluations without a class, which "auto" takes.
 
     Args:
         device, dtype: where and in what precision the network runs.
     """
-    return load_model(_file("mnist"), device=device, dtype=dtype)
+    return _planned(load_model(_file("mnist"), device=device, dtype=dtype), "mnist")
 
 
 def digits_classifier() -> Classifier:
@@ -81,6 +87,13 @@ def mnist_features() -> Features:
 
 def _file(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.safetensors")
+
+
+def _planned(model: ScoreModel, name: str) -> ScoreModel:
+    """With the plans of `tune`, for networks told nothing and told a class."""
+    files = sorted(file for folder in (name, f"{name}-y") for file in (PLANS / folder).glob("plan-*.json"))
+    model.plans = tuple(map(load_plan, files))
+    return model
 
 
 def _classifier(name: str) -> Classifier:
