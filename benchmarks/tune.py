@@ -191,10 +191,9 @@ def noise():
         for nfe in (5, 8, 15):
             done = sf.tune_noise(model, nfe, **more)
             test, (off, low, high) = done.test, done.test["difference"]
-            print(
-                f"| {name} | {nfe} | {done.judge} | `{done.candidates[0]['name']}` | {test['best']:.2g} | {test['returned']:.2g} "
-                f"| {off:.2g} ({low:.2g} to {high:.2g}) | {test['floor']:.2g} | {'yes' if done.accepted else 'no'} |", flush=True
-            )  # fmt: skip
+            cells = (name, nfe, done.judge, f"`{done.candidates[0]['name']}`", f"{test['best']:.2g}", f"{test['returned']:.2g}")
+            cells += (f"{off:.2g} ({low:.2g} to {high:.2g})", f"{test['floor']:.2g}", "yes" if done.accepted else "no")
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def main():

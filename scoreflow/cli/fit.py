@@ -51,7 +51,7 @@ def tune(
         "shape": what.shape, "conditions": {**what.conditions, **given}, "seed": seed, "start": what.start, "stop": what.stop,
         "batch": batch, "budget_s": budget_s, **counts,
     }  # fmt: skip
-    found: dict[int, Any]
+    found = dict[int, Any]()
     try:
         if noise:
             if form is not None or workers:
@@ -59,13 +59,13 @@ def tune(
             if (out / "problem.json").exists():
                 raise ValueError(f"--out {out} holds plans of tune without --noise: give a folder of its own")
             more = {} if iterations is None else {"iterations": iterations}
-            found = sf.tune_noise(net, numbers("nfe", nfe), **asked, **more)
+            found |= sf.tune_noise(net, numbers("nfe", nfe), **asked, **more)
             out.mkdir(parents=True, exist_ok=True)
             for n in found:
                 found[n].save(out)
         else:
             with processes(workers) as pool:
-                found = sf.tune(
+                found |= sf.tune(
                     net, numbers("nfe", nfe), **asked, form=form, iterations=iterations, out=out, executor=pool,
                     progress=sys.stderr.isatty(),
                 )  # fmt: skip
@@ -79,8 +79,8 @@ def tune(
         told = [{"plan": str(files[n]), **{name: getattr(one, name) for name in kept}} for n, one in found.items()]
         typer.echo(json.dumps({"model": repr(net), "folder": str(out), "budgets": told}, indent=1))
         return
-    for n, one in found.items():
-        typer.echo(f"{found[n] if noise else _told(one)}\n  plan: {files[n]}")
+    for n, file in files.items():
+        typer.echo(f"{found[n] if noise else _told(found[n])}\n  plan: {file}")
     typer.echo(f"In sample, study and plan, --sampler plan:{out} takes the one of its budget.")
 
 
