@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY := PASSIVE
 DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),.venv-demo)
 
 demo: $(DEMO)/.ready
-	@echo "Eleven samplers draw 30 digits each, on one core: about half a minute."
+	@echo "Twelve samplers draw 30 digits each, on one core: about half a minute."
 	@OMP_NUM_THREADS=1 $(DEMO)/bin/python examples/demo.py --out demo.png
 
 test: check docs

@@ -12,7 +12,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, studies, training, zoo
+    from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, posterior, studies, training, zoo
     from scoreflow._catalogue import Table
     from scoreflow._core.chain import DDPMChain
     from scoreflow._core.gaussian import GaussianPath
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         from_velocity,
     )
     from scoreflow.latent import Latent
+    from scoreflow.posterior import Observation, Posterior
     from scoreflow.studies import Study, Subject, metric, study
     from scoreflow.tuning import Tuned, TunedNoise, tune, tune_noise
 
@@ -74,14 +75,15 @@ __version__ = "0.1.0"
 __all__ = [
     "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
-    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Picard", "Plan", "Replay", "Row", "Sampler",
-    "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition",
-    "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite",
-    "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
-    "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler",
-    "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert", "latent", "load_model", "load_plan",
-    "log_prob", "metric", "nets", "path", "plan", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "solve",
-    "solve_many", "step_log_prob", "studies", "study", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
+    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Picard", "Plan", "Posterior",
+    "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table",
+    "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask",
+    "bits_per_dim", "checkpoint", "cite", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode",
+    "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
+    "from_velocity", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert",
+    "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "path", "plan", "posterior", "sample", "sampler",
+    "samplers", "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob", "studies", "study", "training",
+    "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
@@ -120,12 +122,26 @@ PLACES = {
     "guidance": "APG FDG TCFG Autoguidance CFGPlusPlus CFGZeroStar ClassifierFree ClassifierGuidance Guided Thresholding",
     "interop": "from_diffusers from_edm from_guided_diffusion from_k_diffusion from_score_sde from_velocity",
     "latent": "Latent",
+    "posterior": "Observation Posterior",
     "studies": "Study Subject metric study",
     "tuning": "Tuned TunedNoise tune tune_noise",
 }
 """Where each name is loaded from when it is first used, as the imports above say too: `import scoreflow` loads no torch."""
 
-MODULES = ("analysis", "checkpoint", "data", "guidance", "interop", "latent", "nets", "path", "studies", "training", "zoo")
+MODULES = (
+    "analysis",
+    "checkpoint",
+    "data",
+    "guidance",
+    "interop",
+    "latent",
+    "nets",
+    "path",
+    "posterior",
+    "studies",
+    "training",
+    "zoo",
+)
 LAZY = {
     **{name: f"scoreflow.{place}" for place, names in PLACES.items() for name in names.split()},
     **{name: f"scoreflow.{name}" for name in MODULES},

@@ -26,6 +26,7 @@ LAYERS = [
     {"_show"},
     {"_score"},
     {"guidance"},
+    {"posterior"},
     {"_samplers"},
     {"_run"},
     {"_uses"},

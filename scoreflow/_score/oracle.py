@@ -16,8 +16,13 @@ from scoreflow._core.check import whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import double, double_on
 from scoreflow._score.model import ScoreModel
+from scoreflow._score.observation import Observation
 
 Level = float | Tensor
+LEAST = -700.0
+"""The log of a weight that counts for none, to the largest."""
+FLAT = 1e-7
+"""A standard deviation that is rounding, to the largest."""
 CATEGORIES = 2**24
 """The most that `torch.multinomial` chooses among."""
 
@@ -118,6 +123,59 @@ class GaussianMixture:
             z = (self._eigenvectors[k] @ z.unsqueeze(-1)).squeeze(-1)
         return (self.means[k] + z).reshape(n, *self.event)
 
+    def posterior(self, observation: Observation) -> GaussianMixture:
+        """The law of x_0 given y, a mixture again: `N(μ_k + K_k (y − A μ_k), Σ_k − K_k A Σ_k)`, `K_k = Σ_k Aᵀ (A Σ_k Aᵀ +
+        Σ_y)⁻¹`.
+
+        The weights are in proportion to `w_k N(y; A μ_k, A Σ_k Aᵀ + Σ_y)`. Its model is the exact conditional score at every t.
+
+        Raises:
+            ValueError: A is not linear; y is not one for all; y cannot be, as without noise in a direction without variance.
+        """
+        log_weights, gains, A, off = self._given(observation)
+        means = self.means + (gains @ off.unsqueeze(-1)).squeeze(-1)
+        covs = self.covs - gains @ A @ self.covs
+        kept = log_weights > log_weights.max() + LEAST
+        weights = (log_weights[kept] - log_weights.max()).exp()
+        return self._posterior(weights, means[kept].reshape(-1, *self.event), (covs[kept] + covs[kept].mT) / 2)
+
+    def _posterior(self, weights: Tensor, means: Tensor, covs: Tensor) -> GaussianMixture:
+        return GaussianMixture(weights, means, covs)
+
+    def evidence(self, observation: Observation) -> float:
+        """`log p(y)`.
+
+        Raises:
+            ValueError: as of `posterior`.
+        """
+        return float(self._given(observation)[0].logsumexp(0))
+
+    @property
+    def covs(self) -> Tensor:
+        """Σ_k as matrices, (K, d, d)."""
+        if self._eigenvectors is None:
+            return torch.diag_embed(self._var)
+        return (self._eigenvectors * self._var.unsqueeze(1)) @ self._eigenvectors.mT
+
+    def _given(self, observation: Observation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log w_k N(y; …), (K,); K_k, (K, d, m); A, (m, d); y − A μ_k, (K, m)."""
+        A, y = observation.matrix(self.event), self._y(observation)
+        spread = A @ self.covs @ A.mT + observation.covariance(len(A))
+        factor, wrong = torch.linalg.cholesky_ex(spread)
+        std = factor.diagonal(dim1=1, dim2=2)
+        if bool((wrong > 0).any() or (std.amin(1) < FLAT * std.amax(1)).any()):
+            raise ValueError(f"{observation!r} has directions without variance and without noise: give noise > 0")
+        off = y - self.means @ A.mT
+        white = torch.linalg.solve_triangular(factor, off.unsqueeze(-1), upper=False).squeeze(-1)
+        log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        density = -0.5 * (white.square().sum(1) + log_det + len(A) * math.log(2 * math.pi))
+        gains = torch.cholesky_solve(A @ self.covs, factor).mT
+        return self.log_weights + density, gains, A, off
+
+    def _y(self, observation: Observation) -> Tensor:
+        y = observation.values(torch.zeros(1, *self.event, dtype=torch.float64))
+        return y[0]
+
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """log w_k N(x; …), of shape (B, K), and `α Σ_k (α² Σ_k + σ²)^{-1} (x − α μ_k)` in eigen-coordinates, (B, K, d)."""
         self._fits(x)
@@ -168,6 +226,9 @@ class Gaussian(GaussianMixture):
         eigenvectors = torch.eye(len(self.mean), dtype=torch.float64) if self._eigenvectors is None else self._eigenvectors[0]
         self.cov = (eigenvectors * self._var[0]) @ eigenvectors.mT
 
+    def _posterior(self, weights: Tensor, means: Tensor, covs: Tensor) -> GaussianMixture:
+        return Gaussian(means[0], covs[0])
+
     def flow(self, path: GaussianPath, x: Tensor, t: float, s: float) -> Tensor:
         """The exact solution of the probability-flow ODE from states (B, *event) at t to s.
 
@@ -183,17 +244,45 @@ class Gaussian(GaussianMixture):
 
 
 class Empirical(GaussianMixture):
-    """The data themselves, each with equal weight: `E[x_0 | x_t]` is a softmax over the data set.
+    """The data themselves: `E[x_0 | x_t]` is a softmax over the data set.
 
     Args:
         data: (N, *event). Its `log_prob` is that of the noised data and needs σ > 0.
+        weights: (N,), positive. None: equal.
     """
 
-    def __init__(self, data: Tensor) -> None:
+    def __init__(self, data: Tensor, weights: Tensor | None = None) -> None:
         data = numbers("data", data)
         if data.ndim < 2:
             raise ValueError(f"data must be (N, *event), got {tuple(data.shape)}")
-        super().__init__(torch.ones(len(data)), data, 0.0)
+        super().__init__(torch.ones(len(data)) if weights is None else weights, data, 0.0)
+
+    def posterior(self, observation: Observation) -> Empirical:
+        """The data again, weighed by their likelihoods `N(y; A x_n, Σ_y)`; those below e^−700 of the largest are left out.
+
+        A may be any map, since it is applied to the data alone.
+
+        Raises:
+            ValueError: y is not one for all; there is no noise.
+        """
+        log_weights = self._likelihoods(observation)
+        kept = log_weights > log_weights.max() + LEAST
+        weights = (log_weights[kept] - log_weights.max()).exp()
+        return Empirical(self.means[kept].reshape(-1, *self.event), weights)
+
+    def evidence(self, observation: Observation) -> float:
+        """`log p(y)`, `p(y) = Σ_n w_n N(y; A x_n, Σ_y)`."""
+        return float(self._likelihoods(observation).logsumexp(0))
+
+    def _likelihoods(self, observation: Observation) -> Tensor:
+        """log w_n N(y; A x_n, Σ_y), (N,)."""
+        off = self._y(observation) - observation.measure(self.means.reshape(-1, *self.event))
+        factor, wrong = torch.linalg.cholesky_ex(observation.covariance(off.shape[1]))
+        if bool(wrong.any()):
+            raise ValueError(f"{observation!r} has no noise, and so no density on data points: give noise > 0")
+        white = torch.linalg.solve_triangular(factor, off.mT, upper=False)
+        log_det = 2 * factor.diagonal().log().sum()
+        return self.log_weights - 0.5 * (white.square().sum(0) + log_det + len(white) * math.log(2 * math.pi))
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         # The squared distances by one matrix product: no (B, N, d) tensor.

@@ -1,0 +1,203 @@
+"""What was measured of x_0: `y = A x_0 + e`, e ~ N(0, Σ_y)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from scoreflow._core.check import flag
+from scoreflow._core.row import double, flat
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Observation:
+    """`y = A x_0 + e`, e ~ N(0, Σ_y).
+
+    Args:
+        A: what measures. A matrix (m, d) acts on the d flattened entries of a state. A boolean mask, of a state's shape or one
+            that broadcasts to it, measures the entries where it is true. A callable takes states (B, *event) to measurements
+            (B, ...); it must be linear for all methods but those that say otherwise. An object with `A` and `A_adjoint`, such
+            as a physics of deepinv, is taken as it is.
+        y: what was measured, one for all samples or one a sample: of the shape that A gives, with a first dimension B or
+            without. For a mask also of the shape of states, of which the measured entries are taken.
+        noise: σ_y ≥ 0; or standard deviations of the shape of a measurement; or the covariance (m, m).
+        adjoint: Aᵀ of a callable, from measurements to states. None: by automatic differentiation.
+        linear: whether a callable is.
+
+    Raises:
+        TypeError: no tensor, no map. ValueError: what is negative, empty or not finite, a covariance that is not symmetric; a
+            mask that measures nothing. Shapes are checked where a state's shape is known, at the first use.
+    """
+
+    def __init__(
+        self, A: Any, y: Tensor, noise: float | Tensor = 0.0, *, adjoint: Map | None = None, linear: bool = True
+    ) -> None:
+        if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
+            got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"y must be a floating-point tensor that is not empty, got {got}")
+        if bad := int((~y.isfinite()).sum()):
+            raise ValueError(f"y must be finite, and {bad} of its {y.numel()} numbers are not")
+        self.linear = flag("linear", linear)
+        self.A, self.y, self._adjoint = A, y, adjoint
+        self.mask = A if isinstance(A, Tensor) and A.dtype == torch.bool else None
+        if self.mask is not None:
+            if not bool(self.mask.any()):
+                raise ValueError("A is a mask that measures nothing: at least one entry must be true")
+        elif isinstance(A, Tensor):
+            if A.ndim != 2 or not A.is_floating_point() or not bool(A.isfinite().all()):
+                raise ValueError(
+                    f"A must be a finite matrix (m, d), a boolean mask or a callable, got {A.dtype} {tuple(A.shape)}"
+                )
+        elif hasattr(A, "A") and hasattr(A, "A_adjoint"):
+            self.A, self._adjoint = A.A, A.A_adjoint if adjoint is None else adjoint
+        elif not callable(A):
+            raise TypeError(f"A must be a matrix, a boolean mask or a callable, got {type(A).__name__}")
+        if not linear and isinstance(A, Tensor):
+            raise ValueError("linear=False, and a matrix or a mask is linear")
+        self.noise = torch.as_tensor(noise, dtype=None if isinstance(noise, Tensor) else torch.float64)
+        if self.noise.is_complex() or self.noise.dtype == torch.bool or not bool(self.noise.isfinite().all()):
+            raise ValueError(f"noise must be σ_y, standard deviations or a covariance, all finite, got {noise!r}")
+        if self.noise.ndim != 2 and bool((self.noise < 0).any()):
+            raise ValueError(f"noise must be ≥ 0, got {float(self.noise.min())}")
+        self._matrices: dict[tuple[int, ...], Tensor] = {}
+
+    def __repr__(self) -> str:
+        kind = "mask" if self.mask is not None else tuple(self.A.shape) if isinstance(self.A, Tensor) else _name(self.A)
+        noise = f"{float(self.noise):g}" if not self.noise.ndim else tuple(self.noise.shape)
+        return f"Observation({kind}, y {tuple(self.y.shape)}, noise={noise})"
+
+    def measure(self, x: Tensor) -> Tensor:
+        """`A x` of states (B, *event), flattened to (B, m)."""
+        if self.mask is not None:
+            return x[:, self._mask(x)]
+        if isinstance(self.A, Tensor):
+            A, y = self.A.to(x), flat(x)
+            if A.shape[1] != y.shape[1]:
+                raise ValueError(f"A is {tuple(A.shape)}, and states of shape {tuple(x.shape[1:])} have {y.shape[1]} entries")
+            return y @ A.mT
+        return flat(self._measured(x))
+
+    def adjoint(self, u: Tensor, x: Tensor) -> Tensor:
+        """`Aᵀ u` of (B, m), in the shape of the states x."""
+        if self.mask is not None:
+            out = torch.zeros(len(u), *x.shape[1:], dtype=u.dtype, device=u.device)
+            out[:, self._mask(x)] = u
+            return out
+        if isinstance(self.A, Tensor):
+            return (u @ self.A.to(u)).reshape(len(u), *x.shape[1:])
+        if self._adjoint is not None:
+            shape = self._measured(x[:1]).shape[1:]
+            return self._adjoint(u.reshape(len(u), *shape))
+        with torch.enable_grad():
+            at = torch.zeros(len(u), *x.shape[1:], dtype=u.dtype, device=u.device, requires_grad=True)
+            out = flat(self._measured(at))
+            (back,) = torch.autograd.grad(out, at, u, create_graph=u.requires_grad)
+        return back
+
+    def values(self, x: Tensor) -> Tensor:
+        """y for these states: (1, m), or (B, m) if there is one a sample.
+
+        Raises:
+            ValueError: neither of the shape of a measurement nor of B of them.
+        """
+        y = self.y.to(x)
+        y = y if self._each(x, len(x)) else y[None]
+        return y[:, self._mask(x)] if self.mask is not None and y.shape[1:] == x.shape[1:] else flat(y)
+
+    def some(self, samples: Tensor, batch: int, x: Tensor) -> Self:
+        """The observation of these samples, by number, of a batch, with states x; itself if y is one for all."""
+        if not self._each(x, batch):
+            return self
+        other = copy.copy(self)
+        other.y = self.y[samples.to(self.y.device)]
+        return other
+
+    def _each(self, x: Tensor, batch: int) -> bool:
+        """Whether y has one a sample."""
+        shapes = self._shapes(x)
+        for shape in shapes:
+            if tuple(self.y.shape) in (shape, (batch, *shape)):
+                return tuple(self.y.shape) != shape
+        says = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"y must be {says}, or {batch} of these, for {batch} states {tuple(x.shape[1:])}; got {tuple(self.y.shape)}"
+        )
+
+    def residual(self, x_0: Tensor) -> Tensor:
+        """`y − A x_0`, (B, m)."""
+        return self.values(x_0) - self.measure(x_0)
+
+    def covary(self, u: Tensor) -> Tensor:
+        """`Σ_y u` of (B, m)."""
+        noise = self.noise.to(u)
+        return u @ noise if self._is_cov(u.shape[1]) else u * noise.reshape(-1).square()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether there is no noise."""
+        return not bool(self.noise.any())
+
+    def covariance(self, m: int) -> Tensor:
+        """Σ_y as a matrix (m, m), in float64."""
+        return self.covary(torch.eye(m, dtype=torch.float64))
+
+    def matrix(self, event: Sequence[int]) -> Tensor:
+        """A as a matrix (m, d) in float64, for states of this shape. It is kept.
+
+        Raises:
+            ValueError: A is not linear.
+        """
+        if not self.linear:
+            raise ValueError(f"{self} is not linear, and has no matrix")
+        key = tuple(event)
+        if key not in self._matrices:
+            d = math.prod(key)
+            basis = torch.eye(d, dtype=torch.float64).reshape(d, *key)
+            self._matrices[key] = double(self.measure(basis)).mT.contiguous()
+        return self._matrices[key]
+
+    def _shapes(self, x: Tensor) -> list[tuple[int, ...]]:
+        """Those that a measurement may have."""
+        if self.mask is not None:
+            mask = self._mask(x)
+            return [tuple(x.shape[1:]), (int(mask.sum()),)]
+        return [(len(self.A),)] if isinstance(self.A, Tensor) else [tuple(self._measured(x[:1]).shape[1:])]
+
+    def _mask(self, x: Tensor) -> Tensor:
+        assert self.mask is not None
+        event = tuple(x.shape[1:])
+        try:
+            return self.mask.to(x.device).expand(event)
+        except RuntimeError:
+            raise ValueError(f"A is a mask of shape {tuple(self.mask.shape)}, and states have shape {event}") from None
+
+    def _measured(self, x: Tensor) -> Tensor:
+        out = self.A(x)
+        if not isinstance(out, Tensor) or out.ndim < 1 or len(out) != len(x):
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"A must give a tensor with a row a state, got {got} for states {tuple(x.shape)}")
+        return out
+
+    def _is_cov(self, m: int) -> bool:
+        """Whether the noise is a covariance.
+
+        Raises:
+            ValueError: it fits no measurement of m numbers, or is negative.
+        """
+        if self.noise.numel() in (1, m):
+            if not bool((self.noise >= 0).all()):
+                raise ValueError(f"noise must be ≥ 0, got {float(self.noise.min())}")
+            return False
+        if tuple(self.noise.shape) != (m, m) or not torch.allclose(self.noise, self.noise.mT):
+            raise ValueError(f"noise must be a number, {m} numbers or symmetric {(m, m)}, got shape {tuple(self.noise.shape)}")
+        return True
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "__name__", value))

@@ -1,0 +1,67 @@
+"""x̂_0 at a state, and products with what the network says of the variance of x_0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreflow._core.row import double, flat, per_sample
+from scoreflow._score.model import ScoreModel
+
+
+class Denoised:
+    """`D = E[x_0 | x_t]` at states x (B, *event), and `C v = (σ²/α) (∂D/∂x)ᵀ v`, the covariance of x_0 given x_t on vectors.
+
+    Attributes:
+        x_0: D. kappa2: κ² = σ²/α², a number or one a sample.
+        backward: how often C was applied: a backward pass each.
+        residual: of the last system that was solved, relative, (B,).
+    """
+
+    def __init__(self, model: ScoreModel, x: Tensor, t: float | Tensor, conditions: dict[str, Any], gradient: bool) -> None:
+        path = model.path
+        self.t, self.backward, self.residual = t, 0, torch.zeros(len(x), device=x.device)
+        level: Any = double(t).reshape(-1) if isinstance(t, Tensor) else t
+        alpha, sigma = path.alpha(level), path.sigma(level)
+        self.kappa2 = self._like((sigma / alpha) ** 2, x)
+        self._gain = self._like(sigma**2 / alpha, x)
+        self._whole = torch.is_grad_enabled() and x.requires_grad
+        """Whether the run itself is differentiated."""
+        if not gradient:
+            self.x_0 = model.x0(x, t, **conditions)
+            return
+        with torch.inference_mode(False), torch.enable_grad():
+            self._x = x if self._whole else x.detach().clone().requires_grad_()
+            output, _ = model.evaluate(self._x, t, **conditions)
+            if not output.requires_grad:  # x̂_0 of an ε-network has one all the same, by its x
+                raise ValueError("this method differentiates the network, and its output has no gradient: no_grad within it?")
+            self._D = model.express(output, self._x, t, "x0")
+        self.x_0 = self._D if self._whole else self._D.detach()
+
+    @staticmethod
+    def _like(value: Any, x: Tensor) -> Any:
+        return per_sample(value, x) if isinstance(value, Tensor) else value
+
+    def cov(self, v: Tensor) -> Tensor:
+        """`C v`, in the shape of a state: one backward pass."""
+        self.backward += 1
+        (back,) = torch.autograd.grad(self._D, self._x, v, retain_graph=True, create_graph=self._whole)
+        return self._gain * back
+
+    def shrunk(self, v: float) -> Any:
+        """`v κ²/(v + κ²)`: the variance of x_0 given x_t of N(m, v I) data."""
+        return v * self.kappa2 / (v + self.kappa2)
+
+    def data_cov(self, cov: Tensor, x: Tensor) -> Tensor:
+        """`(Σ⁻¹ + κ⁻² I)⁻¹ x` of a covariance that is a number, variances of a state's shape, or (d, d)."""
+        cov = cov.to(x)
+        if cov.ndim == 0 or cov.shape == x.shape[1:]:
+            return cov * self.kappa2 / (cov + self.kappa2) * x
+        y = flat(x)
+        if cov.shape != (y.shape[1],) * 2:
+            raise ValueError(f"cov must be a number, {tuple(x.shape[1:])} or {(y.shape[1],) * 2}, got shape {tuple(cov.shape)}")
+        var, eigenvectors = torch.linalg.eigh(cov)
+        kappa2 = flat(self.kappa2) if isinstance(self.kappa2, Tensor) else self.kappa2
+        return ((y @ eigenvectors) * (var * kappa2 / (var + kappa2)) @ eigenvectors.mT).reshape(x.shape)
