@@ -254,12 +254,10 @@ def test_public_methods_have_docstrings(cls):
 
 # -- what an import costs -----------------------------------------------------------------------------------------------
 
-USED = [
-    name
-    for name in sf.__all__
-    if name not in sf.MODULES and sf.LAZY[name].split(".")[1] not in ("checkpoint", "interop", "latent", "studies", "tuning")
-]
-"""What `from scoreflow import …` of a sampling script may name; the rest is training, studies, and what others made."""
+OTHER = ("checkpoint", "interop", "latent", "posterior", "studies", "tuning")
+USED = [name for name in sf.__all__ if name not in sf.MODULES and sf.LAZY[name].split(".")[1] not in OTHER]
+"""What `from scoreflow import …` of a sampling script may name; the rest is training, studies, measurements, and what others
+made."""
 
 
 def fresh(program):
