@@ -115,3 +115,15 @@ mixture = analysis.problem
 def states(n: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Standard normal states with a fixed seed."""
     return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+class Classed(torch.nn.Module):
+    """A small network of two numbers with a class, whose states are of 32 bits."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Linear(3, 2)
+
+    def forward(self, x, t, y=None):
+        shift = 0.0 if y is None else 0.1 * y[:, None]
+        return torch.tanh(self.net(torch.cat([x, t[:, None].to(x)], 1))) + x * 0.5 + shift

@@ -209,6 +209,22 @@ def test_time_has_a_gradient(path):
     assert slope.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("path", [*PATHS.values(), sf.VPSDE.from_betas(sf.DDPMChain.cosine().beta)], ids=[*PATHS, "cosine"])
+def test_time_is_a_number_at_the_end_under_a_graph(path):
+    """At λ(1) the time is 1 with a graph as without one, its slope 1/λ'(1), and the slope of log α that of the path."""
+    if float(path.alpha(1.0)) == 0:
+        return
+    lam = torch.tensor([path.lam(1.0)], dtype=torch.float64, requires_grad=True)
+    t = path.time(lam)
+    (slope,) = torch.autograd.grad(t.sum(), lam)
+    assert float(t.detach()) == pytest.approx(1.0, abs=1e-12)
+    # A closed form may place λ(1) a rounding beyond the end, where t is held.
+    assert float(slope) == pytest.approx(1 / path.lam_slope(1.0), rel=1e-6) or (float(slope) == 0 and path.T is None)
+    end = torch.ones(1, dtype=torch.float64)
+    rate = float(torch.func.jvp(path.log_alpha, (end,), (end,))[1])
+    assert rate == pytest.approx(path.alpha_slope(1.0) / path.alpha(1.0), rel=1e-9)
+
+
 def test_time_has_the_gradient_of_a_closed_form():
     """The linear β by bisection, against its own closed form; of a parameter of the path too."""
     lam = torch.linspace(-3, 5, 17, dtype=torch.float64).requires_grad_()

@@ -173,6 +173,32 @@ def test_a_sample_depends_on_its_own_measurement_alone(sampler, method):
     torch.testing.assert_close(sf.solve(one, x, sampler, seed=range(4), **options).x[2], whole[2], rtol=1e-6, atol=1e-8)
 
 
+def test_measurements_of_samples_inside_guidance_and_among_runs():
+    """Wrapped in guidance, an adaptive run asks of each sample with its own y; so do runs that share calls."""
+    torch.manual_seed(0)
+    model = sf.ScoreModel(Network().double().eval(), VP)
+    y, x, seen = torch.tensor([0, 1, 2, 0]), states(4, 3, seed=2), numbers(4, 2, seed=1)
+    mask = torch.tensor([True, False, True])
+
+    def made(measured, worse=False):
+        inner = Posterior(model, Observation(mask, measured, 0.3))
+        other = Posterior(model, Observation(mask, measured - 1.0, 0.3))
+        return sf.Autoguidance(model if worse else inner, other, 1.5) if worse else sf.ClassifierFree(inner, 1.5, null={"y": 0})
+
+    for worse in (False, True):
+        whole = sf.solve(made(seen, worse), x, "dpm-adaptive", y=sf.each(y)).x
+        for i in range(4):
+            alone = sf.solve(made(seen[i : i + 1], worse), x[i : i + 1], "dpm-adaptive", y=sf.each(y[i : i + 1])).x
+            torch.testing.assert_close(alone[0], whole[i], rtol=1e-6, atol=1e-8)
+    one = Posterior(model, Observation(mask, seen, 0.3))
+    before = one.backward
+    for found, name in zip(
+        sf.solve_many([("ddim", 4), ("dpm-solver++-2m", 4)], one, x), ("ddim", "dpm-solver++-2m"), strict=True
+    ):
+        torch.testing.assert_close(found.x, sf.solve(one, x, name, nfe=4).x, rtol=1e-9, atol=1e-9)
+    assert one.backward > before + 8
+
+
 def test_conjugate_gradients():
     """Row by row the solution of the dense system, with the residual that it has; a row more changes no other."""
     roots = numbers(5, 4, 4, seed=1)

@@ -5,15 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import PATHS, mixture, states
+from problems import PATHS, Classed, mixture, states
 
 import scoreflow as sf
 from scoreflow._core.noise import White
 from scoreflow._samplers.plan import Fit
 from scoreflow._score.fingerprint import identity
-from scoreflow.studies import MetricInput
-from scoreflow.studies.metrics import energy as reference_energy
-from scoreflow.tuning.laws import Exact, Sampled, energy, nearer
+from scoreflow.studies.metrics import squared_energy
+from scoreflow.tuning.laws import Exact, Sampled, nearer
 from scoreflow.tuning.levels import Levelled, levelled
 from scoreflow.tuning.problem import Problem
 
@@ -129,9 +128,13 @@ def test_the_loss_in_pieces_is_the_whole(kind):
     torch.testing.assert_close(whole[1][0], parts[1][0], rtol=1e-4, atol=1e-6)
 
 
-def test_energy_is_that_of_studies():
-    x, y = states(30, 3, seed=1), states(20, 3, seed=2) + 0.3
-    assert float(energy(x, y)) == pytest.approx(reference_energy(MetricInput(x, 0, data=y)), rel=1e-9)
+def test_energy_has_slopes():
+    """Those of finite differences; its means are those of SciPy's distances."""
+    from scipy.spatial.distance import cdist, pdist
+
+    x, y = states(8, 3, seed=1), states(6, 3, seed=2) + 0.3
+    assert float(squared_energy(x, y)) == pytest.approx(2 * cdist(x, y).mean() - pdist(x).mean() - pdist(y).mean(), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: squared_energy(x, y), x.requires_grad_())
 
 
 def test_the_decision():
@@ -142,8 +145,8 @@ def test_the_decision():
     truth, ours = states(200, 2, seed=1), states(200, 2, seed=2)
     assert nearer(ours, ours, truth) == (0.0, 0.0, 0.0)
     assert nearer(ours, ours + 1.0, truth)[2] < 0 < nearer(ours + 1.0, ours, truth)[1]
-    off = nearer(ours, ours + 1.0, truth)[0]
-    assert off == pytest.approx(float(energy(ours, truth) - energy(ours + 1.0, truth)), rel=1e-9)
+    off = nearer(ours, 2 * ours, truth)[0]
+    assert off == pytest.approx(float(squared_energy(ours, truth) - squared_energy(2 * ours, truth)), rel=1e-9)
     alarms = sum(nearer(*states(3, 60, 2, seed=10 + k))[2] < 0 for k in range(100))
     assert alarms <= 8
 
@@ -173,27 +176,19 @@ def test_the_best_sampler_stays(tmp_path):
     )  # fmt: skip
 
 
-class Network(torch.nn.Module):
-    """Small, with a class."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = torch.nn.Linear(3, 2)
-
-    def forward(self, x, t, y=None):
-        shift = 0.0 if y is None else 0.1 * y[:, None]
-        return torch.tanh(self.net(torch.cat([x, t[:, None].to(x)], 1))) + x * 0.5 + shift
-
-
-@pytest.mark.parametrize("kind", ["conditions", "guided", "data"])
+@pytest.mark.parametrize("kind", ["conditions", "guided", "data", "label"])
 def test_kinds_of_models(kind):
     """A network with classes, a guided one, and data of one's own; batches smaller than the states."""
     torch.manual_seed(0)
-    net = sf.ScoreModel(Network(), PATHS["chain"], time="index")
+    net = sf.ScoreModel(Classed(), PATHS["chain"], time="index")
     quick = {"seeds": (16, 16, 16), "iterations": 8, "shape": (2,), "batch": 6, "teacher": 20}
     if kind == "guided":
         done = sf.tune_noise(sf.ClassifierFree(net, 2.0, null={"y": 0}), 8, conditions={"y": torch.arange(4)}, **quick)
         assert len(done.plan.evaluation_times) <= 4
+    elif kind == "label":
+        chained = sf.ScoreModel(lambda x, t, net=net.net: net(x, t / 1000), PATHS["chain"], time="label")
+        done = sf.tune_noise(chained, 5, **quick)
+        assert all(abs(1000 * t - round(1000 * t)) < 1e-9 for t in done.plan.evaluation_times)
     elif kind == "data":
         done = sf.tune_noise(net, 5, data=torch.randn(30, 2), **quick)
     else:
@@ -201,7 +196,7 @@ def test_kinds_of_models(kind):
         assert done.plan.fit.conditions == ("y",)
     assert done.plan.noise_count and all(math.isfinite(v) for v in (done.test["returned"], done.validation[0]))
     assert done.judge == "energy" and {one["kind"] for one in done.starts} == (
-        {"variance"} if kind == "guided" else {"variance", "churn"}
+        {"variance"} if kind in ("guided", "label") else {"variance", "churn"}
     )
 
 
@@ -216,5 +211,8 @@ def test_refusals():
     ]:
         with pytest.raises(ValueError, match=match):
             sf.tune_noise(model, 5, **more)
+    follows = sf.CFGPlusPlus(sf.ScoreModel(Classed(), VP), 0.5, null={"y": 0})
+    with pytest.raises(ValueError, match="follows its run"):
+        sf.tune_noise(follows, 5, shape=(2,))
     with pytest.raises(ValueError, match=r"start=1\.0: alpha=0 there"):
         sf.tune_noise(DATA.model(PATHS["flow"]), 5)

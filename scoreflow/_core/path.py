@@ -135,7 +135,9 @@ class Nodes(AlphaBar):
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         u, y, b, c, d = self._cell(t)
-        cubic = torch.where(u >= 1, y + (b + c + d), y + u * (b + u * (c + u * d)))
+        # The last node's value to the last digit, with the slope of its cell.
+        end = y + (b + c + d) + (u - u.detach()) * (b + 2 * c + 3 * d)
+        cubic = torch.where(u >= 1, end, y + u * (b + u * (c + u * d)))
         return cubic + 2 * self._line(t)[0].log() if self.to_zero else cubic
 
     def beta(self, t: Tensor) -> Tensor:

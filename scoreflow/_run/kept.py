@@ -146,10 +146,6 @@ def beside(model: ScoreModel, schedule: Schedule, told: Collection[str]) -> Plan
     ends = (schedule.start, schedule.stop)
     for plan in model.plans:
         fit = plan.fit
-        if (
-            fit is not None
-            and (fit.nfe, {*fit.conditions}) == (schedule.nfe, {*told})
-            and (plan.times[0], plan.times[-1]) == ends
-        ):
+        if fit is not None and (fit.nfe, {*fit.conditions}) == (schedule.nfe, {*told}) and fit.ends == ends:
             return plan if fit.model == identity(model) else None
     return None

@@ -120,6 +120,7 @@ class Fit(NamedTuple):
         nfe: the budget.
         conditions: names of what it was told.
         cites: keys of references.bib; none if a sampler's own rows were the best.
+        ends: start and stop, as they were asked for; the plan's own times may begin below.
     """
 
     model: str
@@ -127,6 +128,7 @@ class Fit(NamedTuple):
     nfe: int
     conditions: tuple[str, ...] = ()
     cites: tuple[str, ...] = ()
+    ends: tuple[float, float] = (1.0, 0.0)
 
     def __str__(self) -> str:
         how = "fitted to" if self.cites else "the best sampler's rows for"
@@ -277,7 +279,7 @@ class Plan:
                 for t, s, evaluates, stages, draws in data.pop("steps")
             )  # fmt: skip
             if (fit := data.pop("fit", None)) is not None:
-                data["fit"] = Fit(fit[0], fit[1], fit[2], tuple(fit[3]), tuple(fit[4]))
+                data["fit"] = Fit(fit[0], fit[1], fit[2], tuple(fit[3]), tuple(fit[4]), *map(tuple, fit[5:]))
             options = tuple((name, tuple(v) if isinstance(v, list) else v) for name, v in data.pop("options").items())
             plan = cls(steps=steps, options=options, **data)
             one_of("prediction", plan.prediction, PREDICTIONS)

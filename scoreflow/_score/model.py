@@ -202,7 +202,7 @@ class ScoreModel:
         with a state of x in the place of every other sample.
         """
         if not len(samples) or (known(conditions, batch, self.with_rows) and all(known(null, batch) for null in self.nulls)):
-            return self.evaluate(x, t, **rows(conditions, samples, batch, self.with_rows))
+            return self.of(samples, batch, x).evaluate(x, t, **rows(conditions, samples, batch, self.with_rows))
         order, outputs = list[int](), list[tuple[Tensor, Tensor | None]]()
         for places, numbers, whole in rounds(samples.tolist(), batch):
             at = t[whole] if isinstance(t, Tensor) and t.ndim else t
@@ -214,6 +214,10 @@ class ScoreModel:
         return torch.cat([output for output, _ in outputs])[back], torch.cat(variances)[back] if len(variances) == len(
             outputs
         ) else None
+
+    def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
+        """The model for states x (n, ...) of these samples, by number, of a batch: itself, unless it knows each apart."""
+        return self
 
     def evaluate_samples(self, x: Tensor, t: float | Tensor, samples: Tensor) -> Tensor:
         """`evaluate` at states x (n, ...) of a batch without conditions, whichever its samples are."""

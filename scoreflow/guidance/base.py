@@ -84,6 +84,9 @@ class Guided(ScoreModel):
     def begin(self, steps: object) -> ScoreModel:
         return self._over(self.model.begin(steps))
 
+    def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
+        return self._over(self.model.of(samples, batch, x))
+
     def _over(self, model: ScoreModel) -> Self:
         """The same over this model; itself if it is so."""
         if model is self.model:

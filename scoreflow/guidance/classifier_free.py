@@ -103,9 +103,9 @@ class ClassifierFree(Contrast):
         two = None if apart else joined(conditions, self._none(conditions, len(x)), len(x), self.with_rows)
         if two is None:
             return super()._both(x, t, conditions)
-        output, variance_output = self._inner(
-            torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t, two
-        )
+        twice, times = torch.cat([x, x]), torch.cat([t, t]) if isinstance(t, Tensor) and t.ndim else t
+        doubled = self._over(self.model.of(torch.arange(len(x)).repeat(2), len(x), twice))
+        output, variance_output = doubled._inner(twice, times, two)
         self.model.count(t)  # the second branch of the one call
         ours, other = output.chunk(2)
         return ours, other, None if variance_output is None else variance_output.chunk(2)[0]

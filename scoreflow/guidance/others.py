@@ -59,13 +59,19 @@ class Autoguidance(Contrast):
         return self.model.nfe + self.worse.nfe
 
     def begin(self, steps: object) -> ScoreModel:
-        began, worse = super().begin(steps), self.worse.begin(steps)
+        return self._beside(super().begin(steps), self.worse.begin(steps))
+
+    def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
+        return self._beside(super().of(samples, batch, x), self.worse.of(samples, batch, x))
+
+    def _beside(self, this: ScoreModel, worse: ScoreModel) -> ScoreModel:
+        """This one with another worse model."""
         if worse is self.worse:
-            return began
-        began = copy.copy(began)
-        assert isinstance(began, Autoguidance)
-        began.worse = worse
-        return began
+            return this
+        this = copy.copy(this)
+        assert isinstance(this, Autoguidance)
+        this.worse = worse
+        return this
 
     def _other(self, x: Tensor, t: float | Tensor, conditions: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         taken = {name: value for name, value in conditions.items() if self.worse.accepts(name)}

@@ -24,9 +24,9 @@ class Denoised:
         path = model.path
         self.t, self.backward, self.residual = t, 0, torch.zeros(len(x), device=x.device)
         level: Any = double(t).reshape(-1) if isinstance(t, Tensor) else t
-        alpha, sigma = path.alpha(level), path.sigma(level)
-        self.kappa2 = self._like((sigma / alpha) ** 2, x)
-        self._gain = self._like(sigma**2 / alpha, x)
+        self._kappa2 = path.kappa(level) ** 2
+        self.kappa2 = self._like(self._kappa2, x)
+        self._gain = self._like(path.alpha(level), x) * self.kappa2  # σ²/α
         self._whole = torch.is_grad_enabled() and x.requires_grad
         """Whether the run itself is differentiated."""
         if not gradient:
@@ -50,18 +50,17 @@ class Denoised:
         (back,) = torch.autograd.grad(self._D, self._x, v, retain_graph=True, create_graph=self._whole)
         return self._gain * back
 
-    def shrunk(self, v: float) -> Any:
-        """`v κ²/(v + κ²)`: the variance of x_0 given x_t of N(m, v I) data."""
-        return v * self.kappa2 / (v + self.kappa2)
+    def shrunk(self, v: Any, x: Tensor) -> Any:
+        """`v κ²/(v + κ²)` for x (B, ...): the variance of x_0 given x_t of N(m, v I) data; v a number or one a direction."""
+        kappa2 = self._like(self._kappa2, x)
+        return v * kappa2 / (v + kappa2)
 
     def data_cov(self, cov: Tensor, x: Tensor) -> Tensor:
         """`(Σ⁻¹ + κ⁻² I)⁻¹ x` of a covariance that is a number, variances of a state's shape, or (d, d)."""
-        cov = cov.to(x)
+        cov, y = cov.to(x), flat(x)
         if cov.ndim == 0 or cov.shape == x.shape[1:]:
-            return cov * self.kappa2 / (cov + self.kappa2) * x
-        y = flat(x)
+            return self.shrunk(cov, x) * x
         if cov.shape != (y.shape[1],) * 2:
             raise ValueError(f"cov must be a number, {tuple(x.shape[1:])} or {(y.shape[1],) * 2}, got shape {tuple(cov.shape)}")
         var, eigenvectors = torch.linalg.eigh(cov)
-        kappa2 = flat(self.kappa2) if isinstance(self.kappa2, Tensor) else self.kappa2
-        return ((y @ eigenvectors) * (var * kappa2 / (var + kappa2)) @ eigenvectors.mT).reshape(x.shape)
+        return (((y @ eigenvectors) * self.shrunk(var, y)) @ eigenvectors.mT).reshape(x.shape)

@@ -1,8 +1,7 @@
 """The methods: each is what it adds to x̂_0 = D so that it becomes E[x_0 | x_t, y], exactly or nearly.
 
 By Tweedie's formula `D_y = D + (σ²/α) ∇_x log p(y | x_t)`, and with p(y | x_t) ≈ N(A D, Σ_y + A V Aᵀ) the methods differ in V,
-the variance of x_0 given x_t, and in whether they differentiate the network. C = (σ²/α) ∂D/∂x_tᵀ is what the network says of
-V.
+the variance of x_0 given x_t, and in whether they differentiate the network. The network's own is C = (σ²/α) ∂D/∂x_tᵀ.
 """
 
 from __future__ import annotations
@@ -62,8 +61,7 @@ def mmps(at: Denoised, seen: Observation, *, iterations: int | None = 5, rtol: f
     """Moment matching: V = C. `D_y − D = C Aᵀ (Σ_y + A C Aᵀ)⁻¹ (y − A D)`, by conjugate gradients.
 
     An iteration is one backward pass, and so is the end. Exact on Gaussian data where the system is solved, which takes at
-    most as
-    many iterations as there are measurements: `iterations=None`.
+    most as many iterations as there are measurements: `iterations=None`.
 
     Reference:
         Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024), Section 4.2.
@@ -102,7 +100,7 @@ def pigdm(at: Denoised, seen: Observation, *, v: float = 1.0, rtol: float = 1e-6
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023), Section 3, where v = 1.
     """
     number("v", v, above=0)
-    return at.cov(seen.adjoint(_inverse(at, seen, lambda x: at.shrunk(v) * x, rtol), at.x_0))
+    return at.cov(seen.adjoint(_inverse(at, seen, lambda x: at.shrunk(v, x) * x, rtol), at.x_0))
 
 
 @method("jfps")

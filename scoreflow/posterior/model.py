@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,14 @@ from scoreflow._score.observation import Observation
 from scoreflow.guidance.base import Guided
 from scoreflow.posterior.denoised import Denoised
 from scoreflow.posterior.methods import METHODS
+
+
+@dataclass
+class Passes:
+    """What a model and its copies for some samples have counted together."""
+
+    backward: int = 0
+    residual: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 class Posterior(Guided):
@@ -50,23 +58,30 @@ class Posterior(Guided):
         super().__init__(model, "x0", observation=observation, method=method, **options)
         self.observation, self.method, self.works = observation, known, known.cites
         self.given = options
-        self.backward, self.residual = 0, torch.zeros(0)
+        self._passes = Passes()
+
+    @property
+    def backward(self) -> int:
+        """Backward passes since it was made."""
+        return self._passes.backward
+
+    @property
+    def residual(self) -> Tensor:
+        """Of the last system that was solved, relative, one a sample."""
+        return self._passes.residual
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
-        lowest = self.path.alpha(t) if isinstance(t, float) else float(self.path.alpha(t).min())
-        if lowest == 0:
+        if float(torch.as_tensor(self.path.alpha(t)).min()) == 0:  # type: ignore[type-var]
             raise ValueError(f"alpha=0 at t={t}, where a state says nothing of x_0 and a measurement all: use a start below it")
         at = Denoised(self.model, x, t, conditions, self.method.gradient)
         x_0 = at.x_0 + self.method.correct(at, self.observation, **self.given).to(at.x_0)
-        self.backward += at.backward
-        self.residual = at.residual
+        self._passes.backward += at.backward
+        self._passes.residual = at.residual
         return x_0.to(x.dtype), None
 
-    def evaluate_some(
-        self, x: Tensor, t: float | Tensor, samples: Tensor, batch: int, conditions: Mapping[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        one = copy.copy(self)
-        one.observation = self.observation.some(samples, batch, x)
-        found = ScoreModel.evaluate_some(one, x, t, samples, batch, conditions)
-        self.backward, self.residual = one.backward, one.residual
-        return found
+    def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
+        one = self._over(self.model.of(samples, batch, x))
+        if (seen := self.observation.some(samples, batch, x)) is not self.observation:
+            one = copy.copy(one)
+            one.observation = seen
+        return one

@@ -104,13 +104,8 @@ def tune(  # type: ignore[misc]
         S4S: Solving for a Diffusion Model Solver (Frankel et al., 2025); Learning to Discretize Denoising Diffusion ODEs
         (Tong et al., 2025). Both fit to the ODE as here; the decision on other seeds is ours.
     """
-    check_model(model)
-    check_settled(model)
-    model = copy.copy(model)
-    model.plans = ()  # "auto" is to be what it is without them
+    model = alone(model)
     budgets = [whole("nfe", n, 2) for n in ([nfe] if isinstance(nfe, int) else nfe)]
-    if model.begin(sampler_plan("ddim", model.path, 4, start=0.9, stop=0.1)) is not model:
-        raise ValueError(f"{model!r} follows its run, and a plan that is being fitted has none: tune the model it guides")
     first, last = check_ends(start, stop)
     if form is not None:
         one_of("form", form, PREDICTION)
@@ -143,6 +138,21 @@ def tune(  # type: ignore[misc]
     with bars(sorted({*budgets}), progress) as reports:
         done = {n: work.budget(n, report) for n, report in zip(sorted({*budgets}), reports, strict=True)}
     return done[budgets[0]] if isinstance(nfe, int) else {n: done[n] for n in budgets}
+
+
+def alone(model: ScoreModel) -> ScoreModel:
+    """The model without its plans, so that "auto" is what it is without them.
+
+    Raises:
+        TypeError: it is none. ValueError: its guidance follows its run.
+    """
+    check_model(model)
+    check_settled(model)
+    model = copy.copy(model)
+    model.plans = ()
+    if model.begin(sampler_plan("ddim", model.path, 4, start=0.9, stop=0.1)) is not model:
+        raise ValueError(f"{model!r} follows its run, and a plan that is being fitted has none: tune the model it guides")
+    return model
 
 
 def problem_of(

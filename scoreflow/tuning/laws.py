@@ -17,22 +17,10 @@ from scoreflow._score.conditions import rows
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Gaussian
 from scoreflow.analysis import law
+from scoreflow.studies.metrics import distances, squared_energy
 from scoreflow.tuning.decide import DRAWS, LEVEL
 from scoreflow.tuning.levels import Levelled
 from scoreflow.tuning.problem import Problem
-
-
-def energy(x: Tensor, y: Tensor) -> Tensor:
-    """Squared energy distance `2 E|X−Y| − E|X−X'| − E|Y−Y'|` of rows, without bias.
-
-    Reference:
-        Energy statistics: A class of statistics based on distances (Székely & Rizzo, 2013).
-    """
-
-    def among(x: Tensor) -> Tensor:
-        return torch.pdist(x).mean()
-
-    return 2 * torch.cdist(x, y).mean() - among(x) - among(y)
 
 
 class Sampled(NamedTuple):
@@ -68,7 +56,7 @@ class Sampled(NamedTuple):
 
     def distance(self, plan: Plan) -> float:
         """Of the ends of a plan."""
-        return float(energy(self.ends(plan), self.truth))
+        return float(squared_energy(self.ends(plan), self.truth))
 
     def loss_and_slopes(self, one: Levelled, count: list[int]) -> tuple[float, list[Tensor]]:
         """The energy distance, and its slopes by the numbers: first of the ends without a graph, then piece by piece."""
@@ -84,7 +72,7 @@ class Sampled(NamedTuple):
         with torch.set_grad_enabled(whole):
             pieces = [piece(k) for k in range(0, n, size)]
         ends = pieces[0] if whole else torch.cat(pieces).requires_grad_()
-        loss = energy(ends, self.truth)
+        loss = squared_energy(ends, self.truth)
         if whole:
             return float(loss.detach()), list(torch.autograd.grad(loss, one.parameters))
         (slope,) = torch.autograd.grad(loss, ends)
@@ -130,8 +118,8 @@ def nearer(ours: Tensor, theirs: Tensor, truth: Tensor) -> tuple[float, float, f
         shares = torch.zeros(DRAWS, k, dtype=torch.float64).scatter_add_(1, numbers, torch.ones(DRAWS, k, dtype=torch.float64))
         return (shares / k).to(ours.device)
 
-    cross = torch.cdist(ours, truth) - torch.cdist(theirs, truth)
-    own = (torch.cdist(ours, ours) - torch.cdist(theirs, theirs)) * n / (n - 1)
+    cross = distances(ours, truth) - distances(theirs, truth)
+    own = (distances(ours, ours) - distances(theirs, theirs)) * n / (n - 1)
     w, v = drawn(n), drawn(m)
     all_draws = 2 * ((w @ cross) * v).sum(1) - ((w @ own) * w).sum(1)
     ends = all_draws.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64, device=ours.device))

@@ -62,6 +62,11 @@ class Levelled:
             self.log_variances = state[1].clone()
 
     @property
+    def prediction(self) -> Prediction:
+        """What the rows weigh."""
+        return PREDICTION[self.kind]
+
+    @property
     def parameters(self) -> list[Tensor]:
         """What moves."""
         return [self.numbers] if self.log_variances is None else [self.numbers, self.log_variances]
@@ -112,13 +117,14 @@ class Levelled:
                 )
                 for step in self.steps()
             )  # fmt: skip
-        return Plan("tuned", repr(self.path), PREDICTION[self.kind], steps, fit=fit, path_object=self.path)
+        return Plan("tuned", repr(self.path), self.prediction, steps, fit=fit, path_object=self.path)
 
     def run(self, answer: Answer, x: Tensor, draws: Callable[..., Tensor] | Draws) -> Tensor:
         """The last state, differentiable in the numbers; the same `advance` as every run."""
         steps: Any = tuple(self.steps())
-        plan: Any = Plan("tuned", "", PREDICTION[self.kind], steps, 2)  # 2: not the step that converts nothing
-        memory, model = no_memory(), Asked(self.path)
+        plan: Any = Plan("tuned", "", self.prediction, steps, 2)  # 2: not the step that converts nothing
+        model: Any = self  # a path and a prediction are all that `advance` reads of it
+        memory = no_memory()
         for step in steps:
             x, memory, _ = drive(advance(step, plan, model, x, memory, draws), answer)  # type: ignore[arg-type]
         return x
@@ -144,12 +150,3 @@ def levelled(path: GaussianPath, plan: Plan) -> Levelled | None:
             variances.append(max(z**2 - left, 0.0) / m**2)
     more_noise = any(v > CLOSE for v in variances)
     return Levelled(path, (plan.times[0], *(step.s for step in plan.steps)), "variance", c, variances if more_noise else None)
-
-
-class Asked:
-    """What `advance` reads of a model."""
-
-    prediction: Prediction = "x0"
-
-    def __init__(self, path: GaussianPath) -> None:
-        self.path = path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +14,14 @@ from torch import Tensor
 from scoreflow._core.check import check_state, number, one_of, whole
 from scoreflow._core.grid import check_ends
 from scoreflow._run.solve import ARGUMENTS
-from scoreflow._samplers.plan import Fit, Plan
-from scoreflow._score.fingerprint import identity
-from scoreflow._score.model import ScoreModel, check_model, check_settled
+from scoreflow._samplers.plan import Plan
+from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Gaussian
 from scoreflow._score.variance import estimate_variance
+from scoreflow.studies.metrics import squared_energy
 from scoreflow.tuning.fit import lowest
-from scoreflow.tuning.front import problem_of
-from scoreflow.tuning.laws import Exact, Sampled, energy, nearer
+from scoreflow.tuning.front import alone, problem_of
+from scoreflow.tuning.laws import Exact, Sampled, nearer
 from scoreflow.tuning.levels import Kind, Levelled, levelled
 from scoreflow.tuning.problem import Problem
 from scoreflow.tuning.screen import KEPT, different, grids, linear, planned
@@ -59,8 +58,8 @@ class TunedNoise:
         validation: the fitted plan's distance less the best candidate's, and both ends of its interval of 95 % by a bootstrap;
             exact figures have no width.
         test: on the test seeds, the distances of "returned" and "best"; the difference with its interval; and "floor", that of
-            as many samples of the law from others.
-        cost: network evaluations of the fits, of one state each, and seconds.
+            two halves of the samples of the law.
+        cost: network evaluations of the fits, of one state each, and the seconds of all.
     """
 
     plan: Plan
@@ -132,7 +131,8 @@ def tune_noise(  # type: ignore[misc]
         model, nfe, shape, conditions, seed, start, stop, batch, teacher, budget_s: as of `tune`.
         kinds: what is fitted.
         data: (N, ...) samples of the law, of which the three parts take a third each. None: an oracle's own, and of a network
-            the ends of its probability-flow ODE from other seeds, so that the law is the network's.
+            the ends of its probability-flow ODE from other seeds, so that the law is the network's. Which condition belongs to
+            which of your data is not known: the variance of x_0 is estimated without conditions.
         seeds: how many states to fit to, to decide by, and to report on. None: 256, 256 and 512 for a network, 1024 each for an
             oracle: a distance between laws needs many.
         iterations: of L-BFGS from the best of the first fits, which have a quarter.
@@ -147,10 +147,7 @@ def tune_noise(  # type: ignore[misc]
         Analytic-DPM (Bao et al., 2022) for the variances; Elucidating the Design Space of Diffusion-Based Generative Models
         (Karras et al., 2022) for the churn, which was searched by hand there.
     """
-    check_model(model)
-    check_settled(model)
-    model = copy.copy(model)
-    model.plans = ()
+    model = alone(model)
     budgets = [whole("nfe", n, 2) for n in ([nfe] if isinstance(nfe, int) else nfe)]
     for kind in kinds:
         one_of("kinds", kind, KINDS)
@@ -185,7 +182,10 @@ class Noise:
         self.exact = Exact(model, model.oracle) if isinstance(model.oracle, Gaussian) and data is None else None
         self.parts = {name: self.sampled(k, name, data) for k, name in enumerate(problem.seeds)}
         fit, size = self.parts["fit"], 4 * problem.batch
-        self.levels = estimate_variance(model, fit.target, LEVELS, by="error", batch=size, **fit.of_target)
+        levels: Any = LEVELS
+        if model.time == "label" and (T := model.path.T) is not None:  # which is asked at its nodes alone
+            levels = tuple(sorted({round(1 + (T - 1) * k / (LEVELS - 1)) / T for k in range(LEVELS)}, reverse=True))
+        self.levels = estimate_variance(model, fit.target, levels, by="error", batch=size, **fit.of_target)
 
     def sampled(self, k: int, name: str, data: Tensor | None) -> Sampled:
         """A part: states, and samples of the law from other seeds, as many or a third of the data."""
@@ -240,11 +240,10 @@ class Noise:
             one.load(state)
             fit(one, name, self.iterations, until)
             one.load(fits[-1][2])
-        identified = Fit(identity(problem.model), repr(problem.model), nfe, tuple(sorted(problem.conditions)))
         name, plan, _ = best[0]
         reason, accepted, validation = f"{name} stays: no fit has a place within the budget", False, (math.nan,) * 3
         if fits:
-            fitted = one.plan(identified._replace(cites=CITES[one.kind]))
+            fitted = one.plan(problem.fit(nfe, CITES[one.kind]))
             validation = self.difference("validate", fitted, plan)
             accepted = validation[2] < 0
             off = f"{self.judge} less by {-validation[0]:.3g} ({-validation[2]:.3g} to {-validation[1]:.3g})"
@@ -253,7 +252,7 @@ class Noise:
                 f"the fitted plan ({one.kind}) is nearer than {against}: {off}" if accepted
                 else f"{against}, stays: the fitted plan ({one.kind}) is not surely nearer, {off}"
             )  # fmt: skip
-        returned = fitted if accepted else replace(plan, fit=identified)
+        returned = fitted if accepted else replace(plan, fit=problem.fit(nfe))
         part = self.exact or self.parts["test"]
         test = {
             "returned": part.distance(returned), "best": part.distance(plan), "floor": self.floor(),
@@ -304,6 +303,8 @@ class Noise:
             own = [(name, one) for name, plan in found if (one := levelled(path, plan)) is not None and len(one.numbers)]
             yield from own[:2]
         for kind in self.kinds:
+            if kind == "churn" and self.problem.model.time == "label":
+                continue  # whose steps up would leave the nodes
             steps = calls if kind == "variance" else (calls - lands) // 2 + lands
             times = [(name, nodes) for name, plan in found if len(nodes := nodes_of(plan)) == steps + 1][:2]
             even = planned(self.problem, nfe, "ddim" if kind == "variance" else "edm", None)
@@ -331,7 +332,7 @@ class Noise:
         if self.exact is not None:
             return 0.0
         truth = self.parts["test"].truth
-        return float(energy(truth[::2], truth[1::2]))
+        return float(squared_energy(truth[::2], truth[1::2]))
 
 
 def nodes_of(plan: Plan) -> tuple[float, ...]:

@@ -13,8 +13,9 @@ from scoreflow._core.grid import default_t_min, ode, on_chain
 from scoreflow._core.noise import White
 from scoreflow._core.row import wide
 from scoreflow._run.solve import solve
-from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.plan import Fit, Plan
 from scoreflow._score.conditions import Marked, each, rows
+from scoreflow._score.fingerprint import identity
 from scoreflow._score.model import ScoreModel
 from scoreflow.tuning.student import Answer
 
@@ -63,6 +64,11 @@ class Problem:
     stop: float
     teacher: int
     batch: int
+
+    def fit(self, nfe: int, cites: tuple[str, ...] = ()) -> Fit:
+        """What a plan of it was fitted to."""
+        model, told = self.model, tuple(sorted(self.conditions))
+        return Fit(identity(model), repr(model), nfe, told, cites, (self.start, self.stop))
 
     def states(self, part: str, n: int | None = None) -> tuple[Tensor, dict[str, Any]]:
         """The first n states of a part, from the prior at `start`, and their conditions."""

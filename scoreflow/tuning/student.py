@@ -122,8 +122,7 @@ class Student:
         """Decreasing, the ends as floats."""
         if self.fixed is not None:
             return list(self.fixed)
-        # A line search may ask for shares that round to 0: the ends of the way are the path's, and rounding leads past them.
-        way = torch.softmax(self.shares, 0).cumsum(0)[:-1].clamp(1e-9, 1 - 1e-9)
+        way = torch.softmax(self.shares, 0).cumsum(0)[:-1]
         inner = self.path.time(self.first + (self.last - self.first) * way) if self.steps > 1 else ()
         return [self.start, *inner, self.stop]
 

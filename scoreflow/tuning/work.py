@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._run.solve import plan as sampler_plan
-from scoreflow._samplers.plan import Fit, Plan
-from scoreflow._score.fingerprint import identity
+from scoreflow._samplers.plan import Plan
 from scoreflow.tuning.decide import interval, upper
 from scoreflow.tuning.fit import FEW, Asked, Fitted, Start, descend, student
 from scoreflow.tuning.problem import Part, Problem, errors
@@ -75,8 +74,9 @@ class Work:
         if known is not None and known.is_file():
             for _ in range(4):
                 report("kept")
-            self.before = self.longest(nfe)
-            return Tuned.load(known)
+            done = Tuned.load(known)
+            self.before = self.kept_fit(nfe, len(done.starts) - 1)  # the last is the one that went on
+            return done
         began = time.monotonic()
         report("the ODE's answers")
         (part, cost), (deciding, more) = self.part("fit"), self.part("validate")
@@ -91,7 +91,7 @@ class Work:
         self.before = good = fits[-1]
         one = student(self.problem, good.start, asked)
         one.load(good.state)
-        fit = Fit(identity(self.problem.model), repr(self.problem.model), nfe, tuple(sorted(self.problem.conditions)), CITES)
+        fit = self.problem.fit(nfe, CITES)
         fitted = one.plan(fit=fit)
         ours, theirs = (self.off(plan, deciding) for plan in (fitted, best.plan))
         validation = {
@@ -156,13 +156,14 @@ class Work:
             if middle is not None:
                 out.append(Start(f"{out[0].name}, first answer exact", (*times[:2], middle, *times[2:]), v))
         if self.before is not None and self.problem.model.time != "label":
-            start, shorter = self.before.start, student(self.problem, self.before.start, self.asked)
-            shorter.load(self.before.state)
-            while shorter.steps < steps - (start.v is None):
-                times, numbers = shorter.grown()
-                start = Start("the plan before, with more steps", times, start.v, state=numbers)
+            times, v, numbers = self.before.start.times, self.before.start.v, self.before.state
+            while True:
+                start = Start("the plan before, with more steps", times, v, state=numbers)
                 shorter = student(self.problem, start, self.asked)
                 shorter.load(numbers)
+                if shorter.steps >= steps - (v is None):
+                    break
+                times, numbers = shorter.grown()
             out.append(start)
         return out
 
@@ -229,11 +230,6 @@ class Work:
             return None
         curve = [(int(i), float(v)) for i, v in line["curve"]]
         return Fitted(begin or start, state, line["loss"], curve, line["nfe"], line["seconds"])
-
-    def longest(self, nfe: int) -> Fitted | None:
-        """The last fit of a budget that the folder has."""
-        files = [] if self.folder is None else list(self.folder.glob(f"fit-{nfe}-*.safetensors"))
-        return self.kept_fit(nfe, len(files) - 1) if files else None
 
     def off(self, plan: Plan, part: Part) -> Tensor:
         """The errors of a plan on a part."""
