@@ -86,8 +86,7 @@ class ScoreModel:
         return {name: {} if name == "_labels" else value for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
-        net = type(unwrapped(self.net)).__name__
-        return f"ScoreModel({net}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
+        return f"ScoreModel({type(unwrapped(self.net)).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
 
     def _repr_html_(self) -> str:
         return card(type(self).__name__, self._facts())
@@ -210,10 +209,8 @@ class ScoreModel:
             outputs.append((output[numbers], None if variance_output is None else variance_output[numbers]))
             order += places
         back = torch.tensor(order, device=x.device).argsort()
-        variances = [variance_output for _, variance_output in outputs if variance_output is not None]
-        return torch.cat([output for output, _ in outputs])[back], torch.cat(variances)[back] if len(variances) == len(
-            outputs
-        ) else None
+        found, variances = zip(*outputs, strict=True)
+        return torch.cat(found)[back], None if any(one is None for one in variances) else torch.cat(variances)[back]
 
     def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
         """The model for states x (n, ...) of these samples, by number, of a batch: itself, unless it knows each apart."""
@@ -264,8 +261,7 @@ class ScoreModel:
         if (known := self._labels.get(key)) is None:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated
-                times = torch.full((2,), t, dtype=torch.float64)
-                known = self._label(times, x, slack)[:1]
+                known = self._label(torch.full((2,), t, dtype=torch.float64), x, slack)[:1]
             if isinstance(self.time, str):  # what a function says may change
                 if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
                     self._labels.clear()
