@@ -86,7 +86,8 @@ class ScoreModel:
         return {name: {} if name == "_labels" else value for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
-        return f"ScoreModel({type(unwrapped(self.net)).__name__}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
+        net = type(unwrapped(self.net)).__name__
+        return f"ScoreModel({net}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
 
     def _repr_html_(self) -> str:
         return card(type(self).__name__, self._facts())
@@ -296,8 +297,7 @@ class ScoreModel:
 
     def names(self, keyword: str) -> bool:
         """Whether the network has a parameter of this name, and not `**kwargs` alone."""
-        taken = self._parameters() or {}
-        return keyword in [name for name, p in taken.items() if p.kind is not p.VAR_KEYWORD][2:]
+        return keyword in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][2:]
 
     def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
         """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
