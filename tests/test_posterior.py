@@ -369,3 +369,15 @@ def test_refusals():
     flow = mixture().model(PATHS["flow"])
     with pytest.raises(ValueError, match=r"alpha=0 at t=1\.0"):
         Posterior(flow, Observation(mask, y)).x0(states(2, 3), 1.0)
+
+
+def test_a_run_says_its_backward_passes():
+    """A solve of k iterations is k + 1 of them a call; runs that share calls have theirs each; wrappers count too."""
+    seen = observations()["matrix"]
+    model = Posterior(gaussian().model(VP), seen, iterations=1, rtol=0.0)
+    assert sf.solve(gaussian().model(VP), numbers(3, D), "ddim", steps=4).backward == 0
+    sol = sf.solve(model, numbers(3, D), "ddim", steps=4)
+    assert (sol.nfe, sol.backward) == (4, 8) and "backward=8" in repr(sol)
+    assert [one.backward for one in sf.solve_many([("ddim", 4), ("ddpm", 6)], model, numbers(3, D), seed=0)] == [8, 12]
+    both = sf.Autoguidance(model, Posterior(gaussian(1).model(VP), seen, "pigdm"), 2.0)
+    assert sf.solve(both, numbers(3, D), "ddim", steps=4).backward == 12

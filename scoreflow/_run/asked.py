@@ -22,7 +22,8 @@ from scoreflow._run.walk import FiniteCheck
 from scoreflow._samplers.plan import Memory, Plan, advance, drive
 from scoreflow._samplers.step import Sampler
 from scoreflow._samplers.transition import Transition, log_density, split
-from scoreflow._score.model import ScoreModel, TimeLabel
+from scoreflow._score.labels import TimeLabel
+from scoreflow._score.model import ScoreModel
 
 Taken = tuple[int, Tensor, Memory, tuple[Tensor, ...], Tensor]
 """A step that was taken: its number, the state and memory before it, the outputs it was given, the state after it."""

@@ -83,7 +83,7 @@ def solve_many(
                 _answer(model, left[begin : begin + (most or len(left))], samples)
     for place, asking, run, prepared, kept in waiting:
         found[place] = prepared.solution(
-            model, asking.x, run.counts, asking.noise_count, states=None, memory=asking.memory, seed=kept
+            model, asking.x, run.counts, asking.noise_count, states=None, memory=asking.memory, seed=kept, backward=run.backward
         )
     return [one for one in found if one is not None]
 
@@ -103,8 +103,9 @@ def _answer(model: ScoreModel, together: Sequence[tuple[int, AskedRun, Run, Prep
     """Tell each of these runs the network's output, from one call."""
     x = torch.cat([asking.x for _, asking, *_ in together])
     t = torch.cat([x.new_full((len(samples),), asking.t, dtype=torch.float64) for _, asking, *_ in together])
-    conditions = together[0][2].conditions
+    conditions, passes = together[0][2].conditions, model.backward
     outputs = model.evaluate_some(x, t, samples.repeat(len(together)), len(samples), conditions)[0]
     for (_, asking, run, *_), output in zip(together, torch.split(outputs, len(samples)), strict=True):
         run.counts += int(model.evaluations(asking.t))
+        run.backward += model.backward - passes
         asking.tell(output)

@@ -35,6 +35,7 @@ class Solution:
         states: with `trajectory=True` the states at all times, (N + 1, B, ...); else None.
         nfe: network evaluations, counted; for a run that controls error sample by sample, the most of any sample.
         nfe_per_sample: the same for each sample, (B,).
+        backward: backward passes through the network, counted by call: of a `Posterior` whose method differentiates it.
         noise_count: draws made after the prior.
         sampler: what stepped, with its options.
         plan: the rows of a linear sampler; None for others.
@@ -58,9 +59,11 @@ class Solution:
     rounds: int = field(default=0, repr=False)
     model: str = field(default="", repr=False)
     cites: tuple[str, ...] = field(default=(), repr=False)
+    backward: int = 0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.sampler!r}, {self._run}, nfe={self.nfe}, {self._state})"
+        backward = f", backward={self.backward}" if self.backward else ""
+        return f"{type(self).__name__}({self.sampler!r}, {self._run}, nfe={self.nfe}{backward}, {self._state})"
 
     @property
     def _run(self) -> str:
@@ -122,6 +125,7 @@ class Solution:
         """
         seed = "" if self.seed is None else json.dumps(self.seed)
         made = {"sampler": repr(self.sampler), "model": self.model, "nfe": str(self.nfe), "seed": seed}
+        made |= {"backward": str(self.backward)} if self.backward else {}
         metadata = {**made, "times": json.dumps(self.times)}
         return files.write(file, self.x, self.states, self.times, trajectory, range, shown, metadata)
 
@@ -129,6 +133,7 @@ class Solution:
         facts = {
             "run": self._run,
             "evaluations": f"{self.nfe}" if self.rounds == self.nfe else f"{self.nfe}, in {self.rounds} rounds",
+            **({"backward passes": f"{self.backward}"} if self.backward else {}),
             "draws": f"{self.noise_count}",
             "state": f"{self._state} on {self.x.device}",
             "seed": "none" if self.seed is None else self.seed if isinstance(self.seed, int) else f"{len(self.seed)} seeds",

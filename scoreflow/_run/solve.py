@@ -243,6 +243,7 @@ def carry(
         source.fit(x, None if prepared.plan is None else prepared.plan.noise_count)
     stepper = prepared.plan or steps or prepared.sampler
     run, draws = Run(model.begin(stepper), prepared.conditions, len(x)), source.draws("step")
+    passes = model.backward
     run.memory = prepared.memory
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):
@@ -265,6 +266,7 @@ def carry(
     return prepared.solution(
         model, state.x.to(kept), run.counts, draws.count,
         states=kept_states, memory=run.memory, seed=seed, rounds=None if how is None else run.rounds,
+        backward=model.backward - passes,
     )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ class Run:
         """If not None, the first answer is the exact one of N(0, v I) data, v this number, and is not counted."""
         self.memory: tuple[Any, ...] = ()
         """What the next step may use: a walk begins with it, and leaves it."""
+        self.backward = 0
+        """Backward passes through the network, where several runs share its calls."""
         self.rounds = 0
         """Calls of `evaluate_samples`."""
 

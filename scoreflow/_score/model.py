@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,8 @@ from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.row import double, per_sample
 from scoreflow._html import card
 from scoreflow._score.conditions import known, plain, rounds, rows
+from scoreflow._score.labels import TimeLabel, check_label, label
 from scoreflow._score.network import attribute, unsettled, unwrapped
-
-TimeLabel = Literal["unit", "index", "label", "log-snr", "sigma"] | tuple[Literal["scaled"], float]
-TIMES = ("unit", "index", "label", "log-snr", "sigma")
 
 
 class ScoreModel:
@@ -53,6 +51,8 @@ class ScoreModel:
     """Keys of the works that its guidance rests on."""
     oracle: Any = None
     """The distribution that it is exact for, if it is an oracle's."""
+    backward = 0
+    """Backward passes through the network since it was made: of methods that differentiate it."""
     plans: tuple[Any, ...] = ()
     """Plans that were fitted to it, by `tune`; "auto" takes that of the budget."""
 
@@ -68,17 +68,7 @@ class ScoreModel:
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), got {type(path).__name__}")
         check.one_of("prediction", prediction, PREDICTIONS)
-        if isinstance(time, tuple | list) and len(time) == 2 and time[0] == "scaled":
-            time = ("scaled", check.number("time's scale", time[1], above=0))
-        elif not callable(time) and time not in TIMES:
-            near = check.meant(time, TIMES)
-            raise ValueError(f"time must be one of {', '.join(TIMES)}, ('scaled', k) or a callable, got {time!r}{near}")
-        if time in ("index", "label") and path.T is None:
-            raise ValueError(
-                f"time={time!r} needs a path with a chain, such as VPSDE.from_betas(betas); {path} has none. "
-                "Give time=lambda t: ... to say what the network is told"
-            )
-        self.net, self.path, self.prediction, self.time = net, path, prediction, time
+        self.net, self.path, self.prediction, self.time = net, path, prediction, check_label(time, path)
         self.nfe = 0
         self._labels: dict[Any, Tensor] = {}
 
@@ -256,13 +246,14 @@ class ScoreModel:
         """
         if isinstance(t, Tensor):
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
-            return self._label(self._times(x, t), x, slack)
+            return label(self.time, self.path, self._times(x, t), x, slack, self.dtype)
         t = check.time("t", t)
         key = (t, x.device, x.dtype, self.dtype, self.time, self.path, self.path.stamp)
         if (known := self._labels.get(key)) is None:
             slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
             with torch.inference_mode(False):  # it is kept for runs that are differentiated
-                known = self._label(torch.full((2,), t, dtype=torch.float64), x, slack)[:1]
+                twice = torch.full((2,), t, dtype=torch.float64)
+                known = label(self.time, self.path, twice, x, slack, self.dtype)[:1]
             if isinstance(self.time, str):  # what a function says may change
                 if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
                     self._labels.clear()
@@ -348,39 +339,6 @@ class ScoreModel:
         elif t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
             raise ValueError(f"t must lie between 0 (data) and 1 (prior), got {t}")
         return double(t).expand(len(x))
-
-    def _label(self, t: Tensor, x: Tensor, slack: float) -> Tensor:
-        """What the network is told, on the device of x; labels within `slack` of a whole number are that number."""
-        if self.time == "unit":
-            label = t
-        elif isinstance(self.time, tuple):
-            label = self.time[1] * t
-        elif self.time == "log-snr":
-            label = 2 * self.path.lam(t)
-        elif self.time == "sigma":
-            label = self.path.sigma(t)
-        elif self.time in ("index", "label"):
-            label = t * (self.path.T or 0) - 1
-            whole = label.round()
-            near = (label - whole).abs() < slack
-            label = torch.where(near, whole, label)
-            if self.time == "label":
-                if t.device.type != "meta" and not bool((near & (whole >= 0)).all()):
-                    wrong = t[~(near & (whole >= 0))][0].item()
-                    raise ValueError(
-                        f"the network takes whole labels 0…{self.path.T - 1 if self.path.T else 0} (time='label'), and "
-                        f"t={wrong} has the label {wrong * (self.path.T or 0) - 1:.6g}: use a grid of the chain "
-                        "('trailing', 'leading', 'linspace') and a sampler that stays on it"
-                    )
-                return whole.long().to(x.device)
-        else:
-            assert callable(self.time)
-            label = torch.as_tensor(self.time(t))
-            if label.shape != t.shape:
-                raise ValueError(f"time(t) must give shape {tuple(t.shape)}, got {tuple(label.shape)}")
-        if not label.is_floating_point():
-            return label.to(x.device)
-        return label.to(x.device, torch.float64 if (self.dtype or x.dtype) == torch.float64 else torch.float32)
 
 
 def check_model(model: Any, name: str = "model") -> None:

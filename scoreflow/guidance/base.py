@@ -61,6 +61,11 @@ class Guided(ScoreModel):
         """Network evaluations since the inner model was made."""
         return self.model.nfe
 
+    @property
+    def backward(self) -> int:  # type: ignore[override]
+        """Backward passes through the network since it was made: of methods that differentiate it."""
+        return self.model.backward
+
     def accepts(self, keyword: str) -> bool:
         return self.model.accepts(keyword)
 

@@ -58,6 +58,11 @@ class Autoguidance(Contrast):
         """Network evaluations of both since they were made."""
         return self.model.nfe + self.worse.nfe
 
+    @property
+    def backward(self) -> int:  # type: ignore[override]
+        """Backward passes through both networks since they were made."""
+        return self.model.backward + self.worse.backward
+
     def begin(self, steps: object) -> ScoreModel:
         return self._beside(super().begin(steps), self.worse.begin(steps))
 

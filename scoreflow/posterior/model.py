@@ -61,9 +61,9 @@ class Posterior(Guided):
         self._passes = Passes()
 
     @property
-    def backward(self) -> int:
+    def backward(self) -> int:  # type: ignore[override]
         """Backward passes since it was made."""
-        return self._passes.backward
+        return self._passes.backward + self.model.backward
 
     @property
     def residual(self) -> Tensor:
