@@ -66,6 +66,8 @@ CASES: dict[str, dict[str, object]] = {
     "analytic-dpm eta=0.5": {"eta": 0.5, "v": 0.7},
     "edm-churn low": {"S_churn": 5.0, "S_tmax": 1.0, "S_noise": 1.01},
     "restart long": {"restarts": 3, "t_max": 1.0, "restart_steps": 2},
+    "repaint": {"resamplings": 3},
+    "repaint ddim jump=2": {"base": "ddim", "resamplings": 2, "jump": 2},
     "sa-solver": {},
     "reab 3": {"order": 3},
     "dpm-fast 1": {"remainder": 1},
@@ -102,7 +104,7 @@ LINEAR = {case: options for case, options in CASES.items() if case not in SAME}
 """Those that differ: what tests of rows go through."""
 
 
-CLIMBING = [case for case in LINEAR if case.split()[0] in ("edm-churn", "restart")]
+CLIMBING = [case for case in LINEAR if case.split()[0] in ("edm-churn", "restart", "repaint")]
 """Those that also go up by noise: their steps are made of others' rows (test_sde_family.py)."""
 PLACED = [case for case in LINEAR if case.split()[0] in ("dpm-fast", "heunpp2")]
 """Those whose rows depend on their place in the grid (test_whole_grid.py)."""

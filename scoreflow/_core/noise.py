@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoreflow._core.check import is_whole, whole
 
-Purpose = Literal["prior", "step", "probe", "data"]
+Purpose = Literal["prior", "step", "probe", "data", "model"]
 Seeds = int | tuple[int, ...]
 
 
@@ -274,6 +274,8 @@ class ReplayedDraws(Draws):
 
     def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         given = self.source.given
+        if self.purpose == "model":
+            raise ValueError("noise holds the draws of the steps, and this model draws noise of its own: give a seed instead")
         if self._before + self.count > len(given):
             raise ValueError(f"noise holds {len(given)} draws and the run asks for another")
         draw = given[self._before + self.count - 1]

@@ -242,8 +242,8 @@ def carry(
     if isinstance(source, Replay):
         source.fit(x, None if prepared.plan is None else prepared.plan.noise_count)
     stepper = prepared.plan or steps or prepared.sampler
-    run, draws = Run(model.begin(stepper), prepared.conditions, len(x)), source.draws("step")
-    passes = model.backward
+    begun, passes = model.begin(stepper).drawing(source.draws("model")), model.backward
+    run, draws = Run(begun, prepared.conditions, len(x)), source.draws("step")
     run.memory = prepared.memory
     states, kept = list[Tensor](), x.dtype
     with torch.set_grad_enabled(grad):

@@ -1,9 +1,9 @@
-"""Samplers that go up by noise and further down: EDM's churn, Restart."""
+"""Samplers that go up by noise and further down: EDM's churn, Restart, RePaint."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from scoreflow._core.check import number, whole
@@ -11,7 +11,7 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import Row
 from scoreflow._samplers.dpm_solver import dpm_solver_rows
 from scoreflow._samplers.plan import Draw, Plan, PlannedStep, Stage
-from scoreflow._samplers.step import Linear, Sampler, family
+from scoreflow._samplers.step import Linear, Sampler, family, get_sampler
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,3 +112,60 @@ def restart(restarts: int = 2, t_min: float = 0.1, t_max: float = 2.0, restart_s
     number("t_min", t_min, above=0)
     number("t_max", t_max, above=t_min)
     return Restart(rows=heun_rows, cites=("xu2023restart",), prediction="eps", marginal=False)
+
+
+@dataclass(frozen=True, repr=False)
+class RePaint(Linear):
+    """The steps of `inner`, some of them over and over.
+
+    Attributes:
+        inner: what steps down.
+    """
+
+    inner: Linear = field(default_factory=Linear)
+
+    def stochastic_on(self, path: GaussianPath) -> bool:
+        return self.inner.stochastic_on(path) or self.options["resamplings"] > 1
+
+    def default_grid(self, path: GaussianPath) -> str | None:
+        return self.inner.default_grid(path)
+
+    def build(self, path: GaussianPath, evaluated: tuple[float, ...], t: float, s: float) -> tuple[PlannedStep, ...]:
+        """A step down."""
+        return self.inner.build(path, evaluated, t, s)
+
+    def _build_all(self, path: GaussianPath, times: tuple[float, ...]) -> Plan:
+        steps, jump, n = list[PlannedStep](), self.options["jump"], len(times) - 1
+        left = {k: self.options["resamplings"] - 1 for k in range(n - 1, jump - 1, -jump)}
+        k = 0
+        while k < n:
+            steps += self.build(path, (), times[k], times[k + 1])
+            k += 1
+            if left.get(k, 0):
+                left[k] -= 1
+                steps.append(_up(path, times[k], times[k - jump]))
+                k -= jump
+        return self._planned(path, tuple(steps))
+
+
+@family("repaint")
+def repaint(base: str = "ddpm", resamplings: int = 10, jump: int = 1) -> Sampler:
+    """RePaint's way: the steps of `base`, and every `jump` of them back up by noise and down again, `resamplings` times in all.
+
+    The way up is `x_t = (α_t/α_s) x_s + α_t √(κ_t² − κ_s²) ε`. Counted from the end, the run goes up from where 1, 1 + jump,
+    1 + 2·jump, … steps are left. With `Posterior(model, observation, "replacement")` it is RePaint, whose text has jump 1
+    and whose code 10 of 250 steps; by itself it is a sampler like another. The last step is taken once. N steps take
+    `N + (r−1)·jump·⌊(N − 1)/jump⌋` evaluations, r the resamplings.
+
+    Reference:
+        RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., 2022), Algorithm 1, Section 4.2.
+    """
+    whole("resamplings", resamplings)
+    whole("jump", jump)
+    inner = get_sampler(base)
+    if type(inner) is not Linear or inner.history > 1 or inner.reuse:
+        raise ValueError(f"base must step by one row from each state alone, as ddpm and ddim do, got {base!r}")
+    return RePaint(
+        rows=inner.rows, order=inner.order, cites=("lugmayr2022repaint", *inner.cites), prediction=inner.prediction,
+        default_steps=inner.default_steps, lands=inner.lands, marginal=inner.marginal, inner=inner,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scoreflow._core import check
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
+from scoreflow._core.noise import Draws
 from scoreflow._core.row import double, per_sample
 from scoreflow._html import card
 from scoreflow._score.conditions import known, plain, rounds, rows
@@ -236,6 +237,10 @@ class ScoreModel:
 
     def begin(self, steps: object) -> ScoreModel:
         """The model for one run of these steps, a plan or a sampler: itself, unless it depends on them or follows a run."""
+        return self
+
+    def drawing(self, draws: Draws) -> ScoreModel:
+        """The model for one run, with a stream of noise to draw from: itself, unless it draws."""
         return self
 
     def label(self, x: Tensor, t: float | Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,21 @@ from scoreflow._core.check import flag
 from scoreflow._core.row import double, flat
 
 Map = Callable[[Tensor], Tensor]
+MOST = 4096
+"""Entries of a state up to which the singular vectors of A are computed."""
+
+
+class Singular(NamedTuple):
+    """`A = U diag(s) Vᵀ`, of batches that are flattened: measurements (B, m), states (B, *event).
+
+    Attributes:
+        s: those above 0, (r,). U_adjoint: Uᵀ, (B, m) to (B, r). V_adjoint: Vᵀ, (B, *event) to (B, r). V: (B, r) to (B, *event).
+    """
+
+    s: Tensor
+    U_adjoint: Map
+    V_adjoint: Map
+    V: Map
 
 
 class Observation:
@@ -23,12 +38,16 @@ class Observation:
         A: what measures. A matrix (m, d) acts on the d flattened entries of a state. A boolean mask, of a state's shape or one
             that broadcasts to it, measures the entries where it is true. A callable takes states (B, *event) to measurements
             (B, ...); it must be linear for all methods but those that say otherwise. An object with `A` and `A_adjoint`, such
-            as a physics of deepinv, is taken as it is.
+            as a physics of deepinv, is taken as it is, with its `A_dagger` and `prox_l2` if it has them.
         y: what was measured, one for all samples or one a sample: of the shape that A gives, with a first dimension B or
             without. For a mask also of the shape of states, of which the measured entries are taken.
         noise: σ_y ≥ 0; or standard deviations of the shape of a measurement; or the covariance (m, m).
         adjoint: Aᵀ of a callable, from measurements to states. None: by automatic differentiation.
         linear: whether a callable is.
+        pinv: A⁺ of a callable, from measurements to states. None: by conjugate gradients.
+        prox: `prox(x, y, gamma)`, the z of least `γ/2 ‖A z − y‖² + ½ ‖z − x‖²`, for `diffpir` with one σ_y. None: by conjugate
+            gradients.
+        svd: the `Singular` values and vectors of A, for `ddrm`. None: computed, for states of up to 4096 entries.
 
     Raises:
         TypeError: no tensor, no map. ValueError: what is negative, empty or not finite, a covariance that is not symmetric; a
@@ -36,8 +55,9 @@ class Observation:
     """
 
     def __init__(
-        self, A: Any, y: Tensor, noise: float | Tensor = 0.0, *, adjoint: Map | None = None, linear: bool = True
-    ) -> None:
+        self, A: Any, y: Tensor, noise: float | Tensor = 0.0, *, adjoint: Map | None = None, linear: bool = True,
+        pinv: Map | None = None, prox: Callable[..., Tensor] | None = None, svd: Singular | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
             got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
             raise TypeError(f"y must be a floating-point tensor that is not empty, got {got}")
@@ -45,6 +65,12 @@ class Observation:
             raise ValueError(f"y must be finite, and {bad} of its {y.numel()} numbers are not")
         self.linear = flag("linear", linear)
         self.A, self.y, self._adjoint = A, y, adjoint
+        self.pinv, self.prox, self.svd = pinv, prox, svd
+        for name, given in (("adjoint", adjoint), ("pinv", pinv), ("prox", prox)):
+            if given is not None and not callable(given):
+                raise TypeError(f"{name} must be a callable, got {type(given).__name__}")
+        if svd is not None and not isinstance(svd, Singular):
+            raise TypeError(f"svd must be a Singular(s, U_adjoint, V_adjoint, V), got {type(svd).__name__}")
         self.mask = A if isinstance(A, Tensor) and A.dtype == torch.bool else None
         if self.mask is not None:
             if not bool(self.mask.any()):
@@ -56,6 +82,8 @@ class Observation:
                 )
         elif hasattr(A, "A") and hasattr(A, "A_adjoint"):
             self.A, self._adjoint = A.A, A.A_adjoint if adjoint is None else adjoint
+            self.pinv = getattr(A, "A_dagger", None) if pinv is None else pinv
+            self.prox = getattr(A, "prox_l2", None) if prox is None else prox
         elif not callable(A):
             raise TypeError(f"A must be a matrix, a boolean mask or a callable, got {type(A).__name__}")
         if not linear and isinstance(A, Tensor):
@@ -66,6 +94,7 @@ class Observation:
         if self.noise.ndim != 2 and bool((self.noise < 0).any()):
             raise ValueError(f"noise must be ≥ 0, got {float(self.noise.min())}")
         self._matrices: dict[tuple[int, ...], Tensor] = {}
+        self._decode: Map | None = None
 
     def __repr__(self) -> str:
         kind = "mask" if self.mask is not None else tuple(self.A.shape) if isinstance(self.A, Tensor) else _name(self.A)
@@ -74,6 +103,7 @@ class Observation:
 
     def measure(self, x: Tensor) -> Tensor:
         """`A x` of states (B, *event), flattened to (B, m)."""
+        x = x if self._decode is None else self._decode(x)
         if self.mask is not None:
             return x[:, self._mask(x)]
         if isinstance(self.A, Tensor):
@@ -84,7 +114,9 @@ class Observation:
         return flat(self._measured(x))
 
     def adjoint(self, u: Tensor, x: Tensor) -> Tensor:
-        """`Aᵀ u` of (B, m), in the shape of the states x."""
+        """`Aᵀ u` of (B, m), in the shape of the states x (B, *event); of an A that is not linear, of its Jacobian at x."""
+        if self._decode is not None:
+            return self._pulled(u, x)
         if self.mask is not None:
             out = torch.zeros(len(u), *x.shape[1:], dtype=u.dtype, device=u.device)
             out[:, self._mask(x)] = u
@@ -92,13 +124,59 @@ class Observation:
         if isinstance(self.A, Tensor):
             return (u @ self.A.to(u)).reshape(len(u), *x.shape[1:])
         if self._adjoint is not None:
-            shape = self._measured(x[:1]).shape[1:]
-            return self._adjoint(u.reshape(len(u), *shape))
-        with torch.enable_grad():
-            at = torch.zeros(len(u), *x.shape[1:], dtype=u.dtype, device=u.device, requires_grad=True)
-            out = flat(self._measured(at))
-            (back,) = torch.autograd.grad(out, at, u, create_graph=u.requires_grad)
+            return self._adjoint(self._shaped(u, x))
+        return self._pulled(u, x)
+
+    def _pulled(self, u: Tensor, x: Tensor) -> Tensor:
+        """The Jacobian's transpose at x on u."""
+        with torch.inference_mode(False), torch.enable_grad():
+            whole = u.requires_grad or x.requires_grad  # the run itself is differentiated
+            at = x.to(u.dtype) if whole and x.requires_grad else x.detach().to(u.dtype).clone().requires_grad_()
+            (back,) = torch.autograd.grad(self.measure(at), at, u if whole else u.clone(), create_graph=whole)
         return back
+
+    def inverse(self, u: Tensor, x: Tensor) -> Tensor | None:
+        """`A⁺ u` of (B, m) in the shape of the states x, if it is known; else None."""
+        if self.mask is not None and self._decode is None:
+            return self.adjoint(u, x)
+        return None if self.pinv is None else self.pinv(self._shaped(u, x))
+
+    def proximal(self, x: Tensor, gamma: Any) -> Tensor:
+        """The z of least `γ/2 ‖A z − y‖² + ½ ‖z − x‖²`, by `prox`."""
+        assert self.prox is not None
+        return self.prox(x, self._shaped(self.values(x).expand(len(x), -1), x), gamma)
+
+    def singular(self, event: Sequence[int]) -> Singular:
+        """The singular values and vectors of A, for states of this shape.
+
+        Raises:
+            ValueError: A is not linear; or states have more than 4096 entries, and `svd` was not given.
+        """
+        if self.svd is not None:
+            return self.svd
+        if self.mask is not None:
+            like = torch.empty(1, *event)
+            return Singular(torch.ones(int(self._mask(like).sum())), lambda u: u, self.measure, lambda c: self.adjoint(c, like))
+        if (d := math.prod(event)) > MOST:
+            raise ValueError(f"states have {d} entries, and the singular vectors of A are computed up to {MOST}: give svd")
+        U, s, Vt = torch.linalg.svd(self.matrix(event), full_matrices=False)
+        rank = int((s > s[0] * 1e-12).sum())
+        U, Vt = U[:, :rank], Vt[:rank]
+        return Singular(
+            s[:rank], lambda u: u @ U.to(u), lambda x: flat(x) @ Vt.mT.to(x), lambda c: (c @ Vt.to(c)).reshape(-1, *event)
+        )
+
+    def through(self, decode: Map) -> Observation:
+        """The same of latents: A after `decode`, which takes latents (B, ...) to states. It is not linear.
+
+        For `sf.Posterior(latent.model, observation.through(latent.autoencoder.decode), "dps")`.
+        """
+        if not callable(decode):
+            raise TypeError(f"decode must be a callable from latents to states, got {type(decode).__name__}")
+        other = copy.copy(self)
+        other._decode = decode if (own := self._decode) is None else lambda z: own(decode(z))
+        other.linear = False
+        return other
 
     def values(self, x: Tensor) -> Tensor:
         """y for these states: (1, m), or (B, m) if there is one a sample.
@@ -106,9 +184,9 @@ class Observation:
         Raises:
             ValueError: neither of the shape of a measurement nor of B of them.
         """
-        y = self.y.to(x)
+        y, like = self.y.to(x), self._decoded(x)
         y = y if self._each(x, len(x)) else y[None]
-        return y[:, self._mask(x)] if self.mask is not None and y.shape[1:] == x.shape[1:] else flat(y)
+        return y[:, self._mask(like)] if self.mask is not None and y.shape[1:] == like.shape[1:] else flat(y)
 
     def some(self, samples: Tensor, batch: int, x: Tensor) -> Self:
         """The observation of these samples, by number, of a batch, with states x; itself if y is one for all."""
@@ -120,7 +198,7 @@ class Observation:
 
     def _each(self, x: Tensor, batch: int) -> bool:
         """Whether y has one a sample."""
-        shapes = self._shapes(x)
+        shapes = self._shapes(self._decoded(x))
         for shape in shapes:
             if tuple(self.y.shape) in (shape, (batch, *shape)):
                 return tuple(self.y.shape) != shape
@@ -161,6 +239,17 @@ class Observation:
             basis = torch.eye(d, dtype=torch.float64).reshape(d, *key)
             self._matrices[key] = double(self.measure(basis)).mT.contiguous()
         return self._matrices[key]
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """A state of the kind that A acts on, for its shape."""
+        if self._decode is None:
+            return x
+        with torch.no_grad():
+            return self._decode(x[:1])
+
+    def _shaped(self, u: Tensor, x: Tensor) -> Tensor:
+        """(B, m) as measurements have it."""
+        return u.reshape(len(u), *self._measured(x[:1]).shape[1:])
 
     def _shapes(self, x: Tensor) -> list[tuple[int, ...]]:
         """Those that a measurement may have."""

@@ -15,7 +15,7 @@ from scoreflow._core.row import double_on, per_sample
 from scoreflow._score.conditions import joined, none_given, plain
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.network import attribute, trains
-from scoreflow.guidance.base import Contrast, Scale, value_at
+from scoreflow.guidance.base import Contrast, Scale, single_rows, value_at
 
 
 class ClassifierFree(Contrast):
@@ -141,18 +141,9 @@ class CFGPlusPlus(ClassifierFree):
         began = copy.copy(super().begin(steps))
         assert isinstance(began, CFGPlusPlus)
         began._scales = {}
-        plan: Any = steps if hasattr(steps, "steps") else None
-        if plan is None or any(
-            not step.evaluates or len(step.stages) > 1 or len(step.stages[0].row.m) != 1 for step in plan.steps
-        ):
-            raise ValueError(
-                f"CFG++ stands on steps of one evaluation and one row, and {getattr(steps, 'sampler', steps)!r} has others: "
-                "use ddim, ddpm, or pf-ode with method='euler'"
-            )
-        for step in plan.steps:
-            row = step.stages[0].row.through(*self.path.convert("x0", plan.prediction, step.t))
-            m, kept = float(row.m[0]), row.x * self.path.alpha(step.t)
-            began._scales[step.t] = value_at(self.scale, step.t) * (kept + m if step.s < step.t else -kept) / m
+        for t, (to, row) in single_rows(steps, self.path, "CFG++").items():
+            m, kept = float(row.m[0]), float(row.x) * self.path.alpha(t)
+            began._scales[t] = value_at(self.scale, t) * (kept + m if to < t else -kept) / m
         return began
 
     def scale_at(self, t: float | Tensor) -> float | Tensor:

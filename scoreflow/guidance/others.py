@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core import check
+from scoreflow._core.noise import Draws
 from scoreflow._core.row import double, double_on, per_sample
 from scoreflow._score.conditions import plain
 from scoreflow._score.model import ScoreModel, check_model
@@ -65,6 +66,9 @@ class Autoguidance(Contrast):
 
     def begin(self, steps: object) -> ScoreModel:
         return self._beside(super().begin(steps), self.worse.begin(steps))
+
+    def drawing(self, draws: Draws) -> ScoreModel:
+        return self._beside(super().drawing(draws), self.worse.drawing(draws))
 
     def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
         return self._beside(super().of(samples, batch, x), self.worse.of(samples, batch, x))

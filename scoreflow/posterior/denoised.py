@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreflow._core.row import double, flat, per_sample
+from scoreflow._core.noise import Draws
+from scoreflow._core.row import Row, double, flat, per_sample
 from scoreflow._score.model import ScoreModel
 
 
@@ -15,14 +16,21 @@ class Denoised:
     """`D = E[x_0 | x_t]` at states x (B, *event), and `C v = (σ²/α) (∂D/∂x)ᵀ v`, the covariance of x_0 given x_t on vectors.
 
     Attributes:
-        x_0: D. kappa2: κ² = σ²/α², a number or one a sample.
-        backward: how often C was applied: a backward pass each.
+        x: the states. x_0: D. kappa2: κ² = σ²/α², a number or one a sample.
+        backward: backward passes through the network.
         residual: of the last system that was solved, relative, (B,).
+        s, row: of the step that is taken, where it leads to and its row for x̂_0, for methods that are told.
+        draw: the next standard normal, in the shape of a state, for methods that draw.
     """
+
+    s: float
+    row: Row
+    draw: Draws
 
     def __init__(self, model: ScoreModel, x: Tensor, t: float | Tensor, conditions: dict[str, Any], gradient: bool) -> None:
         path = model.path
-        self.t, self.backward, self.residual = t, 0, torch.zeros(len(x), device=x.device)
+        self.x, self.t, self.path, self.backward = x, t, path, 0
+        self.residual = torch.zeros(len(x), device=x.device)
         level: Any = double(t).reshape(-1) if isinstance(t, Tensor) else t
         self._kappa2 = path.kappa(level) ** 2
         self.kappa2 = self._like(self._kappa2, x)
@@ -46,9 +54,29 @@ class Denoised:
 
     def cov(self, v: Tensor) -> Tensor:
         """`C v`, in the shape of a state: one backward pass."""
+        return self._gain * self.pull(v)
+
+    def pull(self, v: Tensor) -> Tensor:
+        """`(∂D/∂x)ᵀ v`, in the shape of a state: one backward pass."""
         self.backward += 1
         (back,) = torch.autograd.grad(self._D, self._x, v, retain_graph=True, create_graph=self._whole)
-        return self._gain * back
+        return back
+
+    @property
+    def eps(self) -> Tensor:
+        """ε̂ = (x − α D)/σ."""
+        a, b = self.path.convert("x0", "eps", float(self.t))
+        return a * self.x + b * self.x_0
+
+    @property
+    def kappa_s(self) -> float:
+        """κ where the step leads to."""
+        return self.path.kappa(self.s)
+
+    @property
+    def alpha_s(self) -> float:
+        """α where the step leads to."""
+        return self.path.alpha(self.s)
 
     def shrunk(self, v: Any, x: Tensor) -> Any:
         """`v κ²/(v + κ²)` for x (B, ...): the variance of x_0 given x_t of N(m, v I) data; v a number or one a direction."""

@@ -1,4 +1,4 @@
-"""The methods: each is what it adds to x̂_0 = D so that it becomes E[x_0 | x_t, y], exactly or nearly.
+"""Methods: each is what it adds to x̂_0 = D so that it becomes E[x_0 | x_t, y], exactly or nearly.
 
 By Tweedie's formula `D_y = D + (σ²/α) ∇_x log p(y | x_t)`, and with p(y | x_t) ≈ N(A D, Σ_y + A V Aᵀ) the methods differ in V,
 the variance of x_0 given x_t, and in whether they differentiate the network. The network's own is C = (σ²/α) ∂D/∂x_tᵀ.
@@ -32,6 +32,9 @@ class Method:
         linear: whether A has to be linear.
         cites: keys of its works.
         options: with what they are if nothing is said.
+        step: whether it is published as a change of the state after a step: it is then told the step's row, and runs on
+            samplers of one evaluation and one row a step.
+        replaces: whether the network sees states whose measured part is `α y + σ z`, z a draw.
     """
 
     correct: Correction
@@ -39,18 +42,27 @@ class Method:
     linear: bool
     cites: tuple[str, ...]
     options: dict[str, Any]
+    step: bool = False
+    replaces: bool = False
+
+    @property
+    def follows(self) -> bool:
+        """Whether it depends on the run."""
+        return self.step or self.replaces
 
 
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *cites: str, gradient: bool = False, linear: bool = True) -> Callable[[Correction], Correction]:
+def method(
+    name: str, *cites: str, gradient: bool = False, linear: bool = True, step: bool = False, replaces: bool = False
+) -> Callable[[Correction], Correction]:
     """Register a method; its options are the keywords of the function."""
 
     def register(correct: Correction) -> Correction:
         if name in METHODS:
             raise ValueError(f"a method is called {name!r} already")
-        METHODS[name] = Method(correct, gradient, linear, cites, dict(correct.__kwdefaults__ or {}))
+        METHODS[name] = Method(correct, gradient, linear, cites, dict(correct.__kwdefaults__ or {}), step, replaces)
         return correct
 
     return register
@@ -131,19 +143,29 @@ def diffpir(at: Denoised, seen: Observation, *, weight: float = 8.0, rtol: float
     """
     number("weight", weight, above=0)
     gain = at.kappa2 / weight
+    if seen.prox is not None and not seen.noise.ndim and not seen.is_exact:
+        return seen.proximal(at.x_0, gain / float(seen.noise) ** 2) - at.x_0
     return gain * seen.adjoint(_inverse(at, seen, lambda x: gain * x, rtol), at.x_0)
 
 
 @method("ddnm", "wang2023ddnm")
 def ddnm(at: Denoised, seen: Observation, *, rtol: float = 1e-6) -> Tensor:
-    """Null space: `D_y = D + A⁺ (y − A D)`, as if nothing were measured wrong. `A⁺ = Aᵀ (A Aᵀ)⁻¹`.
+    """Null space: `D_y = D + A⁺ (y − A D)`, as if nothing were measured wrong.
 
     Reference:
         Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model (Wang et al., 2023), Eq. 13.
     """
-    r = seen.residual(at.x_0)
-    u, at.residual = conjugate_gradients(lambda u: seen.measure(seen.adjoint(u, at.x_0)), r, 4 * r.shape[1], rtol)
-    return seen.adjoint(u, at.x_0)
+    off, at.residual = pseudo_inverse(seen, seen.residual(at.x_0), at.x_0, rtol)
+    return off
+
+
+def pseudo_inverse(seen: Observation, r: Tensor, x: Tensor, rtol: float) -> tuple[Tensor, Tensor]:
+    """`A⁺ r` of (B, m), `A⁺ = Aᵀ (A Aᵀ)⁻¹`, in the shape of x: the observation's own, or solved to `rtol`; and the residual."""
+    number("rtol", rtol, least=0)
+    if (known := seen.inverse(r, x)) is not None:
+        return known, torch.zeros(len(x), device=x.device)
+    u, residual = conjugate_gradients(lambda u: seen.measure(seen.adjoint(u, x)), r, 4 * r.shape[1], rtol)
+    return seen.adjoint(u, x), residual
 
 
 def _inverse(at: Denoised, seen: Observation, V: Callable[[Tensor], Tensor], rtol: float) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from scoreflow._core.check import meant
+from scoreflow._core.noise import Draws
+from scoreflow._core.row import Row
 from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
-from scoreflow.guidance.base import Guided
+from scoreflow.guidance.base import Guided, single_rows
 from scoreflow.posterior.denoised import Denoised
-from scoreflow.posterior.methods import METHODS
+from scoreflow.posterior.stepwise import METHODS, replaced
 
 
 @dataclass
@@ -56,9 +58,13 @@ class Posterior(Guided):
         if known.linear and not observation.linear:
             raise ValueError(f"{method} needs a linear A, and {observation!r} is not")
         super().__init__(model, "x0", observation=observation, method=method, **options)
+        self.name = method
         self.observation, self.method, self.works = observation, known, known.cites
         self.given = options
         self._passes = Passes()
+        self._rows: dict[float, tuple[float, Row]] | None = None
+        """Of a run, for methods that are told its steps."""
+        self._draws: Draws | None = None
 
     @property
     def backward(self) -> int:  # type: ignore[override]
@@ -73,11 +79,44 @@ class Posterior(Guided):
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         if float(torch.as_tensor(self.path.alpha(t)).min()) == 0:  # type: ignore[type-var]
             raise ValueError(f"alpha=0 at t={t}, where a state says nothing of x_0 and a measurement all: use a start below it")
-        at = Denoised(self.model, x, t, conditions, self.method.gradient)
+        told = self._told(t) if self.method.follows else {}
+        given = replaced(self.observation, x, self.path, float(t), told["draw"]) if self.method.replaces else x
+        at = Denoised(self.model, given, t, conditions, self.method.gradient)
+        vars(at).update(told)
         x_0 = at.x_0 + self.method.correct(at, self.observation, **self.given).to(at.x_0)
         self._passes.backward += at.backward
         self._passes.residual = at.residual
         return x_0.to(x.dtype), None
+
+    def begin(self, steps: object) -> ScoreModel:
+        began = super().begin(steps)
+        if not self.method.follows:
+            return began
+        rows = single_rows(steps, self.path, self.name) if self.method.step else {}
+        return self._with(began, _rows=rows)
+
+    def drawing(self, draws: Draws) -> ScoreModel:
+        drawn = super().drawing(draws)
+        return self._with(drawn, _draws=draws) if self.method.follows else drawn
+
+    def _with(self, model: ScoreModel, **changed: Any) -> Self:
+        other = copy.copy(model)
+        assert isinstance(other, type(self))
+        vars(other).update(changed)
+        return other
+
+    def _told(self, t: float | Tensor) -> dict[str, Any]:
+        """What a method that follows a run is told of the step that begins at t."""
+        if self._rows is None or self._draws is None:
+            raise ValueError(f"{self.name} follows the steps of a run, and there is none: use solve or sample")
+        if isinstance(t, Tensor):
+            raise ValueError(f"{self.name} follows the steps of one run, and this one takes it apart: use fixed steps, alone")
+        if not self.method.step:
+            return {"draw": self._draws}
+        if t not in self._rows:
+            raise ValueError(f"{self.name} depends on the step that is taken, and t={t} is the beginning of none")
+        s, row = self._rows[t]
+        return {"s": s, "row": row, "draw": self._draws}
 
     def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
         one = self._over(self.model.of(samples, batch, x))
