@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scoreflow._core.check import number, one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
-from scoreflow._core.noise import Brownian
+from scoreflow._core.noise import Brownian, Draws, White
 from scoreflow._core.path import VESDE, VPSDE
 from scoreflow._run.solve import plan as lay_out
 from scoreflow._run.solve import solve
@@ -20,6 +20,7 @@ from scoreflow._samplers.health import Symbolic, UnitVectors
 from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import Sampler, get_sampler
 from scoreflow._score.oracle import Gaussian, GaussianMixture
+from scoreflow.posterior import Posterior
 
 
 class Law(NamedTuple):
@@ -27,7 +28,7 @@ class Law(NamedTuple):
 
     Attributes:
         mean: (d,). cov: (d, d). Both float64.
-        target: the data.
+        target: the data, or the exact posterior.
     """
 
     mean: Tensor
@@ -36,41 +37,48 @@ class Law(NamedTuple):
 
     @property
     def w2(self) -> float:
-        """The Wasserstein-2 distance to the data; the covariances commute, so it is that of their square roots."""
-        roots = [_root(cov) for cov in (self.cov, self.target.cov)]
-        return float(((self.mean - self.target.mean).square().sum() + (roots[0] - roots[1]).square().sum()).sqrt())
+        """The Wasserstein-2 distance to the data, `|μ − μ'|² + min_U ‖C^{1/2} − C'^{1/2} U‖²` over orthogonal U, as a root."""
+        ours, data = _root(self.cov), _root(self.target.cov)
+        left, _, right = torch.linalg.svd(data @ ours)
+        far = (self.mean - self.target.mean.flatten()).square().sum() + (ours - data @ left @ right).square().sum()
+        return float(far.sqrt())
 
     @property
     def kl(self) -> float:
         """`KL(output ‖ data)` in nats; infinite where one of the two has no density."""
         if min(float(torch.linalg.eigvalsh(cov)[0]) for cov in (self.cov, self.target.cov)) <= 0:
             return float("inf")
-        off = (self.mean - self.target.mean).double()
+        off = (self.mean - self.target.mean.flatten()).double()
         ratio = torch.linalg.solve(self.target.cov, self.cov)
         far = off @ torch.linalg.solve(self.target.cov, off)
         return float((ratio.trace() - len(off) + far - torch.linalg.slogdet(ratio)[1]) / 2)
 
 
 def law(
-    sampler: str | Sampler | Plan, path: GaussianPath, gaussian: Gaussian, steps: int | None = None, **keywords: Any
+    sampler: str | Sampler | Plan, path: GaussianPath, gaussian: Gaussian | Posterior, steps: int | None = None, **keywords: Any
 ) -> Law:
     """The exact output law on N(μ, Σ): each eigendirection of Σ is run on symbols.
 
     On Gaussian data a linear sampler is affine in x_T and its draws. The state of a direction is the vector of its
-    weights on (1, x_T, draw 1, …, draw n), the k-th draw the k-th unit vector: no Monte Carlo.
+    weights on (1, x_T, draw 1, …, draw n), the k-th draw the k-th unit vector: no Monte Carlo. A `Posterior` mixes directions,
+    so a draw is a unit vector for each entry.
 
     Args:
         sampler: a plan; or a sampler or its name, planned by `plan` with the steps and keywords: grid, nfe, start, ….
-        path: the path. gaussian: the data.
+        path: the path.
+        gaussian: the data; or a `Posterior` of a Gaussian's model, by a method that is affine in the state: all but `dps` and
+            `mcg`, and `mmps` where its system is solved. The law is that of its samples, the target the exact posterior.
 
     Raises:
-        ValueError: the plan was made for another path, or the sampler has none; and as `plan`.
+        ValueError: the plan was made for another path, or the sampler has none; a method that is not affine; and as `plan`.
     """
     if isinstance(sampler, Plan) and (steps is not None or keywords):
         raise ValueError(f"a plan has its steps, but {'steps' if steps is not None else next(iter(keywords))} was given too")
     plan = sampler if isinstance(sampler, Plan) else lay_out(sampler, path, steps, **keywords)
     if plan.path != repr(path):
         raise ValueError(f"the plan was made for {plan.path}, not for {path}")
+    if isinstance(gaussian, Posterior):
+        return _posterior_law(plan, gaussian)
     var, eigenvectors = torch.linalg.eigh(gaussian.cov)
     mean = eigenvectors.mT @ gaussian.mean
     size = plan.noise_count + 2
@@ -82,6 +90,85 @@ def law(
         x, memory, _ = drive(advance(step, plan, model, x, memory, draws), model)  # type: ignore[assignment]
     spread = x[:, 1:].square().sum(1)
     return Law(eigenvectors @ x[:, 0], (eigenvectors * spread) @ eigenvectors.mT, gaussian)
+
+
+def _posterior_law(plan: Plan, model: Posterior) -> Law:
+    """The law of a plan's samples from a `Posterior`."""
+    if not isinstance(data := model.model.oracle, Gaussian):
+        raise ValueError(f"gaussian must be a Gaussian, or a Posterior of a Gaussian's model, got {model!r}")
+    if plan.path != repr(model.path):
+        raise ValueError(f"the plan was made for {plan.path}, and the model stands on {model.path}")
+    affine = AffinePosterior(model, data, plan)
+    x = torch.zeros(affine.d, affine.size, dtype=torch.float64)
+    x[:, 1 : 1 + affine.d] = model.path.prior_std(plan.times[0]) * torch.eye(affine.d, dtype=torch.float64)
+    draws, memory = UnitBlocks(), ()
+    for step in plan.steps:
+        x, memory, _ = drive(advance(step, plan, affine, x, memory, draws), affine)  # type: ignore[assignment]
+    exact = data.posterior(model.observation)
+    assert isinstance(exact, Gaussian)
+    return Law(x[:, 0], x[:, 1:] @ x[:, 1:].mT, exact)
+
+
+class UnitBlocks(Draws):
+    """A noise whose k-th draw is the k-th block of unit vectors, one an entry, past the constant and x_T."""
+
+    def __init__(self) -> None:
+        super().__init__(White(0), "step")
+
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
+        draw, d = torch.zeros_like(like), len(like)
+        draw[:, 1 + d * self.count : 1 + d * (self.count + 1)] = torch.eye(d, dtype=like.dtype)
+        return draw
+
+
+class GivenDraw(Draws):
+    """The draw that it holds, or zeros."""
+
+    held: Tensor | None = None
+
+    def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
+        return torch.zeros_like(like) if self.held is None else self.held
+
+
+class AffinePosterior:
+    """A `Posterior` of a Gaussian's model on matrices of weights (d, size): on 1, x_T, the draws, and those of its own.
+
+    What it does to a state, `c + G x + H z`, z a draw of its own, is read off what it makes of unit vectors.
+    """
+
+    prediction: Prediction = "x0"
+
+    def __init__(self, model: Posterior, data: Gaussian, plan: Plan) -> None:
+        self.own = GivenDraw(White(0), "model")
+        self.model, self.path, self.analytic = model.begin(plan).drawing(self.own), model.path, plan.analytic
+        self.event, self.d = data.event, data.mean.numel()
+        self.kind, self.used = model.kind, 1 + self.d * (1 + plan.noise_count)
+        self.size = self.used + self.d * plan.nfe * model.method.follows
+
+    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
+        if self.analytic is not None:
+            v, self.analytic = self.analytic, None
+            return x * self.path.gaussian(t, prediction, v)
+        unit, before = torch.eye(self.d, dtype=torch.float64), self.own.count
+        some = torch.linspace(-1.7, 2.3, self.d, dtype=torch.float64)[None]
+        c, *rest = self._at(torch.cat([torch.zeros_like(some), unit, some]), t)
+        G, other = torch.stack(rest[:-1]) - c, rest[-1]
+        if not torch.allclose(c + some @ G, other, rtol=1e-4, atol=1e-6):
+            raise ValueError(
+                f"{self.kind} is not affine in the state, so that its samples are not Gaussian: mmps needs iterations=None"
+            )
+        x_0 = G.mT @ x
+        x_0[:, 0] += c
+        if self.own.count > before:
+            self.own.held = unit.reshape(-1, *self.event)
+            x_0[:, self.used : self.used + self.d] += (self._at(torch.zeros_like(unit), t) - c).mT
+            self.own.held, self.used = None, self.used + self.d
+        weight, m = self.path.convert("x0", prediction, t)
+        return weight * x + m * x_0
+
+    def _at(self, x: Tensor, t: float) -> Tensor:
+        """x̂_0 given y at states (n, d)."""
+        return self.model.x0(x.reshape(-1, *self.event), t).reshape(len(x), -1)
 
 
 def _root(cov: Tensor) -> Tensor:
