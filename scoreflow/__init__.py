@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from scoreflow._uses.invert import Inversion, invert
     from scoreflow._uses.likelihood import LogProb, decode, encode, log_prob
     from scoreflow._uses.optimal import dc_ratios, dmn_grid, gits_grid
+    from scoreflow._uses.smc import Particles, smc
     from scoreflow._uses.table import samplers
     from scoreflow._uses.transitions import Transitions, step_log_prob
     from scoreflow.checkpoint import load_model, save_model
@@ -75,14 +76,14 @@ __version__ = "0.1.0"
 __all__ = [
     "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
-    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Picard", "Plan", "Posterior",
-    "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table",
-    "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask",
+    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles", "Picard", "Plan",
+    "Posterior", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG",
+    "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask",
     "bits_per_dim", "checkpoint", "cite", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode",
     "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
     "from_velocity", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert",
     "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "path", "plan", "posterior", "sample", "sampler",
-    "samplers", "save_model", "shared", "sigmas", "solve", "solve_many", "step_log_prob", "studies", "study", "training",
+    "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies", "study", "training",
     "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
@@ -116,6 +117,7 @@ PLACES = {
     "_uses.invert": "Inversion invert",
     "_uses.likelihood": "LogProb decode encode log_prob",
     "_uses.optimal": "dc_ratios dmn_grid gits_grid",
+    "_uses.smc": "Particles smc",
     "_uses.table": "samplers",
     "_uses.transitions": "Transitions step_log_prob",
     "checkpoint": "load_model save_model",

@@ -15,6 +15,7 @@ from scoreflow._core.grid import GRIDS, grid_rule
 from scoreflow._run import picard
 from scoreflow._samplers.step import SAMPLERS, VARIANTS
 from scoreflow._samplers.works import entry_field, references, short, untex
+from scoreflow._uses import smc
 from scoreflow.tuning import work
 
 # -- the registry -------------------------------------------------------------------------------------------------------
@@ -101,7 +102,8 @@ def test_every_reference_is_cited():
         sf.CFGZeroStar(inner, 2.0, null={"y": 0}), sf.FDG(inner, (1.0, 2.0), null={"y": 0}),
     ]  # fmt: skip
     measured = {key for method in sf.posterior.METHODS.values() for key in method.cites}
-    assert {key for one in (*made, *guided) for key in one.cites} | {*picard.CITES, *work.CITES, *measured} == set(references())
+    found = {key for one in (*made, *guided) for key in one.cites}
+    assert found | {*picard.CITES, *work.CITES, *smc.CITES, *measured} == set(references())
 
 
 def test_a_reference_is_cited_once():

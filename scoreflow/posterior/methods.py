@@ -20,6 +20,7 @@ from scoreflow.posterior.denoised import Denoised
 from scoreflow.posterior.solve import conjugate_gradients
 
 Correction = Callable[..., Tensor]
+Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Method:
         step: whether it is published as a change of the state after a step: it is then told the step's row, and runs on
             samplers of one evaluation and one row a step.
         replaces: whether the network sees states whose measured part is `α y + σ z`, z a draw.
+        spread: `spread(at, **options)`, V on vectors, of methods that have a V.
     """
 
     correct: Correction
@@ -44,6 +46,7 @@ class Method:
     options: dict[str, Any]
     step: bool = False
     replaces: bool = False
+    spread: Callable[..., Map] | None = None
 
     @property
     def follows(self) -> bool:
@@ -55,20 +58,48 @@ METHODS: dict[str, Method] = {}
 
 
 def method(
-    name: str, *cites: str, gradient: bool = False, linear: bool = True, step: bool = False, replaces: bool = False
+    name: str,
+    *cites: str,
+    gradient: bool = False,
+    linear: bool = True,
+    step: bool = False,
+    replaces: bool = False,
+    spread: Callable[..., Map] | None = None,
 ) -> Callable[[Correction], Correction]:
     """Register a method; its options are the keywords of the function."""
 
     def register(correct: Correction) -> Correction:
         if name in METHODS:
             raise ValueError(f"a method is called {name!r} already")
-        METHODS[name] = Method(correct, gradient, linear, cites, dict(correct.__kwdefaults__ or {}), step, replaces)
+        METHODS[name] = Method(correct, gradient, linear, cites, dict(correct.__kwdefaults__ or {}), step, replaces, spread)
         return correct
 
     return register
 
 
-@method("mmps", "rozet2024learning", gradient=True)
+def _own(at: Denoised, **options: Any) -> Map:
+    return at.cov
+
+
+def _isotropic(at: Denoised, *, v: float = 1.0, **options: Any) -> Map:
+    number("v", v, above=0)
+    return lambda x: at.shrunk(v, x) * x
+
+
+def _data(at: Denoised, *, cov: float | Tensor = 1.0, **options: Any) -> Map:
+    spread = numbers("cov", cov)
+    if not spread.ndim:
+        number("cov", float(spread), above=0)
+    return lambda x: at.data_cov(spread, x)
+
+
+def _level(at: Denoised, *, weight: float = 8.0, **options: Any) -> Map:
+    number("weight", weight, above=0)
+    gain = at.kappa2 / weight
+    return lambda x: gain * x
+
+
+@method("mmps", "rozet2024learning", gradient=True, spread=_own)
 def mmps(at: Denoised, seen: Observation, *, iterations: int | None = 5, rtol: float = 1e-6) -> Tensor:
     """Moment matching: V = C. `D_y − D = C Aᵀ (Σ_y + A C Aᵀ)⁻¹ (y − A D)`, by conjugate gradients.
 
@@ -102,7 +133,7 @@ def tmpd(at: Denoised, seen: Observation) -> Tensor:
     return at.cov(seen.adjoint(r / spread, at.x_0))
 
 
-@method("pigdm", "song2023pigdm", gradient=True)
+@method("pigdm", "song2023pigdm", gradient=True, spread=_isotropic)
 def pigdm(at: Denoised, seen: Observation, *, v: float = 1.0, rtol: float = 1e-6) -> Tensor:
     """ΠGDM: V = r² I, `r² = v κ²/(v + κ²)`. `D_y − D = C Aᵀ (Σ_y + r² A Aᵀ)⁻¹ (y − A D)`, one backward pass.
 
@@ -111,28 +142,21 @@ def pigdm(at: Denoised, seen: Observation, *, v: float = 1.0, rtol: float = 1e-6
     Reference:
         Pseudoinverse-Guided Diffusion Models for Inverse Problems (Song et al., 2023), Section 3, where v = 1.
     """
-    number("v", v, above=0)
-    return at.cov(seen.adjoint(_inverse(at, seen, lambda x: at.shrunk(v, x) * x, rtol), at.x_0))
+    return at.cov(seen.adjoint(_inverse(at, seen, _isotropic(at, v=v), rtol), at.x_0))
 
 
-@method("jfps")
+@method("jfps", spread=_data)
 def jfps(at: Denoised, seen: Observation, *, cov: float | Tensor = 1.0, rtol: float = 1e-6) -> Tensor:
     """Without a gradient: `V = (Σ_x⁻¹ + κ⁻² I)⁻¹`. `D_y − D = V Aᵀ (Σ_y + A V Aᵀ)⁻¹ (y − A D)`.
 
     Σ_x is `cov`, the covariance of the data: a number, variances of the shape of a state, or (d, d). With that of Gaussian
     data it is `mmps`, and exact.
     """
-    spread = numbers("cov", cov)
-    if not spread.ndim:
-        number("cov", float(spread), above=0)
-
-    def V(x: Tensor) -> Tensor:
-        return at.data_cov(spread, x)
-
+    V = _data(at, cov=cov)
     return V(seen.adjoint(_inverse(at, seen, V, rtol), at.x_0))
 
 
-@method("diffpir", "zhu2023diffpir")
+@method("diffpir", "zhu2023diffpir", spread=_level)
 def diffpir(at: Denoised, seen: Observation, *, weight: float = 8.0, rtol: float = 1e-6) -> Tensor:
     """DiffPIR's proximal step: V = (κ²/λ) I. `D_y − D = V Aᵀ (Σ_y + A V Aᵀ)⁻¹ (y − A D)`, λ the `weight`, 1 to 25.
 
@@ -141,11 +165,10 @@ def diffpir(at: Denoised, seen: Observation, *, weight: float = 8.0, rtol: float
     Reference:
         Denoising Diffusion Models for Plug-and-Play Image Restoration (Zhu et al., 2023), Algorithm 1.
     """
-    number("weight", weight, above=0)
-    gain = at.kappa2 / weight
+    V = _level(at, weight=weight)
     if seen.prox is not None and not seen.noise.ndim and not seen.is_exact:
-        return seen.proximal(at.x_0, gain / float(seen.noise) ** 2) - at.x_0
-    return gain * seen.adjoint(_inverse(at, seen, lambda x: gain * x, rtol), at.x_0)
+        return seen.proximal(at.x_0, at.kappa2 / (weight * float(seen.noise) ** 2)) - at.x_0
+    return V(seen.adjoint(_inverse(at, seen, V, rtol), at.x_0))
 
 
 @method("ddnm", "wang2023ddnm")
