@@ -9,7 +9,7 @@ from problems import PATHS, mixture, states
 import scoreflow as sf
 from scoreflow._score.observation import Observation
 from scoreflow.posterior import METHODS, Posterior, blur, crop, downsample, grayscale
-from scoreflow.posterior.solve import conjugate_gradients
+from scoreflow.posterior.solve import conjugate_gradients, gmres
 
 VP = PATHS["vp"]
 D, M = 4, 2
@@ -211,6 +211,53 @@ def test_conjugate_gradients():
         few, _ = conjugate_gradients(lambda u: (systems[:2] @ u[..., None])[..., 0], b[:2], iterations, 1e-12)
         torch.testing.assert_close(few, u[:2])
     torch.testing.assert_close(u, torch.linalg.solve(systems, b), rtol=1e-8, atol=1e-10)
+
+
+def test_gmres():
+    """Of systems neither symmetric nor positive the least residual over the Krylov space, by least squares, row by row."""
+    systems, b = numbers(6, 5, 5, seed=1), numbers(6, 5, seed=2)
+    systems[4] = torch.eye(5) * 3.0
+    b[3] = 0.0
+    before = torch.ones(6, dtype=torch.float64)
+    for iterations in range(7):
+        u, off = gmres(lambda u: (systems @ u[..., None])[..., 0], b, iterations, 1e-11)
+        for i in (0, 1, 2, 4, 5):
+            krylov = torch.stack([torch.linalg.matrix_power(systems[i], k) @ b[i] for k in range(max(iterations, 1))], 1)
+            krylov = torch.linalg.qr(krylov[:, : 1 if i == 4 else 5])[0] * (iterations > 0)
+            best = krylov @ torch.linalg.lstsq(systems[i] @ krylov, b[i][:, None], driver="gelsd").solution
+            torch.testing.assert_close(u[i], best[:, 0], rtol=1e-7, atol=1e-9)
+        rest = (b - (systems @ u[..., None])[..., 0]).norm(dim=1) / b.norm(dim=1)
+        torch.testing.assert_close(off, rest.nan_to_num(), rtol=1e-6, atol=1e-9)
+        assert (off <= before + 1e-12).all() and not u[3].any()
+        before = off
+        few, _ = gmres(lambda u: (systems[:2] @ u[..., None])[..., 0], b[:2], iterations, 1e-11)
+        torch.testing.assert_close(few, u[:2])
+    torch.testing.assert_close(u, torch.linalg.solve(systems, b), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["mmps", "tmpd", "pigdm"])
+def test_a_network_is_differentiated_up_to_kappa_max(method):
+    """Above it C is that of N(m, I) data, sample by sample; by default for ε-networks, and not for exact models."""
+    data, seen, x = gaussian(), observations()["matrix"], states(4, D, seed=8)
+    exact = data.model(VP)
+    learned = sf.ScoreModel(lambda x, t: exact.eps(x, t), VP)
+    low, high = VP.time(-math.log(4.9)), VP.time(-math.log(5.1))
+    full = Posterior(learned, seen, method, kappa_max=math.inf)
+    torch.testing.assert_close(full.x0(x, high), Posterior(exact, seen, method).x0(x, high), rtol=1e-9, atol=1e-9)
+    ours = Posterior(learned, seen, method)
+    torch.testing.assert_close(ours.x0(x, low), full.x0(x, low))
+    before = ours.backward
+    off = ours.x0(x, high) - full.x0(x, high)
+    assert off.abs().max() > 1e-3 and ours.backward == before
+    if method == "mmps":  # then it is the formula with V = κ²/(1 + κ²) I
+        same = Posterior(learned, seen, "jfps", cov=1.0, rtol=1e-12).x0(x, high)
+        torch.testing.assert_close(ours.x0(x, high), same, rtol=1e-6, atol=1e-6)
+    told = Posterior(learned, seen, method, kappa_max=5.05)
+    times = torch.tensor([low, high, low, high], dtype=torch.float64)
+    torch.testing.assert_close(told.x0(x, times)[::2], full.x0(x, low)[::2])
+    torch.testing.assert_close(told.x0(x, times)[1::2], ours.x0(x, high)[1::2])
+    with pytest.raises(ValueError, match="kappa_max must be a finite number ≥ 0, got -1"):
+        Posterior(learned, seen, method, kappa_max=-1)
 
 
 MAPS = {

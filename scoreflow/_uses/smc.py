@@ -176,7 +176,7 @@ def smc(
     """
     check_model(model)
     options = dict(twist_options or {})
-    Posterior(model, observation, twist, **options)  # for its errors
+    given = Posterior(model, observation, twist, **options)
     if METHODS[twist].spread is None:
         able = [name for name, one in METHODS.items() if one.spread is not None]
         raise ValueError(f"twist must be a method with a V, {', '.join(able)}, got {twist!r}{meant(twist, able)}")
@@ -190,7 +190,7 @@ def smc(
     white, like = White(seed), torch.empty(size[0], K, *size[1:], dtype=dtype or model.state_dtype, device=model.device)
     x = wide(white.draws("prior")(like)) * path.prior_std(prepared.times[0])
     most = None if batch is None else whole("batch", batch)
-    seen = Looking(model, observation, twist, options, prepared.conditions, size[0], K, most, x)
+    seen = Looking(given, twist, prepared.conditions, size[0], K, most, x)
     with torch.no_grad():
         cloud = _filter(seen, x, prepared.times[0], way, white, threshold, progress, prepared.sampler.name)
     cites = (*CITES, *METHODS[twist].cites, *prepared.sampler.cites, *model.cites)
@@ -206,10 +206,11 @@ class Looking:
     """The model and what was measured, at all particles of all groups, in batches."""
 
     def __init__(
-        self, model: ScoreModel, observation: Observation, twist: str, options: dict[str, Any], told: dict[str, Any],
-        groups: int, particles: int, batch: int | None, x: Tensor,
-    ) -> None:  # fmt: skip
-        self.model, self.observation, self.twist, self.options, self.told = model, observation, twist, options, told
+        self, given: Posterior, twist: str, told: dict[str, Any], groups: int, particles: int, batch: int | None, x: Tensor
+    ) -> None:
+        self.model, self.observation, self.twist, self.told = given.model, given.observation, twist, told
+        self.method, self.options, self.kappa_max = given.method, given.given, given.kappa_max
+        model, observation = self.model, self.observation
         self.groups, self.particles, self.batch = groups, particles, batch or groups * particles
         self.backward = 0
         if not known(told, groups, model.with_rows):
@@ -233,9 +234,9 @@ class Looking:
 
     def _twisted(self, x: Tensor, t: float, of: Tensor, seen: Observation) -> Look:
         """With p̃(y | x_t) = N(A D, S), S = Σ_y + A V Aᵀ: `shift = C Aᵀ S⁻¹ r`, or V in the place of C, r = y − A D."""
-        method = METHODS[self.twist]
+        method = self.method
         given = rows(self.told, of, self.groups, self.model.with_rows)
-        at = Denoised(self.model.of(of, self.groups, x), x, t, given, method.gradient)
+        at = Denoised(self.model.of(of, self.groups, x), x, t, given, method.gradient, self.kappa_max)
         assert method.spread is not None
         V, r = method.spread(at, **self.options), seen.residual(at.x_0)
         eye = torch.eye(self.m, dtype=r.dtype, device=r.device)

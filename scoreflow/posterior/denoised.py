@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row, double, flat, per_sample
 from scoreflow._score.model import ScoreModel
+from scoreflow.guidance.base import Guided
 
 
 class Denoised:
@@ -18,6 +20,7 @@ class Denoised:
     Attributes:
         x: the states. x_0: D. kappa2: κ² = σ²/α², a number or one a sample.
         backward: backward passes through the network.
+        most: the largest κ at which C is the network's; above it is that of N(m, I) data, `κ²/(1 + κ²) I`.
         residual: of the last system that was solved, relative, (B,).
         s, row: of the step that is taken, where it leads to and its row for x̂_0, for methods that are told.
         draw: the next standard normal, in the shape of a state, for methods that draw.
@@ -27,7 +30,10 @@ class Denoised:
     row: Row
     draw: Draws
 
-    def __init__(self, model: ScoreModel, x: Tensor, t: float | Tensor, conditions: dict[str, Any], gradient: bool) -> None:
+    def __init__(
+        self, model: ScoreModel, x: Tensor, t: float | Tensor, conditions: dict[str, Any], gradient: bool,
+        most: float = math.inf,
+    ) -> None:  # fmt: skip
         path = model.path
         self.x, self.t, self.path, self.backward = x, t, path, 0
         self.residual = torch.zeros(len(x), device=x.device)
@@ -35,9 +41,12 @@ class Denoised:
         self._kappa2 = path.kappa(level) ** 2
         self.kappa2 = self._like(self._kappa2, x)
         self._gain = self._like(path.alpha(level), x) * self.kappa2  # σ²/α
+        above = self.kappa2 > most**2
+        self._above = above if isinstance(above, Tensor) else bool(above)
+        """Where C is that of N(m, I) data; a bool, or one a sample."""
         self._whole = torch.is_grad_enabled() and x.requires_grad
         """Whether the run itself is differentiated."""
-        if not gradient:
+        if not gradient or self._above is True:
             self.x_0 = model.x0(x, t, **conditions)
             return
         with torch.inference_mode(False), torch.enable_grad():
@@ -53,8 +62,11 @@ class Denoised:
         return per_sample(value, x) if isinstance(value, Tensor) else value
 
     def cov(self, v: Tensor) -> Tensor:
-        """`C v`, in the shape of a state: one backward pass."""
-        return self._gain * self.pull(v)
+        """`C v`, in the shape of a state: one backward pass, or none where `κ > most` for all samples."""
+        if self._above is True:
+            return self.shrunk(1.0, v) * v
+        own = self._gain * self.pull(v)
+        return own if self._above is False else torch.where(self._above, self.shrunk(1.0, v) * v, own)
 
     def pull(self, v: Tensor) -> Tensor:
         """`(∂D/∂x)ᵀ v`, in the shape of a state: one backward pass."""
@@ -92,3 +104,16 @@ class Denoised:
             raise ValueError(f"cov must be a number, {tuple(x.shape[1:])} or {(y.shape[1],) * 2}, got shape {tuple(cov.shape)}")
         var, eigenvectors = torch.linalg.eigh(cov)
         return (((y @ eigenvectors) * self.shrunk(var, y)) @ eigenvectors.mT).reshape(x.shape)
+
+
+KAPPA_MAX = 5.0
+
+
+def trusted(model: ScoreModel) -> float:
+    """The largest κ at which C is taken from the network, if nothing else is said: 5 for ε- and score-networks, else no limit.
+
+    `C = κ² (I − σ ∂ε̂/∂x)`, so that what such a network's derivative errs is multiplied by κ².
+    """
+    while isinstance(model, Guided):
+        model = model.model
+    return KAPPA_MAX if model.prediction in ("eps", "score") else math.inf

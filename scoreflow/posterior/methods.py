@@ -17,7 +17,7 @@ from scoreflow._core.check import number, whole
 from scoreflow._score.observation import Observation
 from scoreflow._score.oracle import numbers
 from scoreflow.posterior.denoised import Denoised
-from scoreflow.posterior.solve import conjugate_gradients
+from scoreflow.posterior.solve import conjugate_gradients, gmres
 
 Correction = Callable[..., Tensor]
 Map = Callable[[Tensor], Tensor]
@@ -101,10 +101,11 @@ def _level(at: Denoised, *, weight: float = 8.0, **options: Any) -> Map:
 
 @method("mmps", "rozet2024learning", gradient=True, spread=_own)
 def mmps(at: Denoised, seen: Observation, *, iterations: int | None = 5, rtol: float = 1e-6) -> Tensor:
-    """Moment matching: V = C. `D_y − D = C Aᵀ (Σ_y + A C Aᵀ)⁻¹ (y − A D)`, by conjugate gradients.
+    """Moment matching: V = C. `D_y − D = C Aᵀ (Σ_y + A C Aᵀ)⁻¹ (y − A D)`, by GMRES.
 
     An iteration is one backward pass, and so is the end. Exact on Gaussian data where the system is solved, which takes at
-    most as many iterations as there are measurements: `iterations=None`.
+    most as many iterations as there are measurements: `iterations=None`. C of a network is not symmetric, and not positive:
+    conjugate gradients go astray there.
 
     Reference:
         Learning Diffusion Priors from Observations by Expectation Maximization (Rozet et al., 2024), Section 4.2.
@@ -112,9 +113,7 @@ def mmps(at: Denoised, seen: Observation, *, iterations: int | None = 5, rtol: f
     number("rtol", rtol, least=0)
     r = seen.residual(at.x_0)
     most = r.shape[1] if iterations is None else whole("iterations", iterations, 0)
-    u, at.residual = conjugate_gradients(
-        lambda u: seen.covary(u) + seen.measure(at.cov(seen.adjoint(u, at.x_0))), r, most, rtol
-    )
+    u, at.residual = gmres(lambda u: seen.covary(u) + seen.measure(at.cov(seen.adjoint(u, at.x_0))), r, most, rtol)
     return at.cov(seen.adjoint(u, at.x_0))
 
 

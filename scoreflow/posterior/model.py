@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import meant
+from scoreflow._core.check import meant, number
 from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row
 from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
 from scoreflow.guidance.base import Guided, single_rows
-from scoreflow.posterior.denoised import Denoised
+from scoreflow.posterior.denoised import Denoised, trusted
 from scoreflow.posterior.stepwise import METHODS, replaced
 
 
@@ -35,6 +36,9 @@ class Posterior(Guided):
         observation: what was measured of it.
         method: "mmps", the default, or another of `sf.posterior.METHODS`: what they add, what they cost and where they are
             exact stands in their docstrings, `help(sf.posterior.METHODS["mmps"].correct)`.
+        kappa_max: the largest κ at which methods that differentiate the network do so; above it they take the C of N(m, I)
+            data, `κ²/(1 + κ²) I`. None: 5 for a network that gives ε or the score, since `C = κ² (I − σ ∂ε̂/∂x)` multiplies
+            what its derivative errs; else `math.inf`. `dps` and `mcg` differentiate it everywhere.
         options: of the method.
 
     Network evaluations count forward passes; `backward` counts the backward ones. `residual` is that of the last system that
@@ -45,7 +49,10 @@ class Posterior(Guided):
             the method does not have.
     """
 
-    def __init__(self, model: ScoreModel, observation: Observation, method: str = "mmps", **options: Any) -> None:
+    def __init__(
+        self, model: ScoreModel, observation: Observation, method: str = "mmps", *, kappa_max: float | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         check_model(model)
         if not isinstance(observation, Observation):
             raise TypeError(f"observation must be an Observation(A, y, noise), got {type(observation).__name__}")
@@ -57,7 +64,11 @@ class Posterior(Guided):
                 raise TypeError(f"{method} has no option {name!r}; it has {', '.join(known.options) or 'none'}")
         if known.linear and not observation.linear:
             raise ValueError(f"{method} needs a linear A, and {observation!r} is not")
-        super().__init__(model, "x0", observation=observation, method=method, **options)
+        if kappa_max is not None and kappa_max != math.inf:
+            number("kappa_max", kappa_max, least=0)
+        limit = {} if kappa_max is None else {"kappa_max": kappa_max}
+        super().__init__(model, "x0", observation=observation, method=method, **limit, **options)
+        self.kappa_max = trusted(model) if kappa_max is None else kappa_max
         self.name = method
         self.observation, self.method, self.works = observation, known, known.cites
         self.given = options
@@ -81,7 +92,8 @@ class Posterior(Guided):
             raise ValueError(f"alpha=0 at t={t}, where a state says nothing of x_0 and a measurement all: use a start below it")
         told = self._told(t) if self.method.follows else {}
         given = replaced(self.observation, x, self.path, float(t), told["draw"]) if self.method.replaces else x
-        at = Denoised(self.model, given, t, conditions, self.method.gradient)
+        most = math.inf if self.method.step else self.kappa_max
+        at = Denoised(self.model, given, t, conditions, self.method.gradient, most)
         vars(at).update(told)
         x_0 = at.x_0 + self.method.correct(at, self.observation, **self.given).to(at.x_0)
         self._passes.backward += at.backward

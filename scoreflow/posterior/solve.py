@@ -1,4 +1,4 @@
-"""Symmetric systems, sample by sample."""
+"""Linear systems, sample by sample."""
 
 from __future__ import annotations
 
@@ -30,3 +30,48 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations
         new = r.square().sum(1, keepdim=True)
         p, square = r + torch.where(moving, new / square, 0.0).nan_to_num() * p, torch.where(moving, new, square)
     return u, (square / size).sqrt().nan_to_num().squeeze(1)
+
+
+def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: float) -> tuple[Tensor, Tensor]:
+    """u of least `‖b − apply(u)‖` among `b, apply(b), …`, so many of them; and the residual over ‖b‖, (B,).
+
+    `apply` acts on each row of (B, m); it need be neither symmetric nor positive, and the residual never grows. Each row stands
+    still once its residual is within `rtol`: no row depends on another.
+
+    Reference:
+        GMRES: A Generalized Minimal Residual Algorithm for Solving Nonsymmetric Linear Systems (Saad & Schultz, 1986).
+    """
+    size = b.norm(dim=1)
+    basis, columns, turns = [_over(b, size)], list[list[Tensor]](), list[tuple[Tensor, Tensor]]()
+    left = [size]  # what is left of ‖b‖ e_1, turned
+    for _ in range(iterations):
+        moving = left[-1].abs() > rtol * size
+        if not bool(moving.any()):
+            break
+        w, column = apply(basis[-1]), list[Tensor]()
+        for q in basis:  # modified Gram–Schmidt
+            column.append((w * q).sum(1))
+            w = w - column[-1][:, None] * q
+        length = w.norm(dim=1)
+        for i, (c, s) in enumerate(turns):
+            column[i], column[i + 1] = c * column[i] + s * column[i + 1], c * column[i + 1] - s * column[i]
+        radius = torch.where(moving, torch.hypot(column[-1], length), 0.0)
+        c, s = torch.where(radius > 0, column[-1] / radius, 1.0), torch.where(radius > 0, length / radius, 0.0)
+        column[-1] = radius
+        left[-1:] = [c * left[-1], -s * left[-1]]
+        columns.append(column)
+        turns.append((c, s))
+        basis.append(_over(w, length))
+    weights = list[Tensor]()
+    for i in reversed(range(len(columns))):
+        rest = left[i] - sum((columns[j][i] * weights[len(columns) - 1 - j] for j in range(i + 1, len(columns))), 0.0)
+        weights.append(torch.where(columns[i][i] > 0, rest / columns[i][i], 0.0))
+    u = torch.zeros_like(b)
+    for weight, q in zip(reversed(weights), basis, strict=False):
+        u = u + weight[:, None] * q
+    return u, (left[-1].abs() / size).nan_to_num()
+
+
+def _over(x: Tensor, size: Tensor) -> Tensor:
+    """Rows of length 1, or 0."""
+    return torch.where(size[:, None] > 0, x / size[:, None], 0.0)
