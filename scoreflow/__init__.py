@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from scoreflow._uses.bound import Bound, continuous_bound, vlb
     from scoreflow._uses.dequantise import Bits, Dequantiser, bits_per_dim
     from scoreflow._uses.editing import image_to_image, interpolate
+    from scoreflow._uses.inpainting import colourise, inpaint, outpaint, super_resolution
     from scoreflow._uses.invert import Inversion, invert
     from scoreflow._uses.likelihood import LogProb, decode, encode, log_prob
     from scoreflow._uses.optimal import dc_ratios, dmn_grid, gits_grid
@@ -79,12 +80,12 @@ __all__ = [
     "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles", "Picard", "Plan",
     "Posterior", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG",
     "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask",
-    "bits_per_dim", "checkpoint", "cite", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode",
-    "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde",
-    "from_velocity", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "interop", "interpolate", "invert",
-    "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "path", "plan", "posterior", "sample", "sampler",
-    "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies", "study", "training",
-    "tune", "tune_noise", "vlb", "walk", "zoo",
+    "bits_per_dim", "checkpoint", "cite", "colourise", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each",
+    "encode", "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion",
+    "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop",
+    "interpolate", "invert", "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "outpaint", "path", "plan",
+    "posterior", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many",
+    "step_log_prob", "studies", "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
@@ -114,6 +115,7 @@ PLACES = {
     "_uses.bound": "Bound continuous_bound vlb",
     "_uses.dequantise": "Bits Dequantiser bits_per_dim",
     "_uses.editing": "image_to_image interpolate",
+    "_uses.inpainting": "colourise inpaint outpaint super_resolution",
     "_uses.invert": "Inversion invert",
     "_uses.likelihood": "LogProb decode encode log_prob",
     "_uses.optimal": "dc_ratios dmn_grid gits_grid",

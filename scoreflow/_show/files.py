@@ -58,6 +58,31 @@ def draw(x: Tensor, states: Tensor | None, times: Sequence[float], trajectory: b
 
 
 @named()
+def read(name: str, file: str | os.PathLike[str], shape: Sequence[int]) -> Tensor:
+    """An image file as values from 0 (black) to 1, of the shape (1, H, W) or (3, H, W).
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is no image, or of another size; `name` is the argument's.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(f"{name} is an image, and samples have the shape {tuple(shape)}, not (1, H, W) or (3, H, W)")
+    try:
+        with Image.open(file) as opened:
+            picture = opened.convert("L" if shape[0] == 1 else "RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} must be an image file, and {os.fspath(file)!r} is none") from None
+    if (picture.height, picture.width) != tuple(shape[1:]):
+        raise ValueError(
+            f"{name} must be {shape[1]} pixels high and {shape[2]} wide, as the samples are; {os.fspath(file)!r} is "
+            f"{picture.height} high and {picture.width} wide"
+        )
+    pixels = np.asarray(picture, dtype=np.float32).reshape(*shape[1:], shape[0]) / 255
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+@named()
 def write(
     file: str | os.PathLike[str],
     x: Tensor,
