@@ -291,6 +291,7 @@ class _Run:
         before, now = json.loads(metadata["config"]), self.config
         if before["model"].get("network") in ("OptimizedModule", "DataParallel"):  # as once written
             before["model"] |= {name: now["model"][name] for name in ("network", "config")}
+        before["model"]["config"] = checkpoint.completed(before["model"].get("network"), before["model"].get("config"))
         differ = [
             f"{part}.{name}={now[part].get(name)!r}, there {before[part].get(name)!r}"
             for part in now
