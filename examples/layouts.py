@@ -60,12 +60,12 @@ def main():
     parser.add_argument("-n", type=int, default=500, help="digits held out that samples are drawn for")
     parser.add_argument("--nfe", type=int, default=30, help="network evaluations a branch and sample")
     args = parser.parse_args()
-    console, out, data = Console(width=120), Path(args.out), sf.data.load("mnist")
+    console, out, data = Console(width=110), Path(args.out), sf.data.load("mnist")
 
     torch.manual_seed(0)
-    net = sf.nets.UNet(widths=(32, 64), patch=2, condition_channels=1)
+    net = sf.nets.UNet(widths=(32, 64), patch=2, condition_channels=1, time_scale=1000.0)
     model = train(
-        sf.ScoreModel(net, sf.VPSDE.from_betas(sf.DDPMChain.linear().beta), time="index"),
+        sf.ScoreModel(net, sf.VPSDE.cosine(), prediction="v"),
         Layouts(data.train.x),
         Objective(drop=0.1, times="stratified"),
         Recipe(steps=args.steps, batch=64, show_every=500),
@@ -83,11 +83,11 @@ def main():
     true, y = data.held_out.x[: args.n], data.held_out.y[: args.n]
     given, judge = layout(true), sf.zoo.mnist_classifier()
     drawn = {f"samples, scale {scale}": draw(given, scale) for scale in (1, 2, 3)}
-    drawn["samples for another digit's layout"] = drawn["samples, scale 1"].roll(1, 0)
-    drawn["samples for none"] = sf.sample(model, true.shape, "dpm-solver++", steps=args.nfe, seed=range(args.n))
-    drawn["the nearest training digit by layout"] = nearest(data.train.x, given)
+    drawn["samples, another digit's layout"] = drawn["samples, scale 1"].roll(1, 0)
+    drawn["samples, no layout"] = sf.sample(model, true.shape, "dpm-solver++", steps=args.nfe, seed=range(args.n))
+    drawn["nearest training digit"] = nearest(data.train.x, given)
     drawn["the true digits"] = true
-    table = Table("", "cells unlike the layout", "RMS of ink a cell, to the true digit", "class of the true digit")
+    table = Table("", "cells unlike the layout", "RMS of ink to the true digit", "class of the true digit")
     for name, x in drawn.items():
         wrong = (layout(x) != given).float().mean()
         off = (ink(x) - ink(true)).square().mean().sqrt()
@@ -103,10 +103,10 @@ def main():
         columns[f"five samples, scale {scale}"] = samples.unflatten(0, (-1, 5))
     columns["true digit"] = true[chosen][:, None]
     widths = [images.shape[1] for images in columns.values()]
-    figure, axes = plt.subplots(1, len(columns), width_ratios=widths, figsize=(7.2, 4.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), width_ratios=widths, figsize=(7.2, 4.25), layout="constrained")
     for ax, (name, images) in zip(axes, columns.items(), strict=True):
         sheet = F.pad(images[:, :, 0].clamp(-1, 1), (1, 1, 1, 1), value=0.0)  # a grey line between
-        ax.imshow(sheet.permute(0, 2, 1, 3).flatten(2).flatten(0, 1), cmap="gray_r", vmin=-1, vmax=1)
+        ax.imshow(sheet.permute(0, 2, 1, 3).flatten(2).flatten(0, 1), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
         ax.set_title(name, fontsize=8)
         ax.axis("off")
     figure.savefig(out / "layouts.png", dpi=100)

@@ -252,6 +252,15 @@ def test_a_run_of_before_goes_on(tmp_path):
         train(model(1), data, None, recipe, out=tmp_path)
 
 
+def test_a_compiled_network_of_before(tmp_path):
+    """Its file named no class; it is found by the arguments that there were."""
+    net, file = UNet(widths=(8,), attention=()), tmp_path / "m.safetensors"
+    config = json.dumps({key: value for key, value in net.config.items() if key != "condition_channels"})
+    weights = {f"_orig_mod.{key}": value.clone() for key, value in net.state_dict().items()}
+    checkpoint.write(weights, file, {"network": "OptimizedModule", "config": config})
+    assert checkpoint.load(file).config == net.config
+
+
 # -- training -----------------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +313,7 @@ def test_a_trained_network_uses_the_image(tmp_path):
 
 
 def test_a_run_with_images_goes_on_where_it_was_cut(tmp_path):
-    """NaN, what means none given, is among what the state of a run says; the same run is found to be the same."""
+    """NaN, what means none given, is among what the run says, as a word; the same run is found to be the same."""
 
     def stop(at):
         if at.step == 4:
@@ -320,6 +329,8 @@ def test_a_run_with_images_goes_on_where_it_was_cut(tmp_path):
         train(small(), *arguments, out=tmp_path / out)
         states.append(checkpoint.read(tmp_path / out / "state.safetensors")[0])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    said = (tmp_path / "whole/config.json").read_text(encoding="utf-8")
+    assert json.loads(said, parse_constant=pytest.fail)["objective"]["null"] == {"image": "nan"}
 
 
 def test_coarse_images_as_conditions():

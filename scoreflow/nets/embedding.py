@@ -130,8 +130,8 @@ def zeros(layer: nn.Module) -> nn.Module:
 def condition_map(image: Tensor, x: Tensor, channels: int) -> Tensor:
     """An image condition (B, K, h, w) as channels beside the states x (B, C, H, W): (B, K + 1, H, W), in the dtype of x.
 
-    A pixel is given if it is NaN in no channel. The last of the channels is 1 where it is, and all are 0 where it is not; so an
-    image of zeros is none that is missing. A coarse image is enlarged, each pixel to a block of equal ones.
+    A pixel is given if it is NaN in no channel. The last channel is 1 where pixels are given. Where they are not, all channels
+    are 0; so a map of zeros is not taken for one that is missing. A coarse image is enlarged, each pixel to a block.
 
     Raises:
         TypeError: no floating-point tensor. ValueError: other channels than K, another batch, a resolution that does not divide
