@@ -195,12 +195,20 @@ def make(network: str, **config: Any) -> nn.Module:
     return NETWORKS[network](**config)
 
 
+def completed(network: str | None, config: Any) -> Any:
+    """A configuration of a network of `scoreflow.nets`, with the defaults of arguments that came later."""
+    if network not in NETWORKS or not isinstance(config, dict):
+        return config
+    return {name: p.default for name, p in inspect.signature(NETWORKS[network]).parameters.items()} | config
+
+
 def _made(metadata: dict[str, str], file: str | Path) -> nn.Module:
     name = metadata.get("network")
     try:
         config = json.loads(metadata["config"])
         if name == "OptimizedModule":  # of a compiled network, as once written
-            name = next((n for n, kind in NETWORKS.items() if [*inspect.signature(kind).parameters] == [*config]), name)
+            arguments = {known: [*inspect.signature(kind).parameters] for known, kind in NETWORKS.items()}
+            name = next((known for known, names in arguments.items() if names[: len(config)] == [*config]), name)
         if name in NETWORKS:
             return make(name, **config)
     except (KeyError, TypeError, ValueError) as error:

@@ -74,6 +74,29 @@ class Folder(Dataset[Any]):
         return x if self.labels is None else (x, self.labels[i])
 
 
+class Coarse(Dataset[Any]):
+    """The images of another dataset, each with a coarse one as its condition `image`: the mean over squares of `factor` pixels.
+
+    Args:
+        images: a dataset of x (C, H, W), (x, class) or (x, {condition: value}); H and W multiples of `factor`.
+
+    Raises:
+        ValueError: factor is no whole number of 1 or more; when an item is read, a factor that does not divide its size.
+    """
+
+    def __init__(self, images: Dataset[Any] | Sequence[Any], factor: int) -> None:
+        self.images, self.factor = images, whole("factor", factor)
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, i: int) -> Any:
+        x, conditions = read(self.images[i])
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"factor={self.factor} must divide the height and width of the images, got {tuple(x.shape)}")
+        return x, conditions | {"image": torch.nn.functional.avg_pool2d(x, self.factor)}
+
+
 @dataclass(frozen=True)
 class Data:
     """Data to train on and some held out.

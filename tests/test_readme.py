@@ -37,6 +37,26 @@ def test_the_ten_lines(capsys):
     assert "predictor-corrector" in printed and "5 steps, 5 evaluations" in printed and "@inproceedings{song2021ddim" in printed
 
 
+def test_the_table_of_conditions():
+    """Every call of it gives samples, with the network that stands beside it."""
+    import scoreflow as sf
+
+    rows = re.findall(r"^\| .+ \| (any|`sf\.nets.+`) \| `(sf\.sample.+)` \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
+    generator = torch.Generator().manual_seed(0)
+    maps, segments = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(5, (2, 8, 8), generator=generator)
+    names = {
+        "sf": sf, "torch": torch, "shape": (2, 1, 8, 8), "labels": torch.tensor([3, 7]), "depth": maps[..., ::2, ::2],
+        "text": torch.randn(2, 4, 32, generator=generator), "audio": torch.randn(2, 9, 16, generator=generator),
+        "segments": segments, "picture": maps, "mask": maps[0] > 0, "blur": lambda x: (x + x.roll(1, -1)) / 2,
+        "blurred": maps,
+    }  # fmt: skip
+    for net, call in rows:
+        names["model"] = sf.ScoreModel(eval(net.strip("`"), names), sf.VPSDE()) if net != "any" else sf.zoo.digits()
+        x = eval(call.removesuffix(")") + ", nfe=4, seed=0)", names)
+        assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all()), call
+    assert len(rows) == 8
+
+
 def test_the_blocks_on_studies(capsys):
     """docs/study.md runs as printed."""
     for code in blocks("docs/study.md"):

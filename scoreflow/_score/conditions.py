@@ -11,6 +11,7 @@ A condition is a tensor, a text, a number or any object, or a dict, list or tupl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -102,7 +103,7 @@ def none_given(name: str, value: Any, null: Any, batch: int) -> Any:
     object stands for each entry of a list of B. A dict or tuple goes entry by entry; any other null is given as it is.
 
     Raises:
-        ValueError: a tensor that does not fit.
+        ValueError: a tensor that does not fit; NaN for a condition that cannot hold it.
     """
     if isinstance(value, Marked):
         return replace(value, value=none_given(name, value.value, null, batch))
@@ -112,6 +113,8 @@ def none_given(name: str, value: Any, null: Any, batch: int) -> Any:
     if _nested(value) and isinstance(null, list | tuple) and len(null) == len(value):
         return _rebuilt(value, [none_given(f"{name}[{i}]", v, null[i], batch) for i, v in enumerate(value)])
     if isinstance(value, Tensor) and (isinstance(null, Tensor | np.ndarray | Number) or _numbers(null)):
+        if isinstance(null, float) and math.isnan(null) and not value.is_floating_point():
+            raise ValueError(f"null[{name!r}] is NaN, and the condition {value.dtype}: give it as floating-point numbers")
         return _filled(name, value, torch.as_tensor(null, dtype=value.dtype, device=value.device))
     texts = isinstance(value, list | tuple) and not _nested(value) and len(value) == batch
     return [null] * batch if texts and null is not None and not isinstance(null, list | tuple) else null

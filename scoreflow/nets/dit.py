@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow._core.check import flag, number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls, sinusoidal
+from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, condition_map, nulls, sinusoidal, zeros
 
 
 class Block(nn.Module):
@@ -37,15 +37,15 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """`net(x, t, y, tokens)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0.
+    """`net(x, t, y, tokens, image)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0.
 
     Args:
         channels: C. size: S. patch: the side of the squares that are one place each.
         width: of a place, a multiple of 4 and of `heads`. depth: how many blocks.
-        classes, tokens, heads, dropout, time_scale, time, learned_variance: as of `UNet`.
+        classes, tokens, heads, dropout, time_scale, time, learned_variance, condition_channels: as of `UNet`.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: sizes that do not go together; on a call, shapes. TypeError: an image that is no floating-point tensor.
 
     Reference:
         Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), Section 3.2, adaLN-Zero; cross-attention after
@@ -68,15 +68,17 @@ class DiT(nn.Module):
         time_scale: float = 1.0,
         time: str = "sinusoidal",
         learned_variance: bool = False,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__()
         self.config = dict(
             channels=channels, size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, tokens=tokens,
             dropout=dropout, time_scale=time_scale, time=time, learned_variance=learned_variance,
+            condition_channels=condition_channels,
         )  # fmt: skip
         for name in ("channels", "size", "patch", "width", "depth", "heads"):
             whole(name, self.config[name])
-        for name in ("classes", "tokens"):
+        for name in ("classes", "tokens", "condition_channels"):
             whole(name, self.config[name], 0)
         number("dropout", dropout, 0, 1)
         flag("learned_variance", learned_variance)
@@ -85,6 +87,7 @@ class DiT(nn.Module):
         if width % 4 or width % heads:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.channels, self.size, self.patch, self.classes, self.tokens = channels, size, patch, classes, tokens
+        self.condition_channels = condition_channels
         self.embedding = Embedding(width, width, classes, time, time_scale)
         self.first = nn.Linear(channels * patch**2, width)
         side = torch.arange(size // patch, dtype=torch.float32)
@@ -94,15 +97,18 @@ class DiT(nn.Module):
         self.norm, self.embed = nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2 * width)
         self.last = nn.Linear(width, channels * (1 + learned_variance) * patch**2)
         for layer in (self.embed, self.last):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            zeros(layer)
+        given = (condition_channels + 1) * patch**2
+        self.condition = zeros(nn.Linear(given, width, bias=False)) if condition_channels else None
 
     @property
     def null(self) -> dict[str, float]:
         """What means "none given", by the condition's name."""
-        return nulls(self.classes, self.tokens)
+        return nulls(self.classes, self.tokens, self.condition_channels)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
         check_images(x, self.channels)
         if x.shape[-2:] != (self.size, self.size):
             raise ValueError(f"states must be (B, C, {self.size}, {self.size}), got shape {tuple(x.shape)}")
@@ -110,6 +116,9 @@ class DiT(nn.Module):
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
         embedding = F.silu(self.embedding(t, y))
         h = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).mT) + self.places.to(x.dtype)
+        if image is not None:
+            given = condition_map(image, x, self.condition_channels)
+            h = h + self.condition(F.pixel_unshuffle(given, self.patch).flatten(2).mT)  # type: ignore[misc]
         for block in self.blocks:
             h = block(h, embedding, tokens)
         scale, shift = self.embed(embedding)[:, None].chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""What a network is told of the time, and tokens that may be missing."""
+"""What a network is told of the time, and tokens and images that may be missing."""
 
 from __future__ import annotations
 
@@ -120,9 +120,47 @@ class CrossAttention(nn.Module):
         return h + self.out(found.transpose(1, 2).flatten(-2))
 
 
-def nulls(classes: int, tokens: int) -> dict[str, float]:
+def zeros(layer: nn.Module) -> nn.Module:
+    """The layer, all its parameters 0."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def condition_map(image: Tensor, x: Tensor, channels: int) -> Tensor:
+    """An image condition (B, K, h, w) as channels beside the states x (B, C, H, W): (B, K + 1, H, W), in the dtype of x.
+
+    A pixel is given if it is NaN in no channel. The last channel is 1 where pixels are given. Where they are not, all channels
+    are 0; so a map of zeros is not taken for one that is missing. A coarse image is enlarged, each pixel to a block.
+
+    Raises:
+        TypeError: no floating-point tensor. ValueError: other channels than K, another batch, a resolution that does not divide
+            that of x.
+    """
+    if not channels:
+        raise ValueError("image was given to a network without image conditions: make it with condition_channels=")
+    if not isinstance(image, Tensor) or not image.is_floating_point():
+        got = image.dtype if isinstance(image, Tensor) else type(image).__name__
+        raise TypeError(f"image must be a floating-point tensor, such as mask.float(), got {got}")
+    batch, _, height, width = x.shape
+    if image.ndim != 4 or image.shape[1] != channels or len(image) not in (1, batch):
+        raise ValueError(
+            f"image must be ({batch}, {channels}, h, w), or (1, {channels}, h, w) for all samples, got {tuple(image.shape)}"
+        )
+    rows, columns = image.shape[2:]
+    if not rows or not columns or height % rows or width % columns:
+        raise ValueError(
+            f"image must have the height and width of the states, {height}×{width}, or divide them, got {rows}×{columns}"
+        )
+    given = ~image.isnan().any(1, keepdim=True)
+    seen = torch.cat([torch.where(given, image, 0.0), given.to(image.dtype)], dim=1).to(x.dtype)
+    return seen.repeat_interleave(height // rows, -2).repeat_interleave(width // columns, -1).expand(batch, -1, -1, -1)
+
+
+def nulls(classes: int, tokens: int = 0, image: int = 0) -> dict[str, float]:
     """What means "none given", by the condition's name."""
-    return {**({"y": classes} if classes else {}), **({"tokens": 0.0} if tokens else {})}
+    every = {"y": (classes, classes), "tokens": (tokens, 0.0), "image": (image, math.nan)}
+    return {name: null for name, (there, null) in every.items() if there}
 
 
 def check_images(x: Tensor, channels: int) -> None:

@@ -67,7 +67,7 @@ class MLP(nn.Module):
     @property
     def null(self) -> dict[str, float]:
         """What means "none given", by the condition's name."""
-        return nulls(self.classes, 0)
+        return nulls(self.classes)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.first.in_features:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow._core.check import number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, nulls
+from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, condition_map, nulls, zeros
 
 
 class ResidualBlock(nn.Module):
@@ -49,8 +49,8 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """`net(x, t, y, tokens)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,) or None, tokens (B, L, D) or
-    None, to (B, C, H, W).
+    """`net(x, t, y, tokens, image)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,), tokens (B, L, D) and an
+    image (B, K, h, w), each or None, to (B, C, H, W).
 
     Args:
         channels: C, of the images.
@@ -67,12 +67,18 @@ class UNet(nn.Module):
         time: "sinusoidal" or "fourier" features.
         patch: the side of the squares of pixels that are taken as one place with more channels.
         learned_variance: give twice the channels, the second half the variance output.
+        condition_channels: K, the channels of a map that `image` gives; 0 for a network without. It enters the first layer
+            beside the state. Pixels that are NaN are not given, an image of NaN is none, and `image=None` means one for
+            the whole batch. A coarse map, whose height and width divide those of the states, is enlarged. The weights of the
+            map begin at 0, so that at first the network is the one without.
 
     Raises:
-        ValueError: widths, heads or levels that do not go together; tokens without a level of attention.
+        ValueError: widths, heads or levels that do not go together; tokens without a level of attention. On a call, states and
+            conditions of other shapes than these. TypeError: an image that is no floating-point tensor.
 
     Reference:
-        Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021); cross-attention from Rombach et al. (2022).
+        Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021); cross-attention from Rombach et al. (2022);
+        images beside the state from SR3 (Saharia et al., 2021) and Palette (Saharia et al., 2022).
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class UNet(nn.Module):
         time: str = "sinusoidal",
         patch: int = 1,
         learned_variance: bool = False,
+        condition_channels: int = 0,
     ) -> None:
         super().__init__()
         if not isinstance(widths, Sequence):
@@ -98,10 +105,11 @@ class UNet(nn.Module):
         self.config = dict(
             channels=channels, widths=list(widths), blocks=blocks, attention=list(attention), classes=classes,
             heads=heads, dropout=dropout, time_scale=time_scale, tokens=tokens, time=time, patch=patch,
-            learned_variance=learned_variance,
+            learned_variance=learned_variance, condition_channels=condition_channels,
         )  # fmt: skip
         _check(self.config)
         self.channels, self.classes, self.tokens, self.patch, self.levels = channels, classes, tokens, patch, len(widths)
+        self.condition_channels = condition_channels
         width = widths[0]
         size = 4 * width
         self.embedding = Embedding(width, size, classes, time, time_scale)
@@ -133,13 +141,18 @@ class UNet(nn.Module):
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)))
         outputs = channels * (1 + learned_variance) * patch**2
         self.last = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1))
+        # A convolution of state and image is the sum of two. Made last, so that the other weights are drawn as without it.
+        given = (condition_channels + 1) * patch**2
+        self.condition = zeros(nn.Conv2d(given, widths[0], 3, padding=1, bias=False)) if condition_channels else None
 
     @property
     def null(self) -> dict[str, float]:
         """What means "none given", by the condition's name."""
-        return nulls(self.classes, self.tokens)
+        return nulls(self.classes, self.tokens, self.condition_channels)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
         check_images(x, self.channels)
@@ -148,6 +161,9 @@ class UNet(nn.Module):
             raise ValueError(f"height and width must be multiples of {step}, got states of shape {tuple(x.shape)}")
         embedding = self.embedding(t, y)
         h = self.first(F.pixel_unshuffle(x, self.patch))
+        if image is not None:
+            given = condition_map(image, x, self.condition_channels)
+            h = h + self.condition(F.pixel_unshuffle(given, self.patch))  # type: ignore[misc]
         skips = [h]
         for layer in self.down:
             h = _run(layer, h, embedding, tokens)
@@ -176,7 +192,7 @@ def _check(config: dict[str, Any]) -> None:
     widths, heads = config["widths"], config["heads"]
     for name in ("channels", "blocks", "heads", "patch"):
         whole(name, config[name])
-    for name in ("classes", "tokens"):
+    for name in ("classes", "tokens", "condition_channels"):
         whole(name, config[name], 0)
     if not widths or any(whole("widths", w) % 8 for w in widths):
         raise ValueError(f"widths must be multiples of 8, one or more, got {widths}")

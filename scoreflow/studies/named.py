@@ -24,7 +24,7 @@ from scoreflow._core.path import PATHS, VPSDE
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.checkpoint import load_model
-from scoreflow.data import Images
+from scoreflow.data import Coarse, Images, read, without_labels
 from scoreflow.data import load as named_data
 from scoreflow.studies.features import get_features
 from scoreflow.studies.metrics import draws
@@ -71,6 +71,12 @@ def _classes(n: int, seed: int, of: int = 10) -> Tensor:
     return torch.randint(of, (n,), generator=draws(seed, "classes"))
 
 
+def _told(n: int, seed: int, items: Coarse, name: str) -> Tensor:
+    """A condition of n items at random."""
+    chosen = torch.randint(len(items), (n,), generator=draws(seed, "items"))
+    return torch.stack([torch.as_tensor(read(items[i])[1][name]) for i in chosen.tolist()])
+
+
 def _zoo_mnist(compare: bool = True) -> Subject:
     held_out = named_data("mnist").held_out if compare else None
     data = held_out.x if isinstance(held_out, Images) else None
@@ -95,6 +101,9 @@ def trained(folder: str | Path) -> Subject:
     held_out = found.held_out.x if isinstance(found.held_out, Images) else None
     classes = found.classes if data["labels"] else 0
     conditions = {"y": functools.partial(_classes, of=classes)} if classes else {}
+    if "coarse" in data:
+        items = Coarse(found.held_out if classes else without_labels(found).held_out, data["coarse"])
+        conditions = {name: functools.partial(_told, items=items, name=name) for name in ("image", *conditions)}
     return Subject(model, found.shape, held_out, conditions=conditions, start=inner_ends(model.path)[1])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from scoreflow.training.show import Show
 from scoreflow.training.trainer import train
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "data": ("name", "size", "channels", "broken", "labels"),
+    "data": ("name", "size", "channels", "broken", "labels", "coarse"),
     "network": (),
     "model": ("path", "prediction", "time"),
     "objective": tuple(f.name for f in fields(Objective) if f.name != "null"),
@@ -57,8 +57,9 @@ class Setup:
 def setup(name: str | None = None, file: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> Setup:
     """A run from a name of data, a TOML file, or both.
 
-    Left out, the network is a U-Net for the data's shape and classes, the path the linear chain of 1000 steps, the prediction
-    ε, and a tenth of the classes is dropped.
+    Left out, the network is a U-Net for the data's shape and conditions, the path the linear chain of 1000 steps, the
+    prediction ε, and a tenth of the conditions is dropped. With `data.coarse = 4` the network is told each image's mean over
+    squares of 4 pixels, as the condition `image`.
 
     Args:
         name: of the data; it goes before what the file says.
@@ -117,11 +118,22 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
         raise ValueError(f"data.labels must be true or false, got {of_data['labels']!r}")
     if not of_data["labels"]:
         found = data.without_labels(found)
+    told = {"y": torch.zeros(1, dtype=torch.long)} if found.classes else {}
+    if "coarse" in of_data:
+        factor = whole("data.coarse", of_data["coarse"])
+        told["image"] = data.Coarse([torch.zeros(found.shape)], factor)[0][1]["image"][None]
+        found = replace(found, train=data.Coarse(found.train, factor), held_out=data.Coarse(found.held_out, factor))
     of_net.setdefault("name", "UNet")
     kind = of_net["name"]
     one_of("network.name", kind, ("UNet", "DiT"))
     given = {k: v for k, v in of_net.items() if k != "name"}
     of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | given
+    if "image" in told:
+        of_net.setdefault("condition_channels", found.shape[0])
+    elif of_net.get("condition_channels"):
+        raise ValueError(
+            f"network.condition_channels={of_net['condition_channels']!r} needs data with images beside: set data.coarse"
+        )
     if of_net["channels"] != found.shape[0]:
         raise ValueError(f"network.channels must be {found.shape[0]}, as of the data, got {of_net['channels']!r}")
     if kind == "DiT":
@@ -132,7 +144,7 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     of_model.setdefault("time", "index" if path.T else "unit")
     if of_model["time"] == "unit" and kind in ("UNet", "DiT"):
         of_net.setdefault("time_scale", 1000.0)
-    if found.classes:
+    if told:
         config["objective"].setdefault("drop", 0.1)
     recipe = Recipe(**config["recipe"])
     try:
@@ -142,10 +154,9 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     except TypeError as error:
         raise ValueError(f"network {kind}: {error}") from error
     model = ScoreModel(net, path, of_model["prediction"], of_model["time"])
-    y = {"y": torch.zeros(1, dtype=torch.long)} if found.classes else {}
     try:
         with torch.no_grad():
-            model.evaluate(torch.zeros(1, *found.shape), 0.5, **y)
+            model.evaluate(torch.zeros(1, *found.shape), 0.5, **told)
     except (ValueError, RuntimeError) as error:
         raise ValueError(f"network {kind} does not take data of shape {tuple(found.shape)}: {error}") from error
     return Setup(config, found, model, Objective(**config["objective"]), recipe)

@@ -291,6 +291,7 @@ class _Run:
         before, now = json.loads(metadata["config"]), self.config
         if before["model"].get("network") in ("OptimizedModule", "DataParallel"):  # as once written
             before["model"] |= {name: now["model"][name] for name in ("network", "config")}
+        before["model"]["config"] = checkpoint.completed(before["model"].get("network"), before["model"].get("config"))
         differ = [
             f"{part}.{name}={now[part].get(name)!r}, there {before[part].get(name)!r}"
             for part in now
@@ -342,6 +343,8 @@ def _config(model: ScoreModel, objective: Objective, recipe: Recipe, notes: Mapp
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
     plain = {k: scalar(v) for k, v in own.items()}
     texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in plain.items()}
+    nulls = {k: "nan" if isinstance(v, float) and math.isnan(v) else v for k, v in (objective.null or {}).items()}
+    texts |= {"null": nulls}  # JSON has no NaN
     net = unwrapped(model.net)
     network = {"network": type(net).__name__, "config": getattr(net, "config", None)}
     named = model.time if isinstance(model.time, str) else "a function"
