@@ -200,7 +200,7 @@ def score(x, truth, hidden):
     return (x - truth[:, None]).norm(dim=2).mean(1) - within / 2
 
 
-def digits(n=100, k=8):
+def digits(n=100, k=4):
     data, classifier = sf.zoo.digits_data(), sf.zoo.digits_classifier()
     truth, label = data.held_out[:n], data.held_out_labels[:n]
     every = truth.repeat_interleave(k, 0)
