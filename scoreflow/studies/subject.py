@@ -201,7 +201,8 @@ class Subject:
         wanted = {
             "data": "data=, a tensor of true samples (in a shell: --data)",
             "features": "features=, a function from states to features",
-            "oracle": "an oracle's model", "mixture": "a GaussianMixture's model", "gaussian": "a Gaussian's model",
+            "oracle": "an oracle's model, or data= an oracle", "gaussian": "a Gaussian's model",
+            "mixture": "a GaussianMixture's model, or data= one",
             "posterior": "a Posterior, and of an oracle's model or with data=, draws of it",
             "simulated": "simulated=, how many samples each simulated measurement gets",
         }  # fmt: skip
