@@ -1,14 +1,11 @@
-"""Studies of posteriors: what samples are compared to, simulated measurements, backward passes, pictures, errors."""
+"""Studies of posteriors: what samples are compared to, simulated measurements, backward passes, errors."""
 
-import base64
 import functools
-import io
 import math
 import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,7 +14,7 @@ from problems import states
 import scoreflow as sf
 from scoreflow.posterior import METHODS
 from scoreflow.studies import draw
-from scoreflow.studies.strips import picture, strips
+from scoreflow.studies.findings import among
 
 VP, D = sf.VPSDE(), 3
 ODE = "unipc(order=3)"
@@ -221,6 +218,7 @@ def test_a_wrong_one_is_flagged(method):
 def test_the_defaults():
     study = run(posterior(), "ddim", 4, n=8, seeds=2, simulated=4)
     assert {f.partition("/")[0] for f in study.figures} == {"trajectory", "sbc", "tarp", "coverage"}
+    assert among(study) is None and "second look" not in " ".join(study.findings("coverage/80"))
     assert study.floor("coverage/80") is not None and study.reference("coverage/80") is not None
     data = run(sf.Posterior(unknown(), SEEN), "ddim", 4, n=8, seeds=2, simulated=4, shape=(D,), data=states(30, D))
     assert data.floor("coverage/80") is None and data.reference("coverage/80") is not None
@@ -271,10 +269,9 @@ def test_resumed_and_told_apart(tmp_path):
         "noise": (posterior(seen=sf.Observation(SEEN.A, SEEN.y, 0.31)), 3), "option": (posterior(iterations=2), 3),
         "A": (posterior(seen=sf.Observation(SEEN.A + 0.1, SEEN.y, 0.3)), 3),
     }  # fmt: skip
-    for name, (other, each) in others.items():
+    for other, each in others.values():
         with pytest.raises(ValueError, match="is of something else"):
             run(other, simulated=each, **keywords)
-        assert name
     assert "Posterior(" in second.store.identity["network"] and second.store.identity["simulated"] == "3"
     assert "simulated" not in sf.Subject(model, (D,)).identity()
 
@@ -310,66 +307,9 @@ def test_without_backward_passes_nothing_is_said(tmp_path):
     )
 
 
-# -- pictures -------------------------------------------------------------------------------------------------------------
-
-
-def drawn(uri):
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("L")).astype(int)
-
-
-IMAGES = sf.Gaussian(torch.zeros(1, 4, 4), 0.2 * torch.ones(1, 4, 4))
-HALF = torch.arange(16).reshape(1, 4, 4) < 8
-
-
-def test_pictures_of_simulated_measurements():
-    """Truths, measurements, the first sample of each truth, and mean and standard deviation of its samples, in ink."""
-    seen = sf.Observation(sf.posterior.downsample(2), torch.zeros(1, 2, 2), 0.1)
-    study = run(posterior(IMAGES, seen), "ddpm", [6], n=24, seeds=2, simulated=6, metrics=["coverage"])
-    found = {strip["label"]: strip["pictures"] for strip in strips(study)}
-    std = [label for label in found if label.startswith("ddpm, standard deviation, black at ")]
-    assert [*found][:4] == ["truth", "measurement", "ddpm", "ddpm, mean"] and len(std) == 1
-    assert {"posterior", "posterior, mean", "converged reference"} <= set(found)
-    made = sf.Subject(posterior(IMAGES, seen), (1, 4, 4), simulated=6).simulate(24, 0)
-    (cell,) = [c for c in study.runs if c["kind"] == "cell" and c["seed"] == 0]
-    x = study.store.samples(cell["key"])
-    y = made.observation.y.repeat_interleave(2, 2).repeat_interleave(2, 3)
-
-    def shown(images, **keywords):
-        return drawn("," + base64.b64encode(picture(np.asarray(images), **keywords)).decode())
-
-    assert (drawn(found["truth"][""]) == shown(made.truths)).all()
-    assert (drawn(found["measurement"][""]) == shown(y)).all()
-    (column,) = found["ddpm"]
-    assert column == "6 evaluations" and (drawn(found["ddpm"][column]) == shown(x[::6])).all()
-    groups = x.reshape(4, 6, 1, 4, 4)
-    assert (drawn(found["ddpm, mean"][column]) == shown(groups.mean(1))).all()
-    black = float(std[0].rpartition(" ")[2])
-    off = np.abs(drawn(found[std[0]][column]) - shown(groups.std(1), values=(black, 0.0)))
-    assert off.max() <= 2  # the label is rounded
-    assert not any(run["kind"] in ("truth", "measurement") and run["seed"] for run in study.runs)
-
-
-def test_pictures_of_one_measurement(tmp_path):
-    """Half of an image: what was not measured is grey; mean and standard deviation are of the block. No truth is known."""
-    seen = sf.Observation(HALF, torch.linspace(-1, 1, 8), 0.05)
-    study = run(posterior(IMAGES, seen), ["ddim"], [4], n=6, seeds=2, metrics=["energy"])
-    found = {strip["label"]: strip["pictures"] for strip in strips(study)}
-    assert "truth" not in found and "ddim, mean" in found
-    image = drawn(found["measurement"][""])[::6, ::6]
-    assert image.shape == (4, 4) and (image[2:] == 128).all() and image[0, 0] == 255 and image[1, 3] == 0
-    text = study.report(tmp_path / "r.html", light=True).read_text()
-    assert "mean and standard deviation are over the samples of the block" in text and 'alt="measurement"' in text
-    plain = run(IMAGES.model(VP), ["ddim"], [4], n=6, seeds=2, metrics=["energy"])
-    assert "measurement" not in {strip["label"] for strip in strips(plain)}
-    # A matrix measures no image: Aᵀ y, scaled to what is drawn.
-    blind = sf.Subject(posterior(IMAGES, sf.Observation(torch.ones(1, 16), torch.tensor([3.0]), 0.1)), (1, 4, 4))
-    assert torch.equal(blind.pictures(6, 0)["measurement"], torch.ones(1, 1, 4, 4, dtype=torch.float64))
-
-
 # -- errors ---------------------------------------------------------------------------------------------------------------
 
+IMAGES = sf.Gaussian(torch.zeros(1, 4, 4), 0.2 * torch.ones(1, 4, 4))
 CURVED = sf.Observation(lambda x: x.square()[:, :1], torch.ones(1), 0.1, linear=False)
 
 
