@@ -16,7 +16,8 @@ from PIL import Image
 from reported import ODD, curves, made, studied
 
 from scoreflow.studies import draw, report
-from scoreflow.studies.report import chart, picture
+from scoreflow.studies.report import chart
+from scoreflow.studies.strips import picture
 
 matplotlib.use("Agg")
 

@@ -305,7 +305,7 @@ def test_nan_is_no_figure(registry):
 
 def test_names(registry):
     assert get_metric("kid") is METRICS["kid"] and get_metric(METRICS["kid"]) is METRICS["kid"]
-    with pytest.raises(ValueError, match=r"no metric is called 'frechett'; did you mean frechet\? Known: energy, frechet, "):
+    with pytest.raises(ValueError, match=r"no metric is called 'frechett'; did you mean frechet\? Known: c2st, coverage, "):
         get_metric("frechett")
     with pytest.raises(ValueError, match="the metric name 'kid' is taken"):
         metric("kid")(lambda inputs: 0.0)

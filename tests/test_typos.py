@@ -43,7 +43,7 @@ CASES = {
         r"'stps' is neither .* \(y\); did you mean steps",
     ),
     "work": (partial(sf.cite, "ho2020dppm"), rf"did you mean ho2020ddpm.*\?{ALL}; .*scoreflow show NAME, has the keys"),
-    "metric": (partial(sf.studies.metrics.get_metric, "slicedw2"), r"did you mean sliced-w2\? Known: energy, .*trajectory"),
+    "metric": (partial(sf.studies.metrics.get_metric, "slicedw2"), r"did you mean sliced-w2\? Known: c2st, .*trajectory"),
     "features": (
         partial(get_features, "digit"),
         r"did you mean digits\? Known: .*incep",

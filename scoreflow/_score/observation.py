@@ -58,11 +58,7 @@ class Observation:
         self, A: Any, y: Tensor, noise: float | Tensor = 0.0, *, adjoint: Map | None = None, linear: bool = True,
         pinv: Map | None = None, prox: Callable[..., Tensor] | None = None, svd: Singular | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
-            got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
-            raise TypeError(f"y must be a floating-point tensor that is not empty, got {got}")
-        if bad := int((~y.isfinite()).sum()):
-            raise ValueError(f"y must be finite, and {bad} of its {y.numel()} numbers are not")
+        _check_y(y)
         self.linear = flag("linear", linear)
         self.A, self.y, self._adjoint = A, y, adjoint
         self.pinv, self.prox, self.svd = pinv, prox, svd
@@ -178,6 +174,51 @@ class Observation:
         other.linear = False
         return other
 
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Measurements of states x (B, *event): `A x + e`, e ~ N(0, Σ_y), one a state: (B, *measurement), in the dtype of x.
+
+        Args:
+            generator: on the host; e is drawn in float64.
+
+        Raises:
+            ValueError: A or the noise does not fit these states; a covariance that is negative in some direction.
+        """
+        seen = self.measure(x)
+        z = torch.randn(seen.shape, generator=generator, dtype=torch.float64)
+        if self._is_cov(seen.shape[1]):
+            var, eigenvectors = torch.linalg.eigh(self.noise.to("cpu", torch.float64))
+            if bool((var < -1e-6 * var.abs().amax()).any()):
+                raise ValueError(f"noise must be a covariance ≥ 0 in all directions, got the eigenvalue {float(var.min()):g}")
+            e = (z * var.clamp(min=0).sqrt()) @ eigenvectors.mT
+        else:
+            e = z * self.noise.to("cpu", torch.float64).reshape(-1)
+        return (seen + e.to(seen)).reshape(len(x), *self._shapes(self._decoded(x))[-1])
+
+    def given(self, y: Tensor) -> Self:
+        """The same A and noise with another y, one for all samples or one a sample.
+
+        Raises:
+            TypeError, ValueError: as of the class.
+        """
+        _check_y(y)
+        other = copy.copy(self)
+        other.y = y
+        return other
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """`log p(y | x_0 = x) = log N(y; A x, Σ_y)` of states (B, *event): (B,), in float64.
+
+        Raises:
+            ValueError: Σ_y is singular, so that y has no density.
+        """
+        off = double(self.residual(x))
+        factor, wrong = torch.linalg.cholesky_ex(self.covariance(off.shape[1]))
+        if bool(wrong.any()):
+            raise ValueError(f"{self!r} has no noise in some direction, and so no density given x_0: give noise > 0")
+        white = torch.linalg.solve_triangular(factor.to(off), off.mT, upper=False)
+        log_det = 2 * float(factor.diagonal().log().sum())
+        return -0.5 * (white.square().sum(0) + log_det + len(white) * math.log(2 * math.pi))
+
     def values(self, x: Tensor) -> Tensor:
         """y for these states: (1, m), or (B, m) if there is one a sample.
 
@@ -206,6 +247,10 @@ class Observation:
         raise ValueError(
             f"y must be {says}, or {batch} of these, for {batch} states {tuple(x.shape[1:])}; got {tuple(self.y.shape)}"
         )
+
+    def is_one(self, x: Tensor) -> bool:
+        """Whether y is one for all states (B, *event) of whatever number, and not one a sample."""
+        return tuple(self.y.shape) in self._shapes(self._decoded(x))
 
     def residual(self, x_0: Tensor) -> Tensor:
         """`y − A x_0`, (B, m)."""
@@ -279,13 +324,22 @@ class Observation:
         Raises:
             ValueError: it fits no measurement of m numbers, or is negative.
         """
-        if self.noise.numel() in (1, m):
+        variance = m == 1 and self.noise.ndim == 2  # (1, 1) is the covariance of one number
+        if self.noise.numel() in (1, m) and not variance:
             if not bool((self.noise >= 0).all()):
                 raise ValueError(f"noise must be ≥ 0, got {float(self.noise.min())}")
             return False
         if tuple(self.noise.shape) != (m, m) or not torch.allclose(self.noise, self.noise.mT):
             raise ValueError(f"noise must be a number, {m} numbers or symmetric {(m, m)}, got shape {tuple(self.noise.shape)}")
         return True
+
+
+def _check_y(y: Any) -> None:
+    if not isinstance(y, Tensor) or not y.is_floating_point() or not y.numel():
+        got = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y must be a floating-point tensor that is not empty, got {got}")
+    if bad := int((~y.isfinite()).sum()):
+        raise ValueError(f"y must be finite, and {bad} of its {y.numel()} numbers are not")
 
 
 def _name(value: Any) -> str:

@@ -276,13 +276,8 @@ class Empirical(GaussianMixture):
 
     def _likelihoods(self, observation: Observation) -> Tensor:
         """log w_n N(y; A x_n, Σ_y), (N,)."""
-        off = self._y(observation) - observation.measure(self.means.reshape(-1, *self.event))
-        factor, wrong = torch.linalg.cholesky_ex(observation.covariance(off.shape[1]))
-        if bool(wrong.any()):
-            raise ValueError(f"{observation!r} has no noise, and so no density on data points: give noise > 0")
-        white = torch.linalg.solve_triangular(factor, off.mT, upper=False)
-        log_det = 2 * factor.diagonal().log().sum()
-        return self.log_weights - 0.5 * (white.square().sum(0) + log_det + len(white) * math.log(2 * math.pi))
+        self._y(observation)  # one for all
+        return self.log_weights + observation.log_likelihood(self.means.reshape(-1, *self.event))
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         # The squared distances by one matrix product: no (B, N, d) tensor.

@@ -216,21 +216,16 @@ class Looking:
         if not known(told, groups, model.with_rows):
             raise ValueError("conditions: say which belong to groups and which to all, by sf.each and sf.shared")
         self.m = observation.measure(x[:, 0]).shape[1]
-        self.likely, failed = torch.linalg.cholesky_ex(double(observation.covariance(self.m).to(x.device)))
-        if bool(failed.any()):
-            raise ValueError("noise must be above 0 in all that is measured: without it y has no density given x_0")
+        observation.log_likelihood(x[:, 0])  # for its errors
 
     def __call__(self, x: Tensor, t: float | None) -> Look:
         """At states (G, K, *event) and time t; None: at data, where the twist is the likelihood."""
         owner, found = torch.arange(self.groups).repeat_interleave(self.particles), list[Look]()
         for mine, of in zip(torch.split(x.flatten(0, 1), self.batch), torch.split(owner, self.batch), strict=True):
             seen = self.observation.some(of, self.groups, mine)
-            found.append(self._likelihood(mine, seen) if t is None else self._twisted(mine, t, of, seen))
+            found.append(Look(mine, mine, seen.log_likelihood(mine)) if t is None else self._twisted(mine, t, of, seen))
         shape = self.groups, self.particles
         return Look(*(torch.cat(parts).reshape(*shape, *parts[0].shape[1:]) for parts in zip(*found, strict=True)))
-
-    def _likelihood(self, x: Tensor, seen: Observation) -> Look:
-        return Look(x, x, log_normal(double(seen.residual(x)), self.likely))
 
     def _twisted(self, x: Tensor, t: float, of: Tensor, seen: Observation) -> Look:
         """With p̃(y | x_t) = N(A D, S), S = Σ_y + A V Aᵀ: `shift = C Aᵀ S⁻¹ r`, or V in the place of C, r = y − A D."""

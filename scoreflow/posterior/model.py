@@ -87,6 +87,12 @@ class Posterior(Guided):
         """Of the last system that was solved, relative, one a sample."""
         return self._passes.residual
 
+    def seeing(self, observation: Observation) -> Self:
+        """The same model and method with another observation; they count their backward passes together."""
+        other = copy.copy(self)
+        other.observation, other.options = observation, {**self.options, "observation": observation}
+        return other
+
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         if float(torch.as_tensor(self.path.alpha(t)).min()) == 0:  # type: ignore[type-var]
             raise ValueError(f"alpha=0 at t={t}, where a state says nothing of x_0 and a measurement all: use a start below it")
@@ -132,7 +138,5 @@ class Posterior(Guided):
 
     def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
         one = self._over(self.model.of(samples, batch, x))
-        if (seen := self.observation.some(samples, batch, x)) is not self.observation:
-            one = copy.copy(one)
-            one.observation = seen
-        return one
+        seen = self.observation.some(samples, batch, x)
+        return one if seen is self.observation else one.seeing(seen)

@@ -3,10 +3,12 @@
 from typing import Any
 
 from scoreflow._core.deprecated import warn
+from scoreflow.studies import calibration as calibration  # which registers its metrics
 from scoreflow.studies.features import FEATURES
 from scoreflow.studies.metrics import METRICS, Metric, MetricInput, metric
 from scoreflow.studies.named import ORACLES, ZOO, load, states_of
-from scoreflow.studies.report import picture
+from scoreflow.studies.simulated import Simulated
+from scoreflow.studies.strips import picture
 from scoreflow.studies.subject import Subject
 from scoreflow.studies.sweep import Answer, Study, study
 
@@ -18,6 +20,7 @@ __all__ = [
     "Answer",
     "Metric",
     "MetricInput",
+    "Simulated",
     "Study",
     "Subject",
     "load",

@@ -9,17 +9,19 @@ from scoreflow.studies.stats import Interval
 
 
 class Answer(NamedTuple):
-    """One line: a sampler and its figure, and who cannot be told apart from it."""
+    """One line: a sampler and its figure, and who cannot be told apart from it; its evaluations, and backward passes if any."""
 
     sampler: str
     nfe: float
     figure: str
     value: Interval
     rivals: tuple[str, ...] = ()
+    backward: float = 0.0
 
     def __str__(self) -> str:
+        passes = f" and {self.backward:g} backward passes" if self.backward else ""
         others = f"; not told apart from it: {', '.join(self.rivals)}" if self.rivals else ""
-        return f"{self.sampler} at {self.nfe:g} evaluations: {self.figure} {self.value}{others}"
+        return f"{self.sampler} at {self.nfe:g} evaluations{passes}: {self.figure} {self.value}{others}"
 
 
 class Failure(NamedTuple):

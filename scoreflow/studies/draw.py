@@ -55,7 +55,18 @@ def looks(results: Results) -> dict[str, Look]:
 def arrow(results: Results, figure: str) -> str:
     """Which way is good, in words."""
     known = results.metric(figure)
-    return WORDS[known.better if known else "lower"]
+    best = known.best_of(figure) if known else None
+    return WORDS[results.better(figure)] if best is None else f"{best:g} is best"
+
+
+def passes(results: Results) -> str:
+    """What the axis of costs counts: network evaluations; or these and backward passes, where a run has any."""
+    return "network evaluations + backward passes" if results.backward else "network evaluations"
+
+
+def costs(results: Results) -> list[float]:
+    """Of every cell, the passes that `passes` names."""
+    return [nfe + results.backward.get(spec, 0.0) for spec, nfe in results.specs.items()]
 
 
 def logarithmic(results: Results, figure: str) -> bool:
@@ -71,8 +82,9 @@ def logarithmic(results: Results, figure: str) -> bool:
 
 
 def lines(results: Results, figure: str) -> dict[str, pd.DataFrame]:
-    """The frame of each sampler that has the figure, by rising evaluations."""
-    frame = results.frame[results.frame["figure"] == figure].sort_values("nfe")
+    """The frame of each sampler that has the figure, by rising `cost`: evaluations, and backward passes where a run has any."""
+    frame = results.frame[results.frame["figure"] == figure]
+    frame = frame.assign(cost=frame["nfe"] + (frame["backward"] if results.backward else 0)).sort_values("cost")
     return {label: part for label in results.labels if len(part := frame[frame["sampler"] == label])}
 
 
@@ -116,19 +128,19 @@ def extent(results: Results, figure: str) -> tuple[float, float]:
 
 
 def span(results: Results) -> tuple[float, float]:
-    """The ends of the axis of evaluations, the same in every chart."""
-    nfe = results.specs.values()
-    return min(nfe, default=1.0) / 1.15, max(nfe, default=1.0) * 1.15
+    """The ends of the axis of costs, the same in every chart."""
+    cost = costs(results)
+    return min(cost, default=1.0) / 1.15, max(cost, default=1.0) * 1.15
 
 
 def budgets(results: Results) -> list[int]:
-    """The ticks of that axis: the budgets, or where steps were asked for, the evaluations they took. Those too near to the
-    one before to be read are left out.
+    """The ticks of that axis: the budgets; where steps were asked for, or passes back are counted too, what the runs took.
+    Those too near to the one before to be read are left out.
     """
     low, high = span(results)
-    budgets = {spec.nfe for spec in results.specs if spec.nfe is not None}
+    asked = set() if results.backward else {spec.nfe for spec in results.specs if spec.nfe is not None}
     kept: list[int] = []
-    for n in sorted(budgets or {round(nfe) for nfe in results.specs.values()}):
+    for n in sorted(asked or {round(cost) for cost in costs(results)}):
         if low <= n <= high and (not kept or math.log(n / kept[-1]) >= math.log(high / low) / 14):
             kept.append(n)
     return kept
@@ -163,7 +175,7 @@ def plot(results: Results, figure: str, ax: Any = None) -> Any:
     for label, part in lines(results, figure).items():
         (value, low, high), (colour, marker, line) = ends(part, log), look[label]
         drawn = ax.errorbar(
-            part["nfe"], value, yerr=np.stack([value - low, high - value]), label=_text(label), color=COLOURS[colour],
+            part["cost"], value, yerr=np.stack([value - low, high - value]), label=_text(label), color=COLOURS[colour],
             marker=MARKERS[marker], linestyle=LINES[line], capsize=2.5, markersize=5, linewidth=1.3, elinewidth=0.9,
         )  # fmt: skip
         handles.append(drawn)
@@ -184,7 +196,7 @@ def plot(results: Results, figure: str, ax: Any = None) -> Any:
         ax.yaxis.set_major_locator(_locator(spacing(*extent(results, figure))))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.6g}"))
-    ax.set(xlabel="network evaluations", ylabel=_text(f"{figure} ({arrow(results, figure)})"))
+    ax.set(xlabel=passes(results), ylabel=_text(f"{figure} ({arrow(results, figure)})"))
     ax.grid(True, which="major", color="0.9", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.legend(

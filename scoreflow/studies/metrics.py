@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreflow._score.oracle import Gaussian
 from scoreflow.analysis import Law, law
 from scoreflow.studies.registry import METRICS, Better, Metric, MetricInput, Need, draws, flat, get_metric, metric, table
+from scoreflow.studies.simulated import EXACT
 
 __all__ = ["METRICS", "Better", "Metric", "Need", "MetricInput", "draws", "flat", "get_metric", "metric", "table"]
 
@@ -63,11 +64,31 @@ def w2(inputs: MetricInput) -> float:
     Floor:
         Above 0; it falls as n and m grow, in d dimensions no faster than n^(−1/d).
     """
+    return transport(*inputs.pair())
+
+
+def transport(x: np.ndarray, y: np.ndarray) -> float:
+    """Wasserstein-2 distance of rows (n, d) to rows (m, d), RMS an entry."""
     import ot
     from scipy.spatial.distance import cdist
 
-    x, y = inputs.pair()
     return math.sqrt(ot.emd2([], [], cdist(x, y, "sqeuclidean"), numItermax=10_000_000) / x.shape[1])
+
+
+@metric("posterior-w2", needs=("posterior",))
+def posterior_w2(inputs: MetricInput) -> float:
+    """`w2` to draws of the posterior, the mean over truths where measurements are simulated.
+
+    For one measurement it is `w2` itself. For simulated ones it is the mean over truths of the distance of the K samples of
+    a truth to as many or 200 draws of its exact posterior.
+
+    Floor:
+        Above 0; it falls as n, or with simulated measurements K, grows, as that of `w2`.
+    """
+    if (simulated := inputs.simulated) is None:
+        return transport(*inputs.pair())
+    exact = simulated.exact(max(EXACT, simulated.each), "exact").flatten(2).numpy()
+    return float(np.mean([transport(x, y) for x, y in zip(simulated.grouped(inputs.x).numpy(), exact, strict=True)]))
 
 
 def directions(d: int, seed: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from scoreflow.data import load as named_data
 from scoreflow.studies.features import get_features
 from scoreflow.studies.metrics import draws
 from scoreflow.studies.spec import parse
-from scoreflow.studies.subject import Subject
+from scoreflow.studies.subject import Subject, inner
 
 
 def ring(modes: int = 8, radius: float = 1.3, std: float = 0.1) -> GaussianMixture:
@@ -228,14 +229,14 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
     if isinstance(model, str):
         model = load(model, shape)
     if isinstance(model, ScoreModel):
-        if shape is None and model.oracle is None:
+        if shape is None and inner(model).oracle is None:
             raise ValueError("shape=None: give the shape of one sample, such as (1, 8, 8) (in a shell: --shape 1,8,8)")
-        model = Subject(model, _event(shape) if shape is not None else model.oracle.event)
+        model = Subject(model, _event(shape) if shape is not None else inner(model).oracle.event)
     elif shape is not None:
         given["shape"] = _event(shape)
     if not isinstance(model, Subject):
         raise TypeError(f"model must be a name, a ScoreModel or a Subject, got {type(model).__name__}")
-    merged = {**vars(model), **given}
+    merged = {one.name: getattr(model, one.name) for one in fields(model)} | given
     if merged["features"] is not None:
         merged["features"] = get_features(merged["features"])
     data, event, dtype = merged["data"], merged["shape"], merged["dtype"]
@@ -243,12 +244,33 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
         raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
     if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-    if model.oracle is not None:
-        if data is not None:
+    found = Subject(**merged)
+    _check_data(found, data, event)
+    if whole("simulated", found.simulated, 0):
+        _check_simulated(found)
+    return found
+
+
+def _check_data(found: Subject, data: Any, event: tuple[int, ...]) -> None:
+    """Raise unless the data are of the shape, and are no more than what is not known already."""
+    if (law := inner(found.model).oracle) is not None:
+        if data is not None and (found.observation is None or found.simulated or found._exact[0] is not None):
             raise ValueError("data: those of an oracle's model are drawn from it; give none")
-        if event != model.oracle.event:
-            raise ValueError(f"shape must be that of the oracle, {model.oracle.event}, got {event}")
-    if data is not None and (not isinstance(data, Tensor) or not data.is_floating_point() or data.shape[1:] != event):
+        if event != law.event:
+            raise ValueError(f"shape must be that of the oracle, {law.event}, got {event}")
+    if isinstance(data, GaussianMixture):
+        if data.event != event:
+            raise ValueError(f"data must be an oracle of states of shape {event}, got one of {data.event}")
+    elif data is not None and (not isinstance(data, Tensor) or not data.is_floating_point() or data.shape[1:] != event):
         got = f"{data.dtype} of shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise TypeError(f"data must be a floating-point tensor of shape (N, {', '.join(map(str, event))}), got {got}")
-    return Subject(**merged)
+
+
+def _check_simulated(found: Subject) -> None:
+    """Raise unless measurements can be simulated."""
+    if found.observation is None:
+        raise ValueError(f"simulated={found.simulated} needs a Posterior, not wrapped by guidance, as the model")
+    if found.simulated < 2:
+        raise ValueError(f"simulated must be 2 or more samples of each truth, or 0 for none, got {found.simulated}")
+    if found.data is None and found._prior is None:
+        raise ValueError(f"simulated={found.simulated} needs data=, from which truths are drawn, or an oracle's model")

@@ -19,9 +19,13 @@ from scoreflow._core.noise import stream_key
 from scoreflow._samplers.plan import Plan
 from scoreflow._score.oracle import GaussianMixture
 from scoreflow.studies.features import featured
+from scoreflow.studies.simulated import Simulated
 
 Better = Literal["lower", "higher", "either"]
-Need = Literal["reference", "deterministic", "finest", "rows", "data", "features", "oracle", "mixture", "gaussian", "timed"]
+Need = Literal[
+    "reference", "deterministic", "finest", "rows", "data", "features", "oracle", "mixture", "gaussian", "timed",
+    "posterior", "simulated",
+]  # fmt: skip
 
 
 class MetricInput(NamedTuple):
@@ -36,6 +40,7 @@ class MetricInput(NamedTuple):
         features: states (n, ...) to features (n, d), or None.
         oracle: the data's distribution, if it is known.
         path, plan: of the run; no plan for a sampler that is not made of rows.
+        simulated: the truths of the block and what was measured of each, or None.
         seconds, evaluation: the run's time, and that of one network evaluation on the batch, measured beside it.
     """
 
@@ -50,6 +55,7 @@ class MetricInput(NamedTuple):
     plan: Plan | None = None
     seconds: float = math.nan
     evaluation: float = math.nan
+    simulated: Simulated | None = None
 
     def pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Samples and data, flattened, float64: (n, d) and (m, d)."""
@@ -74,23 +80,30 @@ class Metric:
     """A metric. Calling it gives its figures by name: one under its own name, several as `name/part`.
 
     Attributes:
-        name: what is typed. better: which way is good. needs: what a study must have for it.
+        name: what is typed. needs: what a study must have for it.
+        better: which way is good, of all its figures or one a part.
         samples: whether it looks at samples, or at the rows of the run alone.
         positive: whether it is drawn on a logarithmic axis.
         measure: the function.
         parts: of its figures; empty for one figure, or where they are known only when it is measured.
+        best: of "either", the value that is best, one a part or None where it is the floor's; empty for none.
     """
 
     name: str
-    better: Better
+    better: Better | tuple[Better, ...]
     needs: tuple[Need, ...]
     measure: Measure
     samples: bool = True
     positive: bool = True
     parts: tuple[str, ...] = ()
+    best: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
-        one_of("better", self.better, get_args(Better))
+        for better in (self.better,) if isinstance(self.better, str) else self.better:
+            one_of("better", better, get_args(Better))
+        for name, given in (("better", self.better), ("best", self.best)):
+            if given and not isinstance(given, str) and len(given) != len(self.figures):
+                raise ValueError(f"{name} must have a value for each of {', '.join(self.figures)}, got {given!r}")
         if isinstance(self.needs, str):
             raise TypeError(f"needs must be a sequence of {', '.join(get_args(Need))}, got {self.needs!r}")
         for need in self.needs:
@@ -136,18 +149,27 @@ class Metric:
         """The names of its figures."""
         return tuple(f"{self.name}/{part}" for part in self.parts) or (self.name,)
 
+    def better_of(self, figure: str) -> Better:
+        """Which way is good in this figure of it."""
+        return self.better if isinstance(self.better, str) else self.better[self.figures.index(figure)]
+
+    def best_of(self, figure: str) -> float | None:
+        """The value that is best in this figure, where it is known beforehand."""
+        return self.best[self.figures.index(figure)] if self.best else None
+
 
 METRICS: dict[str, Metric] = {}
 
 
 def metric(
     name: str,
-    better: Better = "lower",
+    better: Better | tuple[Better, ...] = "lower",
     needs: Iterable[Need] = (),
     *,
     samples: bool = True,
     positive: bool = True,
     parts: Iterable[str] = (),
+    best: Iterable[float | None] = (),
 ) -> Callable[[M], M]:
     """Register a metric by name: a function of a `MetricInput` whose docstring says what it means.
 
@@ -159,7 +181,7 @@ def metric(
         if name in METRICS:
             raise ValueError(f"the metric name {name!r} is taken")
         given = needs if isinstance(needs, str) else tuple(needs)  # a word alone is refused there
-        METRICS[name] = Metric(name, better, given, measure, samples, positive, tuple(parts))  # type: ignore[arg-type]
+        METRICS[name] = Metric(name, better, given, measure, samples, positive, tuple(parts), tuple(best))  # type: ignore[arg-type]
         return measure
 
     return register
@@ -183,7 +205,8 @@ def table() -> str:
     lines = ["| metric | meaning | better | needs | data against data | reference |", "|---|---|---|---|---|---|"]
     for m in METRICS.values():
         figures = "<br>".join(f"`{figure}`" for figure in m.figures)
-        cells = (figures, m.meaning, m.better, ", ".join(m.needs), m.floor, m.reference)
+        better = m.better if isinstance(m.better, str) else "<br>".join(m.better)
+        cells = (figures, m.meaning, better, ", ".join(m.needs), m.floor, m.reference)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 from collections.abc import Callable
 from importlib.resources import files
@@ -15,18 +14,15 @@ import numpy as np
 
 from scoreflow import _html as notebook
 from scoreflow._core.files import whole_file
-from scoreflow._show.picture import drawable, enlarged, most, points, sheet
 from scoreflow.studies import draw
 from scoreflow.studies.findings import findings
 from scoreflow.studies.results import Results
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.stats import Interval
+from scoreflow.studies.strips import column_of, spec_of, strips
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 DASHES = ("solid", "dash", "dashdot", "dot")
-SHOWN = 8
-"""Samples shown of each cell, of images no more than fit in `WIDE` pixels."""
-WIDE = 320
 HEADLINES = 2
 """How many findings on the leading figure of a metric stand in the summary: the first ones."""
 
@@ -54,6 +50,8 @@ def write(results: Results, file: Path, figures: list[str], light: bool = False)
         plans=plans(results),
         health=[(str(spec), health) for spec, health in results.health.items()],
         warnings=results.warnings,
+        backward=bool(results.backward),
+        passes=draw.passes(results),
         identity=results.store.identity,
         machines=sorted({cell["machine"] for cell in results.runs if cell["machine"]}),
         labels=results.labels,
@@ -107,7 +105,7 @@ def chart(results: Results, figure: str) -> dict[str, Any]:
         (value, low, high), (colour, marker, dash) = draw.ends(part, log), look[label]
         curves.append(
             dict(
-                type="scatter", mode="lines+markers", name=escaped(label), x=part["nfe"].tolist(), y=_plain(value),
+                type="scatter", mode="lines+markers", name=escaped(label), x=part["cost"].tolist(), y=_plain(value),
                 error_y=dict(
                     type="data", symmetric=False, array=_plain(high - value), arrayminus=_plain(value - low), width=3,
                     thickness=1.2,
@@ -123,7 +121,7 @@ def chart(results: Results, figure: str) -> dict[str, Any]:
         vertical["dtick"] = draw.spacing(*draw.extent(results, figure))
     layout = dict(
         xaxis=axis | dict(
-            type="log", title=dict(text="network evaluations"), range=[math.log10(least), math.log10(most)],
+            type="log", title=dict(text=draw.passes(results)), range=[math.log10(least), math.log10(most)],
             tickvals=ticks, ticktext=[f"{n}" for n in ticks],
         ),
         yaxis=vertical | dict(automargin=True),
@@ -142,10 +140,14 @@ def still(results: Results, figure: str) -> str:
 
 def _hover(label: str, figure: str, part: Any) -> list[str]:
     return [
-        f"{label}\n{r['nfe']:g} evaluations\n{figure} {Interval(r['value'], r['low'], r['high'])}\n"
+        f"{label}\n{r['nfe']:g} evaluations{_and_back(r)}\n{figure} {Interval(r['value'], r['low'], r['high'])}\n"
         f"{r['blocks']} block{'s' if r['blocks'] > 1 else ''}"
         for r in part.to_dict("records")
     ]
+
+
+def _and_back(line: dict[str, Any]) -> str:
+    return f" and {line['backward']:g} backward passes" if line.get("backward") else ""
 
 
 def escaped(text: str, newline: str = " ") -> str:
@@ -157,62 +159,10 @@ def _plain(values: np.ndarray) -> list[float | None]:
     return [v if math.isfinite(v) else None for v in values.tolist()]
 
 
-# -- samples --------------------------------------------------------------------------------------------------------------
-
-
-def strips(results: Results) -> list[dict[str, Any]]:
-    """The first samples of the first block, for every sampler and budget, as pictures by column; none where they cannot be
-    drawn. What the samplers are compared to comes last, its picture under "".
-    """
-    seeds: dict[str, int] = {}  # data have blocks of their own
-    for cell in results.runs:
-        seeds[cell["kind"]] = min(cell["seed"], seeds.get(cell["kind"], cell["seed"]))
-    kinds = {"cell": "", "reference": "converged reference", "floor": "data"}
-    cells = [c for c in results.runs if c["kind"] in kinds and c["error"] is None and c["seed"] == seeds[c["kind"]]]
-    within = _within(results, [cell for cell in cells if cell["kind"] != "cell"])
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in sorted(cells, key=lambda cell: [*kinds].index(cell["kind"])):
-        samples = results.store.samples(cell["key"])
-        if samples is None or not (drawn := picture(samples, _room(samples), within)):
-            continue
-        label = kinds[cell["kind"]] or _spec(cell).label
-        strip = found.setdefault((cell["kind"], label), dict(label=label, points=samples.ndim == 2, pictures={}))
-        column = _column(_spec(cell)) if cell["kind"] == "cell" else ""
-        strip["pictures"][column] = "data:image/png;base64," + base64.b64encode(drawn).decode()
-    return list(found.values())
-
-
-def picture(samples: np.ndarray, shown: int = SHOWN, within: float | None = None) -> bytes:
-    """Images side by side, at most 16 in a row, or points of the plane, as a PNG; empty for other shapes.
-
-    One channel is ink, dark where it is 1. Points are drawn in a square from −`within` to `within`; None: all of them.
-    """
-    if not len(samples) or not drawable(samples.shape[1:]):
-        return b""
-    if samples.ndim == 2:
-        drawn = points(samples, within or most(samples))
-    else:
-        drawn = sheet(samples[:shown], (1, -1) if samples.shape[1] == 1 else (-1, 1))
-    out = io.BytesIO()
-    drawn.save(out, format="PNG", optimize=True)
-    return out.getvalue()
-
-
-def _room(samples: np.ndarray) -> int:
-    """How many samples a strip shows."""
-    return SHOWN if samples.ndim != 4 else max(1, min(SHOWN, WIDE // ((samples.shape[3] + 1) * enlarged(samples.shape[3]))))
-
-
-def _within(results: Results, cells: list[dict[str, Any]]) -> float | None:
-    """The square in which points are drawn, the same for all: that of what they are compared to."""
-    drawn = [samples for cell in cells if (samples := results.store.samples(cell["key"])) is not None and samples.ndim == 2]
-    return max(map(most, drawn), default=None)
-
-
 def _columns(results: Results) -> list[str]:
     """Heads over the strips: the budgets."""
     specs = sorted(results.specs, key=lambda spec: (spec.steps is not None, spec.size))
-    return list(dict.fromkeys(map(_column, specs)))
+    return list(dict.fromkeys(map(column_of, specs)))
 
 
 def _budgets(results: Results) -> str:
@@ -222,10 +172,6 @@ def _budgets(results: Results) -> str:
         count, _, unit = column.partition(" ")
         found.setdefault(unit, []).append(count)
     return "; ".join(f"{', '.join(counts)} {unit}" for unit, counts in found.items())
-
-
-def _column(spec: Spec) -> str:
-    return f"{spec.size} {'evaluations' if spec.nfe else 'steps'}" if spec.size else "by tolerance"
 
 
 # -- a notebook ----------------------------------------------------------------------------------------------------------
@@ -245,7 +191,7 @@ def card(results: Results) -> str:
     if not results.figures:
         return notebook.card("Study", facts)
     figure, columns = results.figures[0], _columns(results)
-    cells = {(spec.label, _column(spec)): str(results.mean(spec, figure)) for spec in results.whole(figure)}
+    cells = {(spec.label, column_of(spec)): str(results.mean(spec, figure)) for spec in results.whole(figure)}
     rows = [(label, *(cells.get((label, column), "") for column in columns)) for label in results.labels]
     if (floor := results.floor(figure)) is not None:
         rows.append(("floor", str(floor), *[""] * (len(columns) - 1)))
@@ -264,9 +210,9 @@ def plans(results: Results) -> list[dict[str, Any]]:
     """What ran: one line a sampler and budget."""
     found: dict[tuple[str, Spec], dict[str, Any]] = {}
     for cell in results.runs:
-        if cell["kind"] != "floor" and cell["error"] is None:
-            line = dict(kind=cell["kind"], spec=str(_spec(cell)), counted=cell["counted"], plan=cell["plan"])
-            found.setdefault((cell["kind"], _spec(cell)), line)
+        if cell["kind"] in ("cell", "reference", "finest") and cell["error"] is None:
+            line = dict(kind=cell["kind"], spec=str(spec_of(cell)), counted=cell["counted"], plan=cell["plan"])
+            found.setdefault((cell["kind"], spec_of(cell)), line)
     return list(found.values())
 
 
@@ -283,7 +229,3 @@ def number(value: float | None, digits: int = 4) -> str:
     if value is None or math.isnan(value):
         return ""
     return f"{value:.{digits}g}" if math.isfinite(value) else f"{'−' if value < 0 else ''}∞"
-
-
-def _spec(cell: dict[str, Any]) -> Spec:
-    return Spec(cell["sampler"], cell["grid"], cell["nfe"], cell["steps"])

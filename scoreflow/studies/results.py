@@ -16,11 +16,12 @@ from scoreflow._extras import named
 from scoreflow._run.kept import names
 from scoreflow._samplers.health import Health
 from scoreflow._samplers.works import references
+from scoreflow.studies import tables
 from scoreflow.studies.answers import Answer, Failure
 from scoreflow.studies.metrics import METRICS, Better, Metric
 from scoreflow.studies.spec import Spec
-from scoreflow.studies.stats import LEVEL, Difference, Interval, Slope, discoveries, interval, paired, slope, unpaired
-from scoreflow.studies.store import HEALTH, Store
+from scoreflow.studies.stats import LEVEL, Difference, Interval, Slope, interval, paired, slope, unpaired
+from scoreflow.studies.store import BACKWARD, HEALTH, MEASURED, Store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ class Results:
         """Values by kind, spec and figure, then by seed."""
         spec = {c["key"]: (c["kind"], _spec(c), c["seed"]) for c in self.runs if c["error"] is None}
         found: dict[tuple[str, Spec, str], Blocks] = {}
-        for row in self.store.rows("SELECT key, figure, value FROM value WHERE error IS NULL AND metric != ?", HEALTH):
+        for row in self.store.rows(f"SELECT key, figure, value FROM value WHERE error IS NULL AND {MEASURED}"):
             if row["key"] in spec:
                 kind, of, seed = spec[row["key"]]
                 found.setdefault((kind, of, row["figure"]), {})[seed] = row["value"]
@@ -67,6 +68,16 @@ class Results:
             if cell["kind"] == "cell" and cell["error"] is None and cell["counted"] is not None:
                 counted.setdefault(_spec(cell), []).append(cell["counted"])
         return {spec: float(np.mean(values)) for spec, values in counted.items()}
+
+    @cached_property
+    def backward(self) -> dict[Spec, float]:
+        """Backward passes of every sampler at every budget, the mean over blocks; empty if no run has any."""
+        keys = {cell["key"]: _spec(cell) for cell in self.runs if cell["kind"] == "cell" and cell["error"] is None}
+        found: dict[Spec, list[float]] = {}
+        for row in self.store.rows("SELECT key, value FROM value WHERE metric = ?", BACKWARD):
+            if row["key"] in keys:
+                found.setdefault(keys[row["key"]], []).append(row["value"])
+        return {spec: float(np.mean(values)) for spec, values in found.items()}
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -86,7 +97,7 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, str]:
         """The name of the metric that each figure is of."""
-        rows = self.store.rows("SELECT DISTINCT figure, metric FROM value WHERE error IS NULL AND metric != ?", HEALTH)
+        rows = self.store.rows(f"SELECT DISTINCT figure, metric FROM value WHERE error IS NULL AND {MEASURED}")
         return {row["figure"]: row["metric"] for row in rows}
 
     def metric(self, figure: str) -> Metric | None:
@@ -106,11 +117,18 @@ class Results:
 
     def one_sided(self, figure: str) -> bool:
         """Whether a cell can be better than its floor, and not only at it."""
-        return self._better(figure) != "either"
+        return self.better(figure) != "either"
 
-    def _better(self, figure: str) -> Better:
+    def better(self, figure: str) -> Better:
+        """Which way is good."""
         known = self.metric(figure)
-        return known.better if known else "lower"
+        return known.better_of(figure) if known else "lower"
+
+    def target(self, figure: str) -> float | None:
+        """Of a figure that is good at a value that value, as it is known or the floor's."""
+        known = self.metric(figure)
+        best = known.best_of(figure) if known else None
+        return best if best is not None else floor.value if (floor := self.floor(figure)) else None
 
     def _sure(self, figure: str, values: list[float]) -> list[float]:
         """One value of a figure without chance is as good as two: its interval has no width."""
@@ -194,42 +212,16 @@ class Results:
     @cached_property
     @named()
     def frame(self) -> pd.DataFrame:
-        """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference."""
-        import pandas as pd
-
-        means = {f: [mean.value if mean else math.nan for mean in (self.floor(f), self.reference(f))] for f in self.figures}
-        lines = [
-            dict(
-                sampler=spec.label, nfe=nfe, asked=spec.nfe, steps=spec.steps, figure=figure,
-                **self.mean(spec, figure)._asdict(), blocks=len(values),
-                floor=means[figure][0], reference=means[figure][1],
-            )
-            for spec, nfe in sorted(self.specs.items(), key=lambda item: (self.labels.index(item[0].label), item[1]))
-            for figure in self.figures
-            if (values := self.blocks(spec, figure))
-        ]  # fmt: skip
-        columns = ["sampler", "nfe", "asked", "steps", "figure", "value", "low", "high", "blocks", "floor", "reference"]
-        return pd.DataFrame(lines, columns=columns)
+        """One line a sampler, budget and figure: value, 95 % interval over blocks, floor, reference; evaluations `nfe`, and
+        where a run has any, `backward` passes.
+        """
+        return tables.frame(self)
 
     @cached_property
     @named()
     def cells(self) -> pd.DataFrame:
         """One line a cell and figure, block by block, failures too; the order of the lines does not depend on the run's."""
-        import pandas as pd
-
-        values: dict[str, dict[str, float]] = {}
-        for row in self.store.rows("SELECT key, figure, value FROM value WHERE metric != ? ORDER BY figure", HEALTH):
-            values.setdefault(row["key"], {})[row["figure"]] = row["value"]
-        lines = [
-            {
-                **{name: cell[name] for name in ("kind", "sampler", "grid", "nfe", "steps", "seed", "counted")},
-                "figure": figure, "value": value, "plan": cell["plan"], "error": cell["error"], "key": cell["key"],
-            }
-            for cell in self.runs
-            for figure, value in (values.get(cell["key"]) or {"": math.nan}).items()
-        ]  # fmt: skip
-        order = ["kind", "sampler", "grid", "nfe", "steps", "seed", "figure"]
-        return pd.DataFrame(lines).sort_values(order, kind="stable").reset_index(drop=True)
+        return tables.cells(self)
 
     # -- answers ------------------------------------------------------------------------------------------------------
     def _figure(self, figure: str | None) -> str:
@@ -243,9 +235,9 @@ class Results:
 
     def loss(self, figure: str, value: float) -> float:
         """Lower is better."""
-        better = self._better(figure)
-        floor = self.floor(figure) if better == "either" else None
-        return -value if better == "higher" else abs(value - floor.value) if floor else value
+        better = self.better(figure)
+        best = self.target(figure) if better == "either" else None
+        return -value if better == "higher" else value if best is None else abs(value - best)
 
     def best(self, nfe: float, figure: str | None = None) -> Answer:
         """The best within a budget of evaluations, and who cannot be told apart from it over these blocks.
@@ -272,8 +264,9 @@ class Results:
         first = min(means, key=rank)
         own = [min((s for s in means if s.label == label), key=rank) for label in dict.fromkeys(s.label for s in means)]
         level = (1 - LEVEL) / max(1, len(own) * (len(own) - 1) // 2)
-        near = [s.label for s in own if s != first and not self._differ(s, first, figure).p <= level]
-        return Answer(first.label, self.specs[first], figure, means[first], tuple(near))
+        near = [s.label for s in own if s != first and not self.differ(s, first, figure).p <= level]
+        passes = self.backward.get(first, 0.0)
+        return Answer(first.label, self.specs[first], figure, means[first], tuple(near), passes)
 
     def whole(self, figure: str) -> list[Spec]:
         """The cells that have a value of every block that any has."""
@@ -302,13 +295,13 @@ class Results:
             good = self.at_floor(spec, figure) if within is None else worst <= self._bound(figure, within)
             if good:
                 same = [s.label for s, k in self.specs.items() if k == nfe and s.label != spec.label and self.blocks(s, figure)]
-                near = [s for s in dict.fromkeys(same) if not self._differ(self._at(s, nfe), spec, figure).significant]
-                return Answer(spec.label, nfe, figure, mean, tuple(near))
+                near = [s for s in dict.fromkeys(same) if not self.differ(self._at(s, nfe), spec, figure).significant]
+                return Answer(spec.label, nfe, figure, mean, tuple(near), self.backward.get(spec, 0.0))
         bound = f"the floor of {floor.value:.3g}" if within is None and floor else f"within={within}"
         raise ValueError(f"no cell of this study is as good as {bound} in {figure}")
 
     def _bound(self, figure: str, within: float) -> float:
-        return -within if self._better(figure) == "higher" else within
+        return -within if self.better(figure) == "higher" else within
 
     def compare(self, a: str, b: str, nfe: float, figure: str | None = None) -> Difference:
         """The figure of sampler a minus that of b at these evaluations, block by block; for a metric that is best at its floor,
@@ -317,7 +310,7 @@ class Results:
         Raises:
             ValueError: one of them has no cell there.
         """
-        return self._differ(self._at(a, nfe), self._at(b, nfe), self._figure(figure))
+        return self.differ(self._at(a, nfe), self._at(b, nfe), self._figure(figure))
 
     def _at(self, label: str, nfe: float) -> Spec:
         if label not in self.labels:
@@ -329,10 +322,11 @@ class Results:
             raise ValueError(f"{label} has no cell at nfe={nfe:g}; it has {known}")
         return found[0]
 
-    def _differ(self, a: Spec, b: Spec, figure: str) -> Difference:
+    def differ(self, a: Spec, b: Spec, figure: str) -> Difference:
+        """a − b, block by block; of a figure that is best at a value, the distances from it."""
         x, y = self.blocks(a, figure), self.blocks(b, figure)
         both = sorted(set(x) & set(y))
-        if self._better(figure) == "either":  # off its floor to one side or the other
+        if self.better(figure) == "either":  # off its floor to one side or the other
             x, y = ({seed: self.loss(figure, values[seed]) for seed in both} for values in (x, y))
         one, other = (self._sure(figure, [values[seed] for seed in both]) for values in (x, y))
         return paired(one, other, chance=self.by_chance(figure))
@@ -345,7 +339,7 @@ class Results:
         off = unpaired(values, beside, chance=self.by_chance(figure))
         if not math.isfinite(off.low):
             return None
-        return not {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[self._better(figure)]
+        return not {"lower": off.low > 0, "higher": off.high < 0, "either": off.significant}[self.better(figure)]
 
     def floor_from(self, label: str, figure: str | None = None) -> float | None:
         """The evaluations from which on the sampler is not told apart from its floor at any budget; None if never."""
@@ -386,20 +380,7 @@ class Results:
         `significant` tells two apart so that of all said to differ in this figure at most 5 % are not (Benjamini &
         Hochberg, 1995).
         """
-        import pandas as pd
-
-        figure, lines = self._figure(figure), []
-        there = sorted((s for s in self.specs if s.budget and self.blocks(s, figure)), key=lambda s: (s.size, s.label))
-        sign = -1 if self._better(figure) == "higher" else 1
-        for i, b in enumerate(there):
-            for a in there[:i]:
-                if a.budget == b.budget:
-                    off = self._differ(a, b, figure)._asdict()
-                    better = a.label if sign * off["value"] < 0 else b.label  # over the blocks that both have
-                    lines.append(dict(a=a.label, b=b.label, budget=a.size, **off, better=better))
-        told = discoveries([line["p"] for line in lines])
-        columns = ["a", "b", "budget", "value", "low", "high", "p", "better"]
-        return pd.DataFrame(lines, columns=columns).assign(significant=told)
+        return tables.differences(self, self._figure(figure))
 
     # -- out ----------------------------------------------------------------------------------------------------------
     def to_csv(self, file: str | Path) -> None:

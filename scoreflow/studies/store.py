@@ -33,6 +33,10 @@ LEASE = 3600.0
 
 HEALTH = "Plan.check"
 """The name under which the store keeps what a plan says of itself; no metric's."""
+BACKWARD = "Solution.backward"
+"""The name under which it keeps the backward passes of a run, where there were any; no metric's."""
+MEASURED = f"metric NOT IN ('{HEALTH}', '{BACKWARD}')"
+"""Of the values in the store, those that metrics gave."""
 
 
 class Measured(NamedTuple):
@@ -48,7 +52,7 @@ class Done(NamedTuple):
     """What a finished cell leaves.
 
     Attributes:
-        counted: network evaluations, the mean over samples. seconds: of the run.
+        counted: network evaluations, the mean over samples. backward: passes back through the network. seconds: of the run.
         samples: (n, ...), or None. measured: what each metric gave.
         plan: one line on what ran. cites: keys of works. error: why the run failed, or None.
     """
@@ -61,6 +65,7 @@ class Done(NamedTuple):
     cites: tuple[str, ...] = ()
     error: str | None = None
     machine: str = ""
+    backward: int = 0
 
 
 class Store:
@@ -193,7 +198,10 @@ class Store:
             done.machine, time.time(),
         )  # fmt: skip
         values: list[tuple[str | float | None, ...]] = []
-        for one in done.measured:
+        # A value and no column, so that files from before are read as they are.
+        passes = (Measured(BACKWARD, "", {BACKWARD: float(done.backward)}),) if done.backward else ()
+        measured = (*done.measured, *passes)
+        for one in measured:
             figures = {one.metric: None} if one.error else one.figures
             values += [(key, one.metric, one.fingerprint, figure, v, one.error) for figure, v in figures.items()]
         with self._writing():
@@ -202,7 +210,7 @@ class Store:
             if samples is not None:  # it may have been measured without them before
                 again = "UPDATE cell SET samples = ?, seconds = ? WHERE key = ? AND samples IS NULL"
                 self._db.execute(again, (samples, done.seconds, key))
-            self._db.executemany("DELETE FROM value WHERE key = ? AND metric = ?", [(key, one.metric) for one in done.measured])
+            self._db.executemany("DELETE FROM value WHERE key = ? AND metric = ?", [(key, one.metric) for one in measured])
             self._db.executemany("INSERT INTO value VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("DELETE FROM claim WHERE key = ?", (key,))
 

@@ -110,6 +110,7 @@ def study(
     dtype: torch.dtype | None = None,
     start: float | None = None,
     stop: float | None = None,
+    simulated: int | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
     batch: int | None = None,
@@ -129,12 +130,13 @@ def study(
             budgets that they are for, and anew where a file has changed.
         nfe, steps: the budgets, in evaluations or in steps: one of the two. Here as in the other lists one may stand alone.
         grids: every sampler runs on each; None for its own.
-        metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact".
+        metrics: names or `Metric`s. None: "trajectory", and by what there is "sliced-w2", "kid", "modes", "w2-exact"; with
+            simulated measurements "sbc", "tarp" and "coverage".
         n: samples in a block. seeds: of the blocks, or how many.
         reference: what converges to the probability-flow ODE. A sampler with a tolerance is run again at 10 times that, any
             other takes 113 evaluations, and again 56; the distance between the two runs is shown as its own error. It is
             mostly that of the coarser one. None: UniPC of order 3, and in float64 DOP853 with rtol = atol = 1e-9.
-        shape, data, features, conditions, dtype, start, stop: of the `Subject`.
+        shape, data, features, conditions, dtype, start, stop, simulated: of the `Subject`.
         out: a folder; None keeps all in memory.
         executor: where cells run, any of `concurrent.futures`; None: in this process.
         batch: in this process, run the cells of a block together, up to so many states in one network call; None: one after
@@ -156,7 +158,8 @@ def study(
             raise ValueError(f"batch={batch} and executor exclude each other: cells run together in this process only")
         executor = Lockstep(whole("batch", batch))
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
-    what = subject(model, shape, data=data, features=features, conditions=conditions, dtype=dtype, **ends)
+    beside = dict(data=data, features=features, conditions=conditions, dtype=dtype, simulated=simulated)
+    what = subject(model, shape, **beside, **ends)
     check_ends(what.start, what.stop)
     what.model.check_conditions(dict(what.conditions), ())
     wrong = list[str]()
@@ -168,6 +171,8 @@ def study(
     wrong += what.lacks(chosen)
     if any("data" in m.needs for m in chosen) and "data" in what.has():
         _collect(wrong, lambda: what.block(n, 0))
+    if what.simulated:
+        _collect(wrong, lambda: what.simulate(n, 0))
     for spec in found:
         if is_kept(spec.sampler):  # it may be of another model, or from another time on
             _collect(wrong, lambda spec=spec: spec.prepared(what.model, what.start, what.stop))  # type: ignore[misc]
@@ -218,6 +223,7 @@ def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subjec
             "kid": "features",
             "modes": "mixture",
             "w2-exact": "gaussian",
+            **dict.fromkeys(("sbc", "tarp", "coverage"), "simulated"),
         }
         metrics = [name for name, need in defaults.items() if need in has and set(get_metric(name).needs) <= has]
     names = listed(metrics)
@@ -291,9 +297,11 @@ def _jobs(
         # The name is part of the key: one plan may have two, and each is a line of the table.
         return Job(digest(who, kind, str(spec), contents(spec), str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
 
-    on_data = [m for m in metrics if {"data", "features", "oracle", "mixture"} & set(m.needs)]
+    on_data = [m for m in metrics if {"data", "features", "oracle", "mixture", "posterior", "simulated"} & set(m.needs)]
     to_ode = [m for m in metrics if "reference" in m.needs]
-    first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data else []
+    first = [job("floor", Spec("data"), seed, on_data) for seed in range(FLOORS)] if on_data and what.has_floor() else []
+    if pictures := what.pictures(n, min(blocks)):
+        first += [job(kind, Spec(kind), min(blocks), ()) for kind in pictures]
     references, finest = dict[int, Job](), dict[tuple[Spec, int], Job]()
     if to_ode or on_data:
         measured = [*(to_ode if coarse else []), *on_data]
@@ -313,7 +321,7 @@ def _jobs(
 
 
 def _weight(job: Job) -> int:
-    return job.spec.size or (1 if job.kind == "floor" else 300)
+    return job.spec.size or (1 if job.kind in ("floor", "truth", "measurement") else 300)
 
 
 def _nobody(job: Job, done: Done | None) -> None:

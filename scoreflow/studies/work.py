@@ -35,7 +35,8 @@ class Job(NamedTuple):
     """One block of a cell, with all that a process needs to run it.
 
     Attributes:
-        kind: "cell"; "reference", run again at `coarse` for its own error; "finest", for strong errors; "floor", data.
+        kind: "cell"; "reference", run again at `coarse` for its own error; "finest", for strong errors; "floor", data; "truth"
+            and "measurement", pictures of what a posterior is of.
         metrics: those to measure. kept: samples from before, if the cell is only to be measured.
         reference, finest: keys of what it is compared to; `others` are their samples, put in by `fill`.
     """
@@ -67,6 +68,8 @@ Solved = Mapping[Spec, tuple[Solution, float]]
 def work(job: Job, solved: Solved = MappingProxyType({})) -> Done:
     """Run and measure; what goes wrong is recorded."""
     try:
+        if job.kind in ("truth", "measurement"):
+            return Done(None, 0.0, _array(job.subject.pictures(job.n, job.seed)[job.kind]), (), job.kind, machine=machine())
         return _floor(job) if job.kind == "floor" else _run(job, solved)
     except Exception as error:
         return Done(None, 0.0, None, (), error=_text(error), machine=machine())
@@ -101,7 +104,8 @@ def _run(job: Job, solved: Solved) -> Done:
     measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation), solved)
     counted = float(np.mean(sol.nfe_per_sample))
     ran = said(job.spec, sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
-    return Done(counted, seconds, _array(sol.x), (*measured, *_checked(sol.plan)), ran, sol.cites, machine=machine())
+    measured = (*measured, *_checked(sol.plan))
+    return Done(counted, seconds, _array(sol.x), measured, ran, sol.cites, machine=machine(), backward=sol.backward)
 
 
 def _measured(job: Job, inputs: MetricInput, solved: Solved = MappingProxyType({})) -> tuple[Measured, ...]:
@@ -141,7 +145,8 @@ def _text(error: Exception) -> str:
 def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     """The run and its seconds."""
     begun = time.perf_counter()
-    sol = solve(job.subject.model, _prior(job), **_keywords(job, spec), **job.subject.conditioned(job.n, job.seed))
+    model = job.subject.posed(job.n, job.seed)
+    sol = solve(model, _prior(job), **_keywords(job, spec), **job.subject.conditioned(job.n, job.seed))
     return sol, time.perf_counter() - begun
 
 
@@ -162,12 +167,11 @@ def _keywords(job: Job, spec: Spec) -> dict[str, Any]:
 def _evaluation(job: Job, x: Tensor) -> float:
     """Seconds of one evaluation of the batch: the least of three."""
     subject, spent = job.subject, []
+    model = subject.posed(job.n, job.seed)
     with torch.no_grad():
         for _ in range(3):
             begun = time.perf_counter()
-            subject.model(
-                x, (subject.start + subject.stop) / 2, subject.model.prediction, **subject.conditioned(job.n, job.seed)
-            )
+            model(x, (subject.start + subject.stop) / 2, model.prediction, **subject.conditioned(job.n, job.seed))
             spent.append(time.perf_counter() - begun)
     return min(spent)
 
@@ -175,7 +179,10 @@ def _evaluation(job: Job, x: Tensor) -> float:
 def _inputs(job: Job, x: Tensor, **more: Any) -> MetricInput:
     subject = job.subject
     reference, finest = (None if other is None else torch.from_numpy(other).to(x) for other in job.others)
-    truth = subject.truth(job.seed) if any({"data", "features"} & set(m.needs) for m in job.metrics) else None
+    needs = {need for metric in job.metrics for need in metric.needs}
+    truth = subject.truth(job.seed) if {"data", "features", "posterior"} & needs else None
+    if subject.simulated and {"simulated", "posterior"} & needs:
+        more["simulated"] = subject.simulate(job.n, job.seed)
     return MetricInput(
         x, job.seed, reference, finest, None if truth is None else truth.to(x), subject.features, subject.oracle,
         subject.model.path, **more,
@@ -245,18 +252,20 @@ class Lockstep(Executor):
         """All that wait."""
         blocks = dict[int, list[tuple[Pending, Spec]]]()
         for one in self.waiting:
-            if one.job.kind != "floor" and one.job.kept is None and not any("timed" in m.needs for m in one.job.metrics):
+            runs = one.job.kind in ("cell", "reference", "finest")
+            if runs and one.job.kept is None and not any("timed" in m.needs for m in one.job.metrics):
                 specs = [one.job.spec, *([one.job.coarse] if one.job.coarse else [])]
                 blocks.setdefault(one.job.seed, []).extend((one, spec) for spec in specs)
         solved = dict[Pending, dict[Spec, tuple[Solution, float]]]()
-        for seed, runs in blocks.items():
-            job, begun = runs[0][0].job, time.perf_counter()
+        for seed, together in blocks.items():
+            job, begun = together[0][0].job, time.perf_counter()
             with suppress(Exception):  # each runs alone then, and the one at fault is recorded
-                keywords = [_keywords(one.job, spec) for one, spec in runs]
+                keywords = [_keywords(one.job, spec) for one, spec in together]
                 given = job.subject.conditioned(job.n, seed)
-                found = solve_many(keywords, job.subject.model, _prior(job), batch=self.batch, conditions=given)
-                each = (time.perf_counter() - begun) / len(runs)
-                for (one, spec), sol in zip(runs, found, strict=True):
+                model = job.subject.posed(job.n, seed)
+                found = solve_many(keywords, model, _prior(job), batch=self.batch, conditions=given)
+                each = (time.perf_counter() - begun) / len(together)
+                for (one, spec), sol in zip(together, found, strict=True):
                     solved.setdefault(one, {})[spec] = sol, each
         for one in self.waiting:
             one.answer = work(one.job, solved.get(one, {}))
