@@ -98,6 +98,10 @@ def _posterior_law(plan: Plan, model: Posterior) -> Law:
         raise ValueError(f"gaussian must be a Gaussian, or a Posterior of a Gaussian's model, got {model!r}")
     if plan.path != repr(model.path):
         raise ValueError(f"the plan was made for {plan.path}, and the model stands on {model.path}")
+    if not model.is_affine:
+        raise ValueError(
+            f"{model.kind} is not affine in the state, so that its samples are not Gaussian: mmps needs iterations=None"
+        )
     affine = AffinePosterior(model, data, plan)
     x = torch.zeros(affine.d, affine.size, dtype=torch.float64)
     x[:, 1 : 1 + affine.d] = model.path.prior_std(plan.times[0]) * torch.eye(affine.d, dtype=torch.float64)
@@ -133,7 +137,7 @@ class GivenDraw(Draws):
 class AffinePosterior:
     """A `Posterior` of a Gaussian's model on matrices of weights (d, size): on 1, x_T, the draws, and those of its own.
 
-    What it does to a state, `c + G x + H z`, z a draw of its own, is read off what it makes of unit vectors.
+    What it does to a state x, `c + G x + H z`, z a draw of its own, is read off what it makes of unit vectors.
     """
 
     prediction: Prediction = "x0"
@@ -142,7 +146,7 @@ class AffinePosterior:
         self.own = GivenDraw(White(0), "model")
         self.model, self.path, self.analytic = model.begin(plan).drawing(self.own), model.path, plan.analytic
         self.event, self.d = data.event, data.mean.numel()
-        self.kind, self.used = model.kind, 1 + self.d * (1 + plan.noise_count)
+        self.used = 1 + self.d * (1 + plan.noise_count)
         self.size = self.used + self.d * plan.nfe * model.method.follows
 
     def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
@@ -150,14 +154,8 @@ class AffinePosterior:
             v, self.analytic = self.analytic, None
             return x * self.path.gaussian(t, prediction, v)
         unit, before = torch.eye(self.d, dtype=torch.float64), self.own.count
-        some = torch.linspace(-1.7, 2.3, self.d, dtype=torch.float64)[None]
-        c, *rest = self._at(torch.cat([torch.zeros_like(some), unit, some]), t)
-        G, other = torch.stack(rest[:-1]) - c, rest[-1]
-        if not torch.allclose(c + some @ G, other, rtol=1e-4, atol=1e-6):
-            raise ValueError(
-                f"{self.kind} is not affine in the state, so that its samples are not Gaussian: mmps needs iterations=None"
-            )
-        x_0 = G.mT @ x
+        c, *rest = self._at(torch.cat([torch.zeros_like(unit[:1]), unit]), t)
+        x_0 = (torch.stack(rest) - c).mT @ x
         x_0[:, 0] += c
         if self.own.count > before:
             self.own.held = unit.reshape(-1, *self.event)

@@ -81,6 +81,26 @@ def test_a_sampler_that_stayed_is_named(folder):
     assert "the best sampler's rows for ScoreModel(MLP" in str(kept) and "a plan of tune" in repr(sol)
 
 
+def test_measurements_and_tensors_are_part_of_a_model():
+    """Of a wrapper's options the text shows shapes only: another y, noise, A or covariance is another model."""
+    mask, y = torch.tensor([True, False, True, False]), torch.zeros(2)
+
+    def of(A=mask, y=y, noise=0.1, **options):
+        return identity(sf.Posterior(MODEL, sf.Observation(A, y, noise), **options))
+
+    matrix = torch.ones(2, 4)
+    others = [of(), of(y=y + 1), of(noise=0.2), of(A=~mask), of(A=matrix), of(A=2 * matrix), of(noise=torch.tensor([0.1, 0.2]))]
+    others += [of(method="jfps", cov=torch.ones(4)), of(method="jfps", cov=2 * torch.ones(4)), identity(MODEL)]
+    assert len(set(others)) == len(others) and of() == of()
+    outer = [identity(sf.Thresholding(sf.Posterior(MODEL, sf.Observation(mask, y + k, 0.1)))) for k in (0, 1)]
+    assert outer[0] != outer[1]
+    seen = sf.Observation(mask, y.clone(), 0.1)
+    model = sf.Posterior(MODEL, seen)
+    before = identity(model)
+    seen.y += 1  # in place: what was known of it is not taken for it
+    assert identity(model) != before
+
+
 REFUSED = {
     "no file": ("plan:{}/plan-5.json", {}, FileNotFoundError, r"no file or folder '.*plan-5.json'; did you mean plan-\d.json"),
     "nothing": ("plan:", {}, FileNotFoundError, "no file or folder ''"),

@@ -307,6 +307,16 @@ def test_without_backward_passes_nothing_is_said(tmp_path):
     )
 
 
+def test_exact_laws_of_methods():
+    """What `analysis.law` says of the method's plan, to the exact posterior; no sample is drawn."""
+    study = run(posterior(method="ddnm"), ["ddim", "ddpm"], 6, n=8, seeds=1, metrics=["w2-exact", "kl-exact"])
+    law = sf.analysis.law("ddpm", VP, posterior(method="ddnm"), 6)
+    table = study.frame.set_index(["sampler", "figure"])["value"]
+    assert table["ddpm", "w2-exact"] == pytest.approx(law.w2 / D**0.5)
+    assert table["ddpm", "kl-exact"] == pytest.approx(law.kl)
+    assert table["ddim", "w2-exact"] != pytest.approx(law.w2 / D**0.5)
+
+
 # -- errors ---------------------------------------------------------------------------------------------------------------
 
 IMAGES = sf.Gaussian(torch.zeros(1, 4, 4), 0.2 * torch.ones(1, 4, 4))
@@ -326,8 +336,8 @@ CURVED = sf.Observation(lambda x: x.square()[:, :1], torch.ones(1), 0.1, linear=
         (posterior(), {"data": states(9, D)}, "data: those of an oracle's model are drawn from it; give none"),
         (posterior(), {"data": GAUSSIAN, "simulated": 2}, "data: those of an oracle's model are drawn from it; give none"),
         (sf.Posterior(unknown(), SEEN), {"data": IMAGES}, r"data must be an oracle of states of shape \(3,\), got one of "),
-        (posterior(), {"metrics": ["w2-exact"]}, "'w2-exact' needs a Gaussian's model; the law of what a Posterior's method"),
-        (posterior(), {"metrics": ["kl-exact"]}, "'kl-exact' needs a Gaussian's model; the law of what a Posterior's method"),
+        (posterior(), {"metrics": ["w2-exact"]}, "'w2-exact' needs a Gaussian's model, or a Posterior of it by a method that"),
+        (posterior(), {"metrics": ["kl-exact"]}, "'kl-exact' needs a Gaussian's model, or a Posterior of it by a method that"),
         (posterior(), {"metrics": ["sbc"]}, "metric 'sbc' needs simulated=, how many samples each simulated measurement gets"),
         (posterior(), {"simulated": 2, "metrics": ["w2"]}, "'w2' needs .* and one measurement: with simulated= each truth has"),
         (GAUSSIAN.model(VP), {"metrics": ["posterior-w2"]}, "metric 'posterior-w2' needs a Posterior, and of an oracle's"),

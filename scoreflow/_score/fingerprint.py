@@ -53,7 +53,8 @@ def identity(model: ScoreModel) -> str:
     networks that are functions, whose code is all there is.
     """
     found, parts = list(_networks(model, set())), list[str | bytes]()
-    tensors = [t for net in found if isinstance(net, nn.Module) for t in net.state_dict().values()]
+    held = [net.state_dict() if isinstance(net, nn.Module) else net if isinstance(net, dict) else {} for net in found]
+    tensors = [t for one in held for t in one.values()]
     stamp = (repr(model), *((t.data_ptr(), t._version) for t in tensors))
     if (known := _KNOWN.get(model)) and known[0] == stamp:
         return known[1]
@@ -75,11 +76,21 @@ def _networks(value: Any, seen: set[int]) -> Iterator[Any]:
             yield {name: one for name, one in vars(value.oracle).items() if isinstance(one, Tensor)}
         elif not value.guided:
             yield unwrapped(value.net)
+        elif tensors := dict(_tensors(getattr(value, "options", {}))):  # of which its text shows the shape
+            yield tensors
         for one in vars(value).values():
             yield from _networks(one, seen)
     elif isinstance(value, nn.Module) and id(value) not in seen:
         seen.add(id(value))
         yield unwrapped(value)
+
+
+def _tensors(options: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors among options, and of what these hold, such as an observation."""
+    for name, option in options.items():
+        for inner, one in [("", option), *getattr(option, "__dict__", {}).items()]:
+            if isinstance(one, Tensor):
+                yield f"{name}.{inner}", one
 
 
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:

@@ -87,6 +87,13 @@ class Posterior(Guided):
         """Of the last system that was solved, relative, one a sample."""
         return self._passes.residual
 
+    @property
+    def is_affine(self) -> bool:
+        """Whether x̂_0 given y is affine in the state and the draws where the model's x̂_0 is: no norm, no unfinished solve."""
+        if self.name == "mmps":
+            return self.given.get("iterations", self.method.options["iterations"]) is None
+        return self.name not in ("dps", "mcg")
+
     def seeing(self, observation: Observation) -> Self:
         """The same model and method with another observation; they count their backward passes together."""
         other = copy.copy(self)

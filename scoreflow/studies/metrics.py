@@ -310,14 +310,14 @@ _last_law = functools.lru_cache(maxsize=1)(law)
 
 def _law(inputs: MetricInput) -> Law:
     assert isinstance(inputs.oracle, Gaussian) and inputs.path is not None and inputs.plan is not None
-    return _last_law(inputs.plan, inputs.path, inputs.oracle)
+    return _last_law(inputs.plan, inputs.path, inputs.posterior or inputs.oracle)
 
 
 @metric("w2-exact", needs=("gaussian", "rows"), samples=False)
 def w2_exact(inputs: MetricInput) -> float:
     """Wasserstein-2 distance of the sampler's output law to Gaussian data, RMS an entry, from its rows without sampling.
 
-    What `w2` tends to as n and m grow.
+    What `w2` tends to as n and m grow. Of a `Posterior` the law is that of the method, and the data the exact posterior.
 
     Floor:
         None: 0 for the data's law, without chance.

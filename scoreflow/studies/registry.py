@@ -18,6 +18,7 @@ from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.noise import stream_key
 from scoreflow._samplers.plan import Plan
 from scoreflow._score.oracle import GaussianMixture
+from scoreflow.posterior import Posterior
 from scoreflow.studies.features import featured
 from scoreflow.studies.simulated import Simulated
 
@@ -41,6 +42,7 @@ class MetricInput(NamedTuple):
         oracle: the data's distribution, if it is known.
         path, plan: of the run; no plan for a sampler that is not made of rows.
         simulated: the truths of the block and what was measured of each, or None.
+        posterior: the model, if it is a `Posterior`.
         seconds, evaluation: the run's time, and that of one network evaluation on the batch, measured beside it.
     """
 
@@ -56,6 +58,7 @@ class MetricInput(NamedTuple):
     seconds: float = math.nan
     evaluation: float = math.nan
     simulated: Simulated | None = None
+    posterior: Posterior | None = None
 
     def pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Samples and data, flattened, float64: (n, d) and (m, d)."""

@@ -70,9 +70,14 @@ class Subject:
             return None, f" (the exact posterior is not known: {error})"
 
     @property
+    def posterior(self) -> Posterior | None:
+        """The model, if it is one."""
+        return self.model if isinstance(self.model, Posterior) else None
+
+    @property
     def observation(self) -> Observation | None:
         """What was measured, if the model is a `Posterior`."""
-        return self.model.observation if isinstance(self.model, Posterior) else None
+        return None if self.posterior is None else self.posterior.observation
 
     @cached_property
     def _prior(self) -> GaussianMixture | None:
@@ -182,8 +187,11 @@ class Subject:
         return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "rows", "timed"}
 
     def _laws(self) -> bool:
-        """Whether `analysis.law` has the law of a plan's outputs: the model is that of a Gaussian, not of a method for it."""
-        return isinstance(self.model.oracle, Gaussian)
+        """Whether `analysis.law` has the law of a plan's outputs, and what to compare it to."""
+        of = self.posterior
+        if of is None or self.simulated:
+            return isinstance(self.model.oracle, Gaussian)
+        return of.is_affine and isinstance(of.model.oracle, Gaussian) and isinstance(self.oracle, Gaussian)
 
     def has_floor(self) -> bool:
         """Whether there are data, or exact posteriors of simulated truths, that can take the place of samples."""
@@ -207,7 +215,7 @@ class Subject:
             "simulated": "simulated=, how many samples each simulated measurement gets",
         }  # fmt: skip
         if self.observation is not None:
-            wanted["gaussian"] += "; the law of what a Posterior's method puts out is not known"
+            wanted["gaussian"] += ", or a Posterior of it by a method that is affine: not dps or mcg, mmps with iterations=None"
         if self.simulated:
             for need in ("data", "oracle", "mixture"):
                 wanted[need] += " and one measurement: with simulated= each truth has its own"

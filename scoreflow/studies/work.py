@@ -96,7 +96,9 @@ def _run(job: Job, solved: Solved) -> Done:
         return Done(None, 0.0, None, _measured(job, _inputs(job, x, plan=plan)), machine=machine())
     if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
         cites = tuple(dict.fromkeys((*prepared.sampler.cites, *subject.model.cites)))
-        inputs = MetricInput(torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan)
+        inputs = MetricInput(
+            torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan, posterior=subject.posterior
+        )
         nfe = sum(int(subject.model.evaluations(t)) for t in plan.evaluation_times)
         return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), said(job.spec, plan), cites, machine=machine())
     sol, seconds = solved.get(job.spec) or _solve(job, job.spec)
@@ -185,7 +187,7 @@ def _inputs(job: Job, x: Tensor, **more: Any) -> MetricInput:
         more["simulated"] = subject.simulate(job.n, job.seed)
     return MetricInput(
         x, job.seed, reference, finest, None if truth is None else truth.to(x), subject.features, subject.oracle,
-        subject.model.path, **more,
+        subject.model.path, posterior=subject.posterior, **more,
     )  # fmt: skip
 
 
