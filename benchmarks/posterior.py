@@ -1,10 +1,13 @@
 """Which conditional samplers are right: posterior methods against exact answers, and on the shipped networks.
 
-OMP_NUM_THREADS=1 python benchmarks/posterior.py laws        # one Gaussian, no sampling: minutes
-OMP_NUM_THREADS=1 python benchmarks/posterior.py modes       # a mixture: weights of modes, calibration
-OMP_NUM_THREADS=1 python benchmarks/posterior.py evidence    # log p(y) of sequential Monte Carlo
-OMP_NUM_THREADS=1 python benchmarks/posterior.py digits      # halves and small ones of held-out 8×8 digits
-OMP_NUM_THREADS=1 python benchmarks/posterior.py mnist --out docs/inpainted.png
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py laws         # one Gaussian, no sampling
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py modes        # a mixture: weights of its modes
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py calibration  # ranks and coverage of simulated truths
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py evidence     # log p(y) of sequential Monte Carlo
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py digits       # halves and small ones of held-out 8×8 digits
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py mnist --out docs/inpainted.png
+
+Tables are printed as docs/posterior.md has them.
 """
 
 import argparse
@@ -168,6 +171,37 @@ def data_cov(data):
     return sf.Gaussian(mean, (data.weights[:, None, None] * (data.covs + off[:, :, None] * off[:, None])).sum(0))
 
 
+def calibration(truths=64, each=15, blocks=8, steps=100):
+    """Simulated truths, `each` samples given what is measured of each: ranks, coverage, W₂; on the Gaussian and the mixture."""
+    one, two = gaussian(), mixture()
+    plane = sf.Observation(torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([-0.4], dtype=torch.float64), 0.2)
+    names = "mmps", "tmpd", "pigdm", "jfps, Σ_x of the data", "jfps, Σ_x = I", "diffpir", "replacement", "dps, ζ = 1 (sampled)"
+    metrics = ["sbc", "tarp", "coverage", "posterior-w2"]
+    for title, data, seen in (("one Gaussian, random A", one, measured(one)["random A"]), ("the mixture", two, plane)):
+        print(f"\n{title}\n")
+        head("method", "blocks with sbc p < 0.05", "tarp distance", "coverage at 50, 80, 95 %", "W₂ to the posterior, an entry")
+        methods = runs(data_cov(data) if data is two else data)
+        for name in names:
+            method, sampler, options = methods[name]
+            model = sf.Posterior(data.model(PATH), seen, method, **options)
+            study = sf.study(model, sampler, steps=steps, n=truths * each, seeds=blocks, simulated=each, metrics=metrics)
+            (spec,) = study.specs
+            p = list(study.blocks(spec, "sbc/p").values())
+            covered = {kind: [] for kind in ("mean", "floor")}
+            for level in (50, 80, 95):
+                for kind, found in covered.items():
+                    found.append(f"{getattr(study, kind)(*((spec,) if kind == 'mean' else ()), f'coverage/{level}').value:.2f}")
+            if name == "mmps":
+                w, far = study.floor("posterior-w2"), study.floor("tarp/distance")
+                line("exact draws", "0.05 by chance", f"{far.value:.3f}", ", ".join(covered["floor"]), f"{w.value:.2f}")
+            w, far = study.mean(spec, "posterior-w2"), study.mean(spec, "tarp/distance")
+            line(
+                name.replace(" (sampled)", ""), f"{sum(q < 0.05 for q in p)} of {len(p)}",
+                f"{far.value:.3f} ({far.low:.3f} to {far.high:.3f})", ", ".join(covered["mean"]),
+                f"{w.value:.2f} ({w.low:.2f} to {w.high:.2f})",
+            )  # fmt: skip
+
+
 # -- the evidence ------------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +295,7 @@ def digits(n=100, k=4):
             told(name, sol.x, hidden, y, f"{sol.nfe} + {sol.backward}")
 
 
-def mnist(out, n=8, steps=50):
+def mnist(out, n=8, steps=25):
     """Rows: truth, measurement, two samples, mean and standard deviation of 8; halves, a hole, 7×7 to 28×28, a border."""
     from PIL import Image
 
@@ -300,7 +334,7 @@ def mnist(out, n=8, steps=50):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("laws", "modes", "evidence", "digits", "mnist"))
+    parser.add_argument("what", choices=("laws", "modes", "calibration", "evidence", "digits", "mnist"))
     parser.add_argument("--out", type=Path, default=Path("inpainted.png"))
     asked = parser.parse_args()
     mnist(asked.out) if asked.what == "mnist" else globals()[asked.what]()

@@ -35,7 +35,7 @@ def test_inpainting_is_the_posterior(path):
     """Also of a soft mask, whose pixels have variance m/(1 − m); paths with α = 0 at t = 1 begin where κ = 1000."""
     image, start = states(4, 3, 2, 2, seed=1), 1.0 if PATHS[path].alpha(1.0) else PATHS[path].time(-math.log(1000))
     mask = torch.tensor([[0.0, 1.0], [0.25, 0.8]], dtype=torch.float64)
-    options = {"steps": 5, "seed": 0, "method_options": EXACT, "noise": 0.2}
+    options = {"steps": 5, "seed": 0, "method_options": EXACT, "noise": 0.2, "sampler": "ddpm"}
     soft = sf.inpaint(data().model(PATHS[path]), image, mask, paste=False, **options)
     std = (0.04 + torch.tensor([0.0, 1 / 3, 4.0]).repeat(3)).sqrt()
     kept = torch.tensor([[True, False], [True, True]])
@@ -59,7 +59,8 @@ def test_what_is_hidden_is_not_looked_at():
 
 def test_outpainting_super_resolution_and_colours():
     """The frame is inpainted; means over squares, and weighted sums of channels, are those of the exact posterior."""
-    model, options = data().model(PATHS["vp"]), {"steps": 5, "seed": 0, "method_options": EXACT, "noise": 0.2}
+    model = data().model(PATHS["vp"])
+    options = {"sampler": "ddpm", "steps": 5, "seed": 0, "method_options": EXACT, "noise": 0.2}
     corner = states(4, 3, 1, 2, seed=2)
     frame = torch.zeros(4, 3, 2, 2, dtype=torch.float64)
     frame[:, :, 1:] = corner
@@ -82,7 +83,8 @@ def test_outpainting_super_resolution_and_colours():
 def test_defaults():
     model, mask = data().model(PATHS["vp"]), torch.tensor([[True, False], [False, False]])
     sol = sf.inpaint(model, states(2, 3, 2, 2), mask, seed=range(2))
-    assert sol.sampler.name == "ddpm" and sol.nfe == 50 and sol.seed == (0, 1) and "mmps" in sol.model and sol.backward > 50
+    assert sol.sampler.name == "sde-dpm-solver++" and sol.nfe == 25
+    assert sol.seed == (0, 1) and "mmps" in sol.model and sol.backward > 25
     assert sf.inpaint(model, states(2, 3, 2, 2), mask, "unipc", nfe=7).nfe == 7
 
 
@@ -117,7 +119,7 @@ def test_from_a_shell(tmp_path):
     told = run("sample", "--model", "zoo:digits", *files, "--steps", "6", "-n", "2", "--seed", "3", "--out", out, "--json")
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
-    assert found["nfe"] == 6 and found["backward"] > 0 and found["sampler"].startswith("ddpm")
+    assert found["nfe"] == 6 and found["backward"] > 0 and found["sampler"].startswith("sde-dpm-solver++")
     same = sf.inpaint(sf.zoo.digits(), levels.expand(2, 1, 8, 8), torch.tensor(mask, dtype=torch.float32), steps=6, seed=3)
     np.testing.assert_allclose(np.load(out), same.x.numpy(), rtol=1e-4, atol=1e-4)
     words = ("sample", "--model", "zoo:digits", *files, "--method", "pigdm", "--sampler", "ddim(eta=0.5)@karras", "--nfe", "4")

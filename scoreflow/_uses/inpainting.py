@@ -22,8 +22,8 @@ from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
 from scoreflow.posterior import Posterior, downsample, grayscale
 
-SAMPLER, STEPS = "ddpm", 50
-"""What is run if nothing is said: with noise, which makes good what approximate methods err."""
+SAMPLER, STEPS = "sde-dpm-solver++", 25
+"""What is run if nothing is said: with noise, which makes good a part of what approximate methods err (docs/posterior.md)."""
 FARTHEST = 1000.0
 """The κ where a run begins on paths with α = 0 at t = 1."""
 
@@ -58,7 +58,7 @@ def inpaint(
         model: of such images; guided and conditional ones too.
         image: (B, *event); where the mask is 1 it may hold any finite numbers. Several samples of an image: the image repeated.
         mask: what to fill in: True, or 1, of the shape of an image or one that broadcasts to it; one for all.
-        sampler: as of `solve`; `ddpm` by itself, of 50 steps.
+        sampler: as of `solve`; `sde-dpm-solver++` by itself, of 25 steps.
         method: of `Posterior`; method_options: its options.
         noise: σ_y of what is kept; 0 for methods that take it as exact.
         paste: put the pixels whose mask is 0 back at the end, as they are.

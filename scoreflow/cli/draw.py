@@ -20,7 +20,7 @@ def sample(
     ],
     sampler: Annotated[
         str | None,
-        named("As typed: ddim(eta=0.5)@karras; or plan:file, plan:folder. Else auto; with --inpaint ddpm.", "samplers"),
+        named("As typed: ddim(eta=0.5)@karras; or plan:file. By itself auto; with --inpaint sde-dpm-solver++.", "samplers"),
     ] = None,
     nfe: Nfe = None,
     steps: Steps = None,
@@ -55,7 +55,7 @@ def sample(
     check_ending("out", out, what.shape)
     if (inpaint is None) != (mask is None) or (inpaint is None and method is not None):
         raise ValueError("--inpaint image.png and --mask mask.png go together, and --method goes with them")
-    sampler = sampler or (AUTO if inpaint is None else "ddpm")
+    sampler = sampler or (AUTO if inpaint is None else "sde-dpm-solver++")
     name, options, grid = (sampler, {}, None) if is_kept(sampler) else parse(sampler)
     whole("n", n)
     if name == AUTO:
