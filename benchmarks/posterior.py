@@ -171,7 +171,7 @@ def data_cov(data):
     return sf.Gaussian(mean, (data.weights[:, None, None] * (data.covs + off[:, :, None] * off[:, None])).sum(0))
 
 
-def calibration(truths=64, each=15, blocks=8, steps=100):
+def calibration(truths=256, each=15, blocks=4, steps=1000):
     """Simulated truths, `each` samples given what is measured of each: ranks, coverage, W₂; on the Gaussian and the mixture."""
     one, two = gaussian(), mixture()
     plane = sf.Observation(torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([-0.4], dtype=torch.float64), 0.2)
@@ -184,7 +184,9 @@ def calibration(truths=64, each=15, blocks=8, steps=100):
         for name in names:
             method, sampler, options = methods[name]
             model = sf.Posterior(data.model(PATH), seen, method, **options)
-            study = sf.study(model, sampler, steps=steps, n=truths * each, seeds=blocks, simulated=each, metrics=metrics)
+            study = sf.study(
+                model, sampler, steps=steps, n=truths * each, seeds=blocks, simulated=each, metrics=metrics, reference="ddim"
+            )
             (spec,) = study.specs
             p = list(study.blocks(spec, "sbc/p").values())
             covered = {kind: [] for kind in ("mean", "floor")}
@@ -311,12 +313,12 @@ def mnist(out, n=8, steps=25):
     small = sf.posterior.downsample(4)
     pages = []
     for name, run, shown in [
-        ("the lower half", lambda: sf.inpaint(model, every, half, steps=steps, seed=0), truth * (1 - half) - half),
-        ("the middle", lambda: sf.inpaint(model, every, hole, steps=steps, seed=0), truth * (1 - hole) - hole),
+        ("the lower half", lambda: sf.inpaint(model, every, half, steps=steps, seed=0), truth * (1 - half)),
+        ("the middle", lambda: sf.inpaint(model, every, hole, steps=steps, seed=0), truth * (1 - hole)),
         ("7×7 to 28×28", lambda: sf.super_resolution(model, small(every), 4, steps=steps, seed=0),
          small(truth).repeat_interleave(4, -1).repeat_interleave(4, -2)),
         ("a border of 7", lambda: sf.outpaint(model, every[..., 7:21, 7:21], (7, 7, 7, 7), steps=steps, seed=0),
-         truth * hole + hole - 1),
+         truth * hole),
     ]:  # fmt: skip
         sol = run()
         x = sol.x.reshape(n, k, 1, 28, 28)
@@ -328,7 +330,7 @@ def mnist(out, n=8, steps=25):
     page = Image.new("L", (2 * width + 12, 2 * height + 12), 255)
     for i, one in enumerate(pages):
         page.paste(one.convert("L"), ((i % 2) * (width + 12), (i // 2) * (height + 12)))
-    page.save(out)
+    page.resize((2 * page.width, 2 * page.height), Image.Resampling.NEAREST).save(out, optimize=True)
 
 
 if __name__ == "__main__":

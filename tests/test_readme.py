@@ -27,10 +27,12 @@ def blocks(file):
 
 def test_the_ten_lines(capsys):
     """The README's example runs as printed, and its last lines print the table, a plan and a citation."""
-    code, guidance = blocks("README.md")
+    code, guidance, measured = blocks("README.md")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     exec(compile(guidance, "README.md", "exec"), {})
+    exec(compile(measured, "README.md", "exec"), names)
+    assert names["filled"].shape == (4, 1, 8, 8) and bool((names["filled"] == names["images"])[:, :, :4].all())
     printed = capsys.readouterr().out
     assert names["x"].shape == (4, 1, 8, 8) and bool(names["x"].isfinite().all())
     assert names["sol"].states.shape == (3, 4, 1, 8, 8)
