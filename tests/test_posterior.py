@@ -418,6 +418,15 @@ def test_refusals():
         Posterior(flow, Observation(mask, y)).x0(states(2, 3), 1.0)
 
 
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.step and not one.replaces])
+def test_shapes_alone(method):
+    """On the meta device, by all methods."""
+    model = sf.ScoreModel(sf.nets.UNet(widths=(8, 16)).to("meta"), VP)
+    seen = Observation(downsample(2), torch.zeros(1, 4, 4), 0.1)
+    x = torch.empty(2, 1, 8, 8, device="meta")
+    assert sf.solve(Posterior(model, seen, method, kappa_max=math.inf), x, "ddpm", steps=2, seed=0).x.shape == x.shape
+
+
 def test_a_run_says_its_backward_passes():
     """A solve of k iterations is k + 1 of them a call; runs that share calls have theirs each; wrappers count too."""
     seen = observations()["matrix"]

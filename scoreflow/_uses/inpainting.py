@@ -64,7 +64,7 @@ def inpaint(
         paste: put the pixels whose mask is 0 back at the end, as they are.
         start: the first time; if None 1, or where κ = 1000 if the path has α = 0 at 1.
         steps, nfe, grid, seed, trajectory, callback, progress, conditions: as of `solve`; keywords: options of the sampler
-            and conditions of the network.
+            and conditions of the network. One that is called `image` or `mask` goes in as `conditions={"image": ...}`.
 
     Raises:
         ValueError: a mask outside [0, 1], of another shape, with nothing to fill in, or nothing kept; and as `solve` and

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoreflow._core.check import hidden
+
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: float) -> tuple[Tensor, Tensor]:
     """u with `apply(u) = b`, for a symmetric `apply` ≥ 0 that acts on each row of (B, m); and `‖b − apply(u)‖/‖b‖`, (B,).
@@ -21,7 +23,7 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, iterations
     size = square
     for _ in range(iterations):
         moving = square > rtol**2 * size
-        if not bool(moving.any()):
+        if not hidden(moving) and not bool(moving.any()):
             break
         a = apply(p)
         bent = (p * a).sum(1, keepdim=True)
@@ -46,7 +48,7 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: f
     left = [size]  # what is left of ‖b‖ e_1, turned
     for _ in range(iterations):
         moving = left[-1].abs() > rtol * size
-        if not bool(moving.any()):
+        if not hidden(moving) and not bool(moving.any()):
             break
         w, column = apply(basis[-1]), list[Tensor]()
         for q in basis:  # modified Gram–Schmidt
