@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from scoreflow._samplers.step import Linear, Sampler, Step, family, get_sampler, sampler
     from scoreflow._samplers.transition import Transition
     from scoreflow._score.conditions import each, shared
+    from scoreflow._score.flow_map import FlowMap
     from scoreflow._score.model import ScoreModel
     from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
+    from scoreflow._score.product import ProductMixture
     from scoreflow._score.variance import Levels, estimate_variance
     from scoreflow._uses.bound import Bound, continuous_bound, vlb
     from scoreflow._uses.dequantise import Bits, Dequantiser, bits_per_dim
@@ -76,16 +78,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
-    "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "Gaussian", "GaussianMixture", "GaussianPath",
-    "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles", "Picard", "Plan",
-    "Posterior", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG",
-    "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask",
-    "bits_per_dim", "checkpoint", "cite", "colourise", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each",
-    "encode", "estimate_variance", "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion",
-    "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop",
-    "interpolate", "invert", "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "outpaint", "path", "plan",
-    "posterior", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many",
-    "step_log_prob", "studies", "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
+    "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "FlowMap", "Gaussian", "GaussianMixture",
+    "GaussianPath", "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles",
+    "Picard", "Plan", "Posterior", "ProductMixture", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
+    "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise",
+    "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite", "colourise", "continuous_bound", "data",
+    "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm",
+    "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid",
+    "guidance", "image_to_image", "inpaint", "interop", "interpolate", "invert", "latent", "load_model", "load_plan",
+    "log_prob", "metric", "nets", "outpaint", "path", "plan", "posterior", "sample", "sampler", "samplers", "save_model",
+    "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies", "study", "super_resolution", "training",
+    "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
@@ -109,8 +112,10 @@ PLACES = {
     "_samplers.step": "Linear Sampler Step family get_sampler sampler",
     "_samplers.transition": "Transition",
     "_score.conditions": "each shared",
+    "_score.flow_map": "FlowMap",
     "_score.model": "ScoreModel",
     "_score.oracle": "Empirical Gaussian GaussianMixture",
+    "_score.product": "ProductMixture",
     "_score.variance": "Levels estimate_variance",
     "_uses.bound": "Bound continuous_bound vlb",
     "_uses.dequantise": "Bits Dequantiser bits_per_dim",

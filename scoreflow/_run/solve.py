@@ -354,6 +354,7 @@ ARGUMENTS = tuple(name for name in inspect.signature(solve).parameters if name n
 def meant(model: ScoreModel, sampler: str | Sampler, schedule: Schedule, **options: Any) -> tuple[Sampler, tuple[float, ...]]:
     """The sampler and the times that were asked for of this model, whose guidance the budget pays for."""
     labels, pays = model.time == "label", per_call(model)
+    sampler = model.default_sampler if sampler == AUTO else sampler
     if sampler == AUTO:
         exact = model.oracle is not None
         return choose(model.path, schedule, guided=model.guided, labels=labels, exact=exact, per_call=pays, **options)

@@ -94,17 +94,30 @@ class LearnedVariance(Sampler):
         return Step(x_s.add_(std * noise(x, t, s)))
 
 
-@sampler("ddim", also={"euler-ancestral": {"eta": 1.0}}, order=1, cites=("song2021ddim",), lands=True)
+@sampler("ddim", also={"euler-ancestral": {"eta": 1.0}, "flow-map": {"eta": 0.0}}, order=1, cites=("song2021ddim",), lands=True)
 def ddim(path: GaussianPath, times: tuple[float, ...], s: float, *, eta: float = 0.0) -> Row:
     """`x_s = α_s x̂_0 + √(σ_s² − c²) ε̂ + c ε`, `c = η σ_s √(1 − e^{−2h})`, `ε̂ = (x_t − α_t x̂_0)/σ_t`.
 
     η = 0 is the first-order exponential step of the probability-flow ODE; η = 1 is `ddpm`. Exact where x̂_0 does not
-    change along the step, so the last step to σ = 0 loses nothing.
+    change along the step, so the last step to σ = 0 loses nothing. With a `FlowMap` η = 0 is the jump from t to s: `flow-map`.
 
     Reference:
         Denoising Diffusion Implicit Models (Song et al., 2021), Eqs. 12 and 16.
     """
     return path.bridge(times[0], s, eta)
+
+
+@sampler("consistency", cites=("song2023consistency",), default_steps=1, lands=True)
+def consistency(path: GaussianPath, times: tuple[float, ...], s: float) -> Row:
+    """`x_s = α_s x̂_0 + σ_s ε`: to data, and noise again. Of a `FlowMap` x̂_0 is the jump to t = 0.
+
+    Multistep sampling of consistency models: with the exact map every step has the law of the data at s, so more steps gain
+    nothing; with a learned one they mend what a jump errs. Of a score model x̂_0 is the mean, and the law is too narrow.
+
+    Reference:
+        Consistency Models (Song et al., 2023), Algorithm 1.
+    """
+    return Row(0.0, (path.alpha(s),), path.sigma(s))
 
 
 @family("analytic-dpm")

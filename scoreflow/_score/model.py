@@ -54,6 +54,10 @@ class ScoreModel:
     """The distribution that it is exact for, if it is an oracle's."""
     backward = 0
     """Backward passes through the network since it was made: of methods that differentiate it."""
+    default_sampler = "auto"
+    """What "auto" means for it."""
+    positional = 2
+    """How many arguments its network takes before the conditions."""
     plans: tuple[Any, ...] = ()
     """Plans that were fitted to it, by `tune`; "auto" takes that of the budget."""
 
@@ -293,7 +297,9 @@ class ScoreModel:
 
     def names(self, keyword: str) -> bool:
         """Whether the network has a parameter of this name, and not `**kwargs` alone."""
-        return keyword in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][2:]
+        return keyword in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][
+            self.positional :
+        ]
 
     def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
         """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
@@ -319,7 +325,7 @@ class ScoreModel:
         for name in (*named, *more):
             if not self.accepts(name):
                 net = type(self.net).__name__
-                takes = [*(self._parameters() or ())][2:]
+                takes = [*(self._parameters() or ())][self.positional :]
                 near = check.meant(name, (*arguments, *takes))
                 raise TypeError(
                     f"{name!r} is neither an argument{of} nor a condition that the network {net} takes "

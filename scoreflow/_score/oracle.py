@@ -15,6 +15,8 @@ from torch import Tensor
 from scoreflow._core.check import whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.row import double, double_on
+from scoreflow._score.exact_map import GaussianMap, QuantileMap
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.observation import Observation
 
@@ -85,6 +87,31 @@ class GaussianMixture:
         model = ScoreModel(Denoiser(self, path), path, prediction="x0")
         model.oracle = self
         return model
+
+    def flow_map(self, path: GaussianPath) -> FlowMap:
+        """The exact flow map on a path, of a mixture in one dimension: `Φ_{t→r} = F_r⁻¹ ∘ F_t`, as the ODE keeps quantiles.
+
+        Raises:
+            ValueError: states of more than one number, for which `ProductMixture` and `Gaussian` have one; a component without
+                variance.
+        """
+        if self.means.shape[1] > 1:
+            raise ValueError(
+                f"the flow map of a mixture is known for states of one number, and these have {self.means.shape[1]}: use "
+                "ProductMixture"
+            )
+        return self._mapped(QuantileMap([self._line()], None, path), path)
+
+    def _line(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and variances in one dimension, (K,)."""
+        if not bool((self._var > 0).all()):
+            raise ValueError("a component without variance has no quantiles to keep: its cov must be above 0")
+        return self.log_weights, self.means[:, 0], self._var[:, 0]
+
+    def _mapped(self, net: Any, path: GaussianPath) -> FlowMap:
+        found = FlowMap(net, path, "x0")
+        found.oracle = self
+        return found
 
     def denoise(self, x: Tensor, alpha: Level, sigma: Level) -> Tensor:
         """`E[x_0 | x_t = x]` for states (B, *event) and levels that are numbers or (B,); in the dtype of x."""
@@ -228,6 +255,11 @@ class Gaussian(GaussianMixture):
 
     def _posterior(self, weights: Tensor, means: Tensor, covs: Tensor) -> GaussianMixture:
         return Gaussian(means[0], covs[0])
+
+    def flow_map(self, path: GaussianPath) -> FlowMap:
+        """The exact flow map on a path: `Φ_{t→r}(x) = α_r μ + √((α_r² Σ + σ_r²)/(α_t² Σ + σ_t²)) (x − α_t μ)`."""
+        eigenvectors = None if self._eigenvectors is None else self._eigenvectors[0]
+        return self._mapped(GaussianMap(self.mean, self._var[0], eigenvectors, path), path)
 
     def flow(self, path: GaussianPath, x: Tensor, t: float, s: float) -> Tensor:
         """The exact solution of the probability-flow ODE from states (B, *event) at t to s.

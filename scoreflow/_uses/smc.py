@@ -22,7 +22,7 @@ from scoreflow._samplers.step import Sampler
 from scoreflow._score.conditions import known, rows
 from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
-from scoreflow.guidance.base import single_rows
+from scoreflow._score.steps import single_rows
 from scoreflow.posterior import METHODS, Posterior
 from scoreflow.posterior.denoised import Denoised
 

@@ -15,7 +15,8 @@ from scoreflow._core.row import double_on, per_sample
 from scoreflow._score.conditions import joined, none_given, plain
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.network import attribute, trains
-from scoreflow.guidance.base import Contrast, Scale, single_rows, value_at
+from scoreflow._score.steps import single_rows
+from scoreflow.guidance.base import Contrast, Scale, value_at
 
 
 class ClassifierFree(Contrast):

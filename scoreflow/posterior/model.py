@@ -15,7 +15,8 @@ from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row
 from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
-from scoreflow.guidance.base import Guided, single_rows
+from scoreflow._score.steps import single_rows
+from scoreflow.guidance.base import Guided
 from scoreflow.posterior.denoised import Denoised, trusted
 from scoreflow.posterior.stepwise import METHODS, replaced
 
