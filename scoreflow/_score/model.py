@@ -337,7 +337,8 @@ class ScoreModel:
         """What the network can be given; None if it cannot be told."""
         net = unwrapped(self.net)
         try:
-            return inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+            known = inspect.signature(net.forward if isinstance(net, nn.Module) else net).parameters
+            return {name: p for name, p in known.items() if p.kind is not p.VAR_POSITIONAL}
         except (TypeError, ValueError):
             return None
 

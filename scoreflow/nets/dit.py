@@ -7,7 +7,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow._core.check import flag, number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, condition_map, nulls, sinusoidal, zeros
+from scoreflow.nets.embedding import (
+    CrossAttention,
+    Embedding,
+    attention,
+    by_place,
+    check_images,
+    condition_map,
+    nulls,
+    sinusoidal,
+    zeros,
+)
 
 
 class Block(nn.Module):
@@ -30,19 +40,20 @@ class Block(nn.Module):
         scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = self.embed(embedding)[:, None].chunk(6, dim=-1)
         inner = self.norm_1(h) * (1 + scale_1) + shift_1
         q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(1, 2) for u in self.qkv(inner).chunk(3, dim=-1))
-        h = h + gate_1 * self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        h = h + gate_1 * self.out(attention(q, k, v).transpose(1, 2).flatten(-2))
         if self.cross is not None:
             h = self.cross(h, tokens)
         return h + gate_2 * self.body(self.norm_2(h) * (1 + scale_2) + shift_2)
 
 
 class DiT(nn.Module):
-    """`net(x, t, y, tokens, image)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0.
+    """`net(x, t, y, tokens, image)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0. With
+    `times=2` it is `net(x, t, r, y, tokens, image)`.
 
     Args:
         channels: C. size: S. patch: the side of the squares that are one place each.
         width: of a place, a multiple of 4 and of `heads`. depth: how many blocks.
-        classes, tokens, heads, dropout, time_scale, time, learned_variance, condition_channels: as of `UNet`.
+        classes, tokens, heads, dropout, time_scale, time, learned_variance, condition_channels, times: as of `UNet`.
 
     Raises:
         ValueError: sizes that do not go together; on a call, shapes. TypeError: an image that is no floating-point tensor.
@@ -69,25 +80,26 @@ class DiT(nn.Module):
         time: str = "sinusoidal",
         learned_variance: bool = False,
         condition_channels: int = 0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         self.config = dict(
             channels=channels, size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, tokens=tokens,
             dropout=dropout, time_scale=time_scale, time=time, learned_variance=learned_variance,
-            condition_channels=condition_channels,
+            condition_channels=condition_channels, times=times,
         )  # fmt: skip
         for name in ("channels", "size", "patch", "width", "depth", "heads"):
             whole(name, self.config[name])
         for name in ("classes", "tokens", "condition_channels"):
             whole(name, self.config[name], 0)
-        number("dropout", dropout, 0, 1)
+        whole("times", times, 1, 2), number("dropout", dropout, 0, 1)
         flag("learned_variance", learned_variance)
         if size % patch:
             raise ValueError(f"patch={patch} must divide size={size}")
         if width % 4 or width % heads:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.channels, self.size, self.patch, self.classes, self.tokens = channels, size, patch, classes, tokens
-        self.condition_channels = condition_channels
+        self.condition_channels, self.times = condition_channels, times
         self.embedding = Embedding(width, width, classes, time, time_scale)
         self.first = nn.Linear(channels * patch**2, width)
         side = torch.arange(size // patch, dtype=torch.float32)
@@ -98,6 +110,8 @@ class DiT(nn.Module):
         self.last = nn.Linear(width, channels * (1 + learned_variance) * patch**2)
         for layer in (self.embed, self.last):
             zeros(layer)
+        if times == 2:  # after the other weights, which are drawn as without it
+            self.embedding.add_second()
         given = (condition_channels + 1) * patch**2
         self.condition = zeros(nn.Linear(given, width, bias=False)) if condition_channels else None
 
@@ -107,18 +121,20 @@ class DiT(nn.Module):
         return nulls(self.classes, self.tokens, self.condition_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None, image: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, t: Tensor, *given: Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
+        tokens: Tensor | None = None, image: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        r, y, tokens, image = by_place(self.times, given, r=r, y=y, tokens=tokens, image=image)
         check_images(x, self.channels)
         if x.shape[-2:] != (self.size, self.size):
             raise ValueError(f"states must be (B, C, {self.size}, {self.size}), got shape {tuple(x.shape)}")
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
-        embedding = F.silu(self.embedding(t, y))
+        embedding = F.silu(self.embedding(t, y, r))
         h = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).mT) + self.places.to(x.dtype)
         if image is not None:
-            given = condition_map(image, x, self.condition_channels)
-            h = h + self.condition(F.pixel_unshuffle(given, self.patch).flatten(2).mT)  # type: ignore[misc]
+            seen = condition_map(image, x, self.condition_channels)
+            h = h + self.condition(F.pixel_unshuffle(seen, self.patch).flatten(2).mT)  # type: ignore[misc]
         for block in self.blocks:
             h = block(h, embedding, tokens)
         scale, shift = self.embed(embedding)[:, None].chunk(2, dim=-1)

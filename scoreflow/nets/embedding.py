@@ -1,4 +1,4 @@
-"""What a network is told of the time, and tokens and images that may be missing."""
+"""What a network is told of one time or two, and tokens and images that may be missing."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
 from scoreflow._core.check import number, one_of
 
 
-def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """The features `cos(t ω_k), sin(t ω_k)` with `ω_k = max_period^{−k/(width/2)}`; t of shape (B,) gives (B, width).
+def sinusoidal(t: Tensor, width: int, max_period: float = 10_000.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The features `cos(t ω_k), sin(t ω_k)` with `ω_k = max_period^{−k/(width/2)}`; t of shape (B,) gives (B, width), in dtype.
 
     Reference:
         Attention Is All You Need (Vaswani et al., 2017), Section 3.5.
     """
     rates = torch.exp(-math.log(max_period) * torch.arange(width // 2, device=t.device) / (width // 2))
-    angles = t[:, None].float() * rates
+    angles = t[:, None].to(dtype) * rates
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class Fourier(nn.Module):
-    """The features `cos(2π t ω), sin(2π t ω)` with `ω ~ N(0, scale²)`, drawn once and kept; t of shape (B,) gives (B, width).
+    """The features `cos(2π t ω), sin(2π t ω)` with `ω ~ N(0, scale²)`, drawn once and kept; t of shape (B,) gives (B, width),
+    in float32 or the dtype that is asked for.
 
     Times much nearer than `1/(2π scale)` look alike, others look unlike. The ω are a function of the seed. They are a buffer,
     saved with the weights.
@@ -39,13 +41,16 @@ class Fourier(nn.Module):
         draws = torch.randn(width // 2, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("rates", number("scale", scale, above=0) * draws)
 
-    def forward(self, t: Tensor) -> Tensor:
-        angles = 2 * math.pi * t[:, None].float() * self.rates.float()
+    def forward(self, t: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        angles = 2 * math.pi * t[:, None].to(dtype) * self.rates.float()
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class Embedding(nn.Module):
-    """Time and class as one vector: times (B,), and classes (B,) or None, to (B, size).
+    """Times and class as one vector: times t (B,), classes y (B,) or None, and second times r (B,) or None, to (B, size).
+
+    A second time adds a perceptron of `features(t − r) − features(0)`. It has no biases, so that it is 0 at r = t, to the bit,
+    whatever its weights.
 
     Args:
         width: of the features of the time. size: of the embedding.
@@ -69,12 +74,25 @@ class Embedding(nn.Module):
         self.fourier = Fourier(width, scale / 1000) if time == "fourier" else None
         self.time = nn.Sequential(nn.Linear(width, size), nn.SiLU(), nn.Linear(size, size))
         self.label = nn.Embedding(classes + 1, size) if classes else None
+        self.size = size
+        self.second: nn.Module | None = None
 
-    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The embedding, in the dtype of the weights."""
+    def add_second(self) -> None:
+        """Take a second time from now on. Its last layer begins at 0, so that at first it changes nothing."""
+        last = zeros(nn.Linear(self.size, self.size, bias=False))
+        self.second = nn.Sequential(nn.Linear(self.width, self.size, bias=False), nn.SiLU(), last)
+
+    def features(self, t: Tensor) -> Tensor:
+        """In float32; of two times in float64 if they are, where derivatives need it."""
         t = t * self.time_scale
-        features = sinusoidal(t, self.width) if self.fourier is None else self.fourier(t)
-        embedding: Tensor = self.time(features.to(next(self.time.parameters()).dtype))
+        dtype = torch.float32 if self.second is None else torch.promote_types(t.dtype, torch.float32)
+        return sinusoidal(t, self.width, dtype=dtype) if self.fourier is None else self.fourier(t, dtype)
+
+    def forward(self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
+        """The embedding, in the dtype of the weights. No r is r = t."""
+        embedding: Tensor = self.time(self.features(t).to(next(self.time.parameters()).dtype))
+        if r is not None:
+            embedding = embedding + self._of_second(t, r)
         if self.label is None:
             if y is not None:
                 raise ValueError("y was given to a network without classes: make it with classes=")
@@ -89,6 +107,48 @@ class Embedding(nn.Module):
             raise ValueError(f"y must lie in 0…{self.classes - 1}, or be {self.classes} for none given, got {y.tolist()}")
         embedding = embedding + self.label(y)
         return embedding
+
+    def _of_second(self, t: Tensor, r: Tensor) -> Tensor:
+        if self.second is None:
+            raise ValueError("r was given to a network of one time: make it with times=2")
+        kind = f"{'floating-point' if t.is_floating_point() else 'whole'} numbers of shape {tuple(t.shape)}"
+        if not isinstance(r, Tensor):
+            raise TypeError(f"r must be times as t, {kind}, got {r!r}")
+        if r.shape != t.shape or r.is_floating_point() != t.is_floating_point():
+            raise ValueError(f"r must be times as t, {kind}, got {r.dtype} of shape {tuple(r.shape)}")
+        apart = t - r
+        features = self.features(apart) - self.features(torch.zeros_like(apart))
+        return self.second(features.to(next(self.second.parameters()).dtype))
+
+
+def by_place(times: int, given: tuple[Tensor | None, ...], **named: Tensor | None) -> list[Tensor | None]:
+    """All that a network is given after x and t, by place or by name, in the order of the names. The first of them, r, has a
+    place in a network of two times only.
+
+    Raises:
+        TypeError: more than the network takes, or one by place and by name.
+    """
+    places = [*named][2 - times :]
+    if len(given) > len(places):
+        raise TypeError(f"a network with times={times} takes x, t, {', '.join(places)}, got {2 + len(given)} arguments")
+    for name, value in zip(places, given, strict=False):
+        if named[name] is not None:
+            raise TypeError(f"{name} was given twice, by place and by name")
+        named[name] = value
+    return [*named.values()]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`softmax(q kᵀ/√D) v` over the last two dimensions of (…, N, D), where the mask is True; with forward-mode derivatives.
+
+    Torch's fused kernels have none, so where a tensor has a tangent the formula is written out.
+    """
+    if all(unpack_dual(u).tangent is None for u in (q, k, v)):  # type: ignore[no-untyped-call]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    weights = q.shape[-1] ** -0.5 * q @ k.mT
+    if mask is not None:
+        weights = weights.masked_fill(~mask, -math.inf)
+    return weights.softmax(-1) @ v
 
 
 class CrossAttention(nn.Module):
@@ -116,7 +176,7 @@ class CrossAttention(nn.Module):
         there = torch.cat([torch.ones_like(none[..., 0], dtype=torch.bool), tokens.any(-1)], dim=1)
         k, v = self.kv(torch.cat([none, tokens.to(none.dtype)], dim=1)).chunk(2, dim=-1)
         q, k, v = (u.unflatten(-1, (self.heads, -1)).transpose(1, 2) for u in (self.q(self.norm(h)), k, v))
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=there[:, None, None, :])
+        found = attention(q, k, v, there[:, None, None, :])
         return h + self.out(found.transpose(1, 2).flatten(-2))
 
 

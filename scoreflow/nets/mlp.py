@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from scoreflow._core.check import flag, number, whole
-from scoreflow.nets.embedding import Embedding, nulls
+from scoreflow.nets.embedding import Embedding, by_place, nulls
 
 
 class Layer(nn.Module):
@@ -24,11 +24,12 @@ class Layer(nn.Module):
 
 
 class MLP(nn.Module):
-    """`net(x, t, y)`: x of shape (B, d), times t (B,), classes y (B,) or None, to (B, d). At first it gives 0.
+    """`net(x, t, y)`: x of shape (B, d), times t (B,), classes y (B,) or None, to (B, d). At first it gives 0. With
+    `times=2` it is `net(x, t, r, y)`.
 
     Args:
         channels: d. width: of the layers. depth: how many.
-        classes, time_scale, time, dropout, learned_variance: as of `UNet`.
+        classes, time_scale, time, dropout, learned_variance, times: as of `UNet`.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class MLP(nn.Module):
         time_scale: float = 1000.0,
         time: str = "sinusoidal",
         learned_variance: bool = False,
+        times: int = 1,
     ) -> None:
         super().__init__()
         self.config = dict(
             channels=channels, width=width, depth=depth, classes=classes, dropout=dropout, time_scale=time_scale, time=time,
-            learned_variance=learned_variance,
+            learned_variance=learned_variance, times=times,
         )  # fmt: skip
         for name, value, least in (
             ("channels", channels, 1),
@@ -54,25 +56,28 @@ class MLP(nn.Module):
             ("classes", classes, 0),
         ):
             whole(name, value, least)
-        number("dropout", dropout, 0, 1)
+        whole("times", times, 1, 2), number("dropout", dropout, 0, 1)
         flag("learned_variance", learned_variance)
-        self.classes = classes
+        self.classes, self.times = classes, times
         self.embedding = Embedding(width // 2 * 2, 2 * width, classes, time, time_scale)
         self.first = nn.Linear(channels, width)
         self.layers = nn.ModuleList(Layer(width, 2 * width, dropout) for _ in range(depth))
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * (1 + learned_variance)))
         nn.init.zeros_(self.last[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.last[-1].bias)  # type: ignore[arg-type]
+        if times == 2:  # after the other weights, which are drawn as without it
+            self.embedding.add_second()
 
     @property
     def null(self) -> dict[str, float]:
         """What means "none given", by the condition's name."""
         return nulls(self.classes)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, *given: Tensor | None, r: Tensor | None = None, y: Tensor | None = None) -> Tensor:
+        r, y = by_place(self.times, given, r=r, y=y)
         if x.ndim != 2 or x.shape[1] != self.first.in_features:
             raise ValueError(f"states must be of shape (B, {self.first.in_features}) for this network, got {tuple(x.shape)}")
-        embedding = nn.functional.silu(self.embedding(t, y))
+        embedding = nn.functional.silu(self.embedding(t, y, r))
         h = self.first(x)
         for layer in self.layers:
             h = layer(h, embedding)

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoreflow._core.check import number, whole
-from scoreflow.nets.embedding import CrossAttention, Embedding, check_images, condition_map, nulls, zeros
+from scoreflow.nets.embedding import (
+    CrossAttention,
+    Embedding,
+    attention,
+    by_place,
+    check_images,
+    condition_map,
+    nulls,
+    zeros,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -44,13 +53,13 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, _, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).view(batch, 3, self.heads, -1, height * width).transpose(-1, -2).unbind(1)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(x.shape)
+        h = attention(q, k, v).transpose(-1, -2).reshape(x.shape)
         return x + self.out(h)
 
 
 class UNet(nn.Module):
     """`net(x, t, y, tokens, image)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,), tokens (B, L, D) and an
-    image (B, K, h, w), each or None, to (B, C, H, W).
+    image (B, K, h, w), each or None, to (B, C, H, W). With `times=2` it is `net(x, t, r, y, tokens, image)`.
 
     Args:
         channels: C, of the images.
@@ -71,14 +80,18 @@ class UNet(nn.Module):
             beside the state. Pixels that are NaN are not given, an image of NaN is none, and `image=None` means one for
             the whole batch. A coarse map, whose height and width divide those of the states, is enlarged. The weights of the
             map begin at 0, so that at first the network is the one without.
+        times: 2 for a network of two times, a flow map from t to r: r (B,) is told as t is. None is r = t, where the network is
+            the one-time network with its weights, to the bit in float32. The weights of r begin at 0, so that at first r
+            changes nothing. Features of two times are taken in the precision of the times, not always in float32.
 
     Raises:
-        ValueError: widths, heads or levels that do not go together; tokens without a level of attention. On a call, states and
-            conditions of other shapes than these. TypeError: an image that is no floating-point tensor.
+        ValueError: widths, heads or levels that do not go together; tokens without a level of attention. On a call, states,
+            times and conditions of other shapes than these. TypeError: an image that is no floating-point tensor.
 
     Reference:
         Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021); cross-attention from Rombach et al. (2022);
-        images beside the state from SR3 (Saharia et al., 2021) and Palette (Saharia et al., 2022).
+        images beside the state from SR3 (Saharia et al., 2021) and Palette (Saharia et al., 2022); t and t − r as in
+        MeanFlow (Geng et al., 2025), Section 4.3.
     """
 
     def __init__(
@@ -96,6 +109,7 @@ class UNet(nn.Module):
         patch: int = 1,
         learned_variance: bool = False,
         condition_channels: int = 0,
+        times: int = 1,
     ) -> None:
         super().__init__()
         if not isinstance(widths, Sequence):
@@ -105,11 +119,11 @@ class UNet(nn.Module):
         self.config = dict(
             channels=channels, widths=list(widths), blocks=blocks, attention=list(attention), classes=classes,
             heads=heads, dropout=dropout, time_scale=time_scale, tokens=tokens, time=time, patch=patch,
-            learned_variance=learned_variance, condition_channels=condition_channels,
+            learned_variance=learned_variance, condition_channels=condition_channels, times=times,
         )  # fmt: skip
         _check(self.config)
         self.channels, self.classes, self.tokens, self.patch, self.levels = channels, classes, tokens, patch, len(widths)
-        self.condition_channels = condition_channels
+        self.condition_channels, self.times = condition_channels, times
         width = widths[0]
         size = 4 * width
         self.embedding = Embedding(width, size, classes, time, time_scale)
@@ -143,6 +157,8 @@ class UNet(nn.Module):
         self.last = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, outputs, 3, padding=1))
         # A convolution of state and image is the sum of two. Made last, so that the other weights are drawn as without it.
         given = (condition_channels + 1) * patch**2
+        if times == 2:
+            self.embedding.add_second()
         self.condition = zeros(nn.Conv2d(given, widths[0], 3, padding=1, bias=False)) if condition_channels else None
 
     @property
@@ -151,19 +167,21 @@ class UNet(nn.Module):
         return nulls(self.classes, self.tokens, self.condition_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, tokens: Tensor | None = None, image: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, t: Tensor, *given: Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
+        tokens: Tensor | None = None, image: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        r, y, tokens, image = by_place(self.times, given, r=r, y=y, tokens=tokens, image=image)
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
         check_images(x, self.channels)
         step = self.patch * 2 ** (self.levels - 1)
         if x.shape[-2] % step or x.shape[-1] % step:
             raise ValueError(f"height and width must be multiples of {step}, got states of shape {tuple(x.shape)}")
-        embedding = self.embedding(t, y)
+        embedding = self.embedding(t, y, r)
         h = self.first(F.pixel_unshuffle(x, self.patch))
         if image is not None:
-            given = condition_map(image, x, self.condition_channels)
-            h = h + self.condition(F.pixel_unshuffle(given, self.patch))  # type: ignore[misc]
+            seen = condition_map(image, x, self.condition_channels)
+            h = h + self.condition(F.pixel_unshuffle(seen, self.patch))  # type: ignore[misc]
         skips = [h]
         for layer in self.down:
             h = _run(layer, h, embedding, tokens)
@@ -203,4 +221,4 @@ def _check(config: dict[str, Any]) -> None:
             raise ValueError(f"heads={heads} must divide the width of every level with attention, got {widths[level]}")
     if config["tokens"] and not config["attention"]:
         raise ValueError(f"tokens={config['tokens']} are attended to at the levels in attention, and attention=() names none")
-    number("dropout", config["dropout"], 0, 1)
+    whole("times", config["times"], 1, 2), number("dropout", config["dropout"], 0, 1)
