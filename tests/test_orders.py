@@ -15,7 +15,8 @@ from scoreflow._samplers.er_sde import _scale
 
 PATH = sf.VPSDE()
 DETERMINISTIC = [case for case in LINEAR if not linear(case).stochastic]
-STOCHASTIC = [case for case in LINEAR if linear(case).stochastic and not case.startswith(("edm-churn", "restart", "cps", "consistency"))]
+OTHERS = ("edm-churn", "restart", "cps", "consistency")
+STOCHASTIC = [case for case in LINEAR if linear(case).stochastic and not case.startswith(OTHERS)]
 """Those that tend to a reverse SDE; the three others add noise by other rules (test_sde_family.py, test_flow_sde.py)."""
 MIXTURE, X_T = mixture(), states(64, 3)
 SPREAD = torch.tensor([[0.6, 0.3, 0.0], [0.3, 0.9, -0.2], [0.0, -0.2, 0.2]], dtype=torch.float64)

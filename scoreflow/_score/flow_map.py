@@ -140,5 +140,3 @@ class Diagonal(nn.Module):
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         """As of a score network."""
         return self.net(x, t, t, **conditions)
-
-

@@ -297,9 +297,10 @@ class ScoreModel:
 
     def names(self, keyword: str) -> bool:
         """Whether the network has a parameter of this name, and not `**kwargs` alone."""
-        return keyword in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][
-            self.positional :
-        ]
+        return (
+            keyword
+            in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][self.positional :]
+        )
 
     def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
         """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
