@@ -17,7 +17,7 @@ PATH = sf.VPSDE()
 DETERMINISTIC = [case for case in LINEAR if not linear(case).stochastic]
 OTHERS = ("edm-churn", "restart", "cps", "consistency")
 STOCHASTIC = [case for case in LINEAR if linear(case).stochastic and not case.startswith(OTHERS)]
-"""Those that tend to a reverse SDE; the three others add noise by other rules (test_sde_family.py, test_flow_sde.py)."""
+"""Those that tend to a reverse SDE; the others add noise by rules of their own (test_sde_family.py, test_flow_sde.py)."""
 MIXTURE, X_T = mixture(), states(64, 3)
 SPREAD = torch.tensor([[0.6, 0.3, 0.0], [0.3, 0.9, -0.2], [0.0, -0.2, 0.2]], dtype=torch.float64)
 GAUSSIAN = sf.Gaussian(torch.tensor([0.7, -0.4, 0.1]), SPREAD)
