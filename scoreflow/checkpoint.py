@@ -19,6 +19,7 @@ from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
 from scoreflow._samplers.plan import Plan
 from scoreflow._score.fingerprint import identity
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel, module_of, say
 from scoreflow._score.network import placed, unwrapped
 
@@ -56,7 +57,8 @@ def save_model(model: ScoreModel, file: str | Path, *, plans: Sequence[Plan] | N
     """
     net = module_of(model, ": of a Latent, write its model with save_model and its autoencoder with save")
     known = [name for name, make in PATHS.items() if repr(make()) == repr(model.path)]
-    header = {"prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
+    of_map = {"times": str(model.times)} if isinstance(model, FlowMap) else {}
+    header = {**of_map, "prediction": model.prediction, "path": known[0] if known else "", "path_text": repr(model.path)}
     told = model.time
     time = told if isinstance(told, str) else f"{told[0]} {told[1]!r}" if isinstance(told, tuple) else ""
     beside = [json.loads(plan.to_json()) for plan in _own(model, plans)]
@@ -133,7 +135,9 @@ def load_model(
     made = PATHS[str(named)]() if path is None else path
     scaled = isinstance(label, str) and label.startswith("scaled ")
     told: Any = ("scaled", float(label.split()[1])) if scaled else label  # type: ignore[union-attr]
-    model = ScoreModel(moved(net.eval(), device, dtype), made, prediction, told)
+    network = moved(net.eval(), device, dtype)
+    jumps: Any = int(metadata.get("times", 0))
+    model = FlowMap(network, made, prediction, told, jumps) if jumps else ScoreModel(network, made, prediction, told)
     model.plans = tuple(Plan.from_json(json.dumps(one)) for one in json.loads(metadata.get("plans", "[]")))
     return model
 

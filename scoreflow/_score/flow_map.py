@@ -58,7 +58,8 @@ class FlowMap(ScoreModel):
         super().__init__(net, path, prediction, time)
         if times not in (1, 2):
             raise ValueError(f"times must be 2, or 1 for a network that jumps to data only, got {times!r}")
-        self.times, self.positional = times, 1 + times
+        self.times: Literal[1, 2] = times
+        self.positional = 1 + times
         self._to: dict[float, float] | None = None
         """Of a run, where the jump from t leads."""
 
@@ -102,6 +103,9 @@ class FlowMap(ScoreModel):
         elif self._to is not None and isinstance(t, Tensor):
             r = torch.tensor([self._to[u] for u in t.tolist()], dtype=torch.float64, device=t.device)
         return self.average(x, t, r, **conditions), None
+
+    def over(self, net: Callable[..., Tensor]) -> FlowMap:
+        return FlowMap(net, self.path, self.prediction, self.time, self.times)
 
     def begin(self, steps: object) -> ScoreModel:
         begun = copy.copy(self)

@@ -239,6 +239,10 @@ class ScoreModel:
         """Add the evaluations of a call at t to `nfe`."""
         self.nfe += 1
 
+    def over(self, net: Callable[..., Tensor]) -> ScoreModel:
+        """The same of another network."""
+        return ScoreModel(net, self.path, self.prediction, self.time)
+
     def begin(self, steps: object) -> ScoreModel:
         """The model for one run of these steps, a plan or a sampler: itself, unless it depends on them or follows a run."""
         return self

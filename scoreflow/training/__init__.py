@@ -1,6 +1,7 @@
 """Training a score network: the loss, which levels it sees, and the loop."""
 
 from scoreflow.training.config import Setup, parse, setup
+from scoreflow.training.maps import MAP_LOSSES, MapObjective
 from scoreflow.training.objective import Draw, Loss, Objective
 from scoreflow.training.recipe import Recipe
 from scoreflow.training.times import QUANTILES, LossHistory
@@ -8,6 +9,6 @@ from scoreflow.training.trainer import Progress, train
 from scoreflow.training.weighting import WEIGHTINGS, get_weighting
 
 __all__ = [
-    "QUANTILES", "WEIGHTINGS", "Draw", "Loss", "LossHistory", "Objective", "Progress", "Recipe", "Setup", "get_weighting",
-    "parse", "setup", "train",
+    "MAP_LOSSES", "QUANTILES", "WEIGHTINGS", "Draw", "Loss", "LossHistory", "MapObjective", "Objective", "Progress", "Recipe",
+    "Setup", "get_weighting", "parse", "setup", "train",
 ]  # fmt: skip

@@ -161,6 +161,11 @@ class Objective:
         Raises:
             ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given.
         """
+        each, error = self.errors(model, x_0, draw, conditions)
+        return Loss((each * draw.importance_weight.to(each)).mean(), each.detach(), error.detach(), draw.t)
+
+    def errors(self, model: ScoreModel, x_0: Tensor, draw: Draw, conditions: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The loss of every sample, (B,), to be differentiated; and its plain ε-error."""
         path, t = model.path, draw.t
         x_t = path.q_sample(x_0, t, draw.eps)
         output, variance_output = self._outputs(model, x_t, t, conditions, draw.dropped)
@@ -179,7 +184,7 @@ class Objective:
                     f"{x_0.shape[1]}: it must return {2 * x_0.shape[1]}; for ours, learned_variance=True"
                 )
             each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), variance_output, t)
-        return Loss((each * draw.importance_weight.to(each)).mean(), each.detach(), (error / (b**2).to(error)).detach(), t)
+        return each, error / (b**2).to(error)
 
     def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any] | None:
         """The conditions, "none given" for the samples `which` (B,); None where a null cannot stand among the samples' rows."""

@@ -120,9 +120,7 @@ class _Run:
         self.net, self.optimizer = self.fabric.setup(model.net, optimizer)
         self.inner: nn.Module = unwrapped(model.net)
         self.average = AveragedModel(self.inner, multi_avg_fn=self._take_in, use_buffers=True)
-        self.model, self.averaged = (
-            ScoreModel(net, model.path, model.prediction, model.time) for net in (self.net, self.average.module)
-        )
+        self.model, self.averaged = (model.over(net) for net in (self.net, self.average.module))
         bins = min(50, model.path.T or 50)
         self.plain, self.history, self.errors, self.step = model, LossHistory(bins), LossHistory(bins), 0
         self.config = _config(model, objective, recipe, notes)
