@@ -301,10 +301,12 @@ class ScoreModel:
 
     def names(self, keyword: str) -> bool:
         """Whether the network has a parameter of this name, and not `**kwargs` alone."""
-        return (
-            keyword
-            in [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][self.positional :]
-        )
+        return keyword in self._named()
+
+    def _named(self) -> list[str]:
+        """The conditions that the network names; a second time, of networks that have one, is none."""
+        found = [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][self.positional :]
+        return [name for name in found if name != "r"] if attribute(self.net, "times") is not None else found
 
     def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
         """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.
@@ -330,7 +332,7 @@ class ScoreModel:
         for name in (*named, *more):
             if not self.accepts(name):
                 net = type(self.net).__name__
-                takes = [*(self._parameters() or ())][self.positional :]
+                takes = self._named()
                 near = check.meant(name, (*arguments, *takes))
                 raise TypeError(
                     f"{name!r} is neither an argument{of} nor a condition that the network {net} takes "
