@@ -46,7 +46,7 @@ def mnist(*, device: torch.device | str | None = None, dtype: torch.dtype = torc
     A class-conditional U-Net of 1.5 M parameters on 2×2 patches, trained by `scoreflow train --config examples/mnist.toml` on
     the 4000 images of `data.mnist()`, kept in half precision. Pass classes as `y=`; without `y` it runs unconditionally. States
     have shape (B, 1, 28, 28) and values about −1 (paper) to 1 (ink). In float32 it has plans of `tune` for 5, 6, 8, 10 and 15
-    evaluations without a class, which "auto" takes.
+    evaluations, with a class and without, which "auto" takes.
 
     Args:
         device, dtype: where and in what precision the network runs.
