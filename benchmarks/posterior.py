@@ -4,6 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/posterior.py modes        # a mixture: weights of its modes
     OMP_NUM_THREADS=1 python benchmarks/posterior.py calibration  # ranks and coverage of simulated truths
     OMP_NUM_THREADS=1 python benchmarks/posterior.py evidence     # log p(y) of sequential Monte Carlo
+    OMP_NUM_THREADS=1 python benchmarks/posterior.py covariance   # what a network says of the variance of x_0
     OMP_NUM_THREADS=1 python benchmarks/posterior.py digits       # halves and small ones of held-out 8×8 digits
     OMP_NUM_THREADS=1 python benchmarks/posterior.py mnist --out docs/inpainted.png
 
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 import scoreflow as sf
+from scoreflow.posterior.denoised import Denoised
 from scoreflow.studies.stats import interval
 
 PATH = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
@@ -236,6 +238,25 @@ def score(x, truth, hidden):
     return (x - truth[:, None]).norm(dim=2).mean(1) - within / 2
 
 
+def covariance(n=32):
+    """Eigenvalues of the symmetric part of C of the digits network, of the upper half of noisy digits; medians."""
+    model, data = sf.zoo.digits(), sf.zoo.digits_data()
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :4] = True
+    seen, generator = sf.Observation(mask, data.held_out[:1], 0.02), torch.Generator().manual_seed(0)
+    head("t", "κ", "least", "largest", "asymmetry")
+    for t in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02):
+        noise = torch.randn(n, 1, 8, 8, generator=generator)
+        x = model.path.q_sample(data.held_out[:n], t, noise)
+        at = Denoised(model, x, t, {}, True)
+        C = torch.stack([seen.measure(at.cov(seen.adjoint(one.expand(n, -1), x))) for one in torch.eye(32)], -1)
+        values = torch.linalg.eigvalsh((C + C.mT) / 2)
+        off = ((C - C.mT).norm(dim=(1, 2)) / C.norm(dim=(1, 2))).median()
+        line(t, f"{model.path.kappa(t):.3g}", f"{values[:, 0].median():.2g}", f"{values[:, -1].median():.2g}", f"{off:.2f}")
+    upper = data.train[:, 0, :4].flatten(1)
+    print(f"the data's own: {torch.linalg.eigvalsh(upper.mT.cov())[-1]:.2f} at most")
+
+
 def digits(n=100, k=4):
     data, classifier = sf.zoo.digits_data(), sf.zoo.digits_classifier()
     truth, label = data.held_out[:n], data.held_out_labels[:n]
@@ -336,7 +357,7 @@ def mnist(out, n=8, steps=25):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("laws", "modes", "calibration", "evidence", "digits", "mnist"))
+    parser.add_argument("what", choices=("laws", "modes", "calibration", "evidence", "covariance", "digits", "mnist"))
     parser.add_argument("--out", type=Path, default=Path("inpainted.png"))
     asked = parser.parse_args()
     mnist(asked.out) if asked.what == "mnist" else globals()[asked.what]()
