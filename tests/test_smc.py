@@ -173,6 +173,9 @@ def test_refusals():
     ]:
         with pytest.raises(ValueError, match=match):
             call()
+    for other in (sf.APG(sf.ScoreModel(lambda x, t, y: x, PATH), 2.0, null={"y": 0}, momentum=0.5), data().flow_map(PATH)):
+        with pytest.raises(ValueError, match=r"depends on the run|give flow_map\.score_model"):
+            sf.smc(other, SEEN, (1, D), steps=3, **({"y": torch.ones(1)} if other.oracle is None else {}))
     told = sf.ScoreModel(lambda x, t, y: 0 * x * y.sum(), PATH, "x0")
     with pytest.raises(ValueError, match=r"conditions: say which belong to groups .* sf\.each and sf\.shared"):
         sf.smc(told, SEEN, (2, D), steps=3, y=torch.zeros(2))

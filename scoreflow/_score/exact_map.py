@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -87,9 +88,7 @@ def quantile_map(x: Tensor, log_w: Tensor, of: tuple[Tensor, Tensor], to: tuple[
         still = [tuple(one.detach() for one in pair) for pair in (of, to)]
         at = _solve(x.detach(), log_w, still[0], still[1], goal.detach(), lower)
     value, _ = _tail(at, log_w, *to, lower)
-    z = (at - to[0]) / to[1]
-    log_p = (log_w - z**2 / 2 - to[1].log() - 0.9189385332046727).logsumexp(1, keepdim=True)  # ½ log 2π
-    slope = torch.where(lower, 1.0, -1.0) * (log_p - value).exp()
+    slope = torch.where(lower, 1.0, -1.0) * (_log_density(at, log_w, *to) - value).exp()
     return at + (goal - value) / slope.detach()
 
 
@@ -99,6 +98,12 @@ def _tail(x: Tensor, log_w: Tensor, mean: Tensor, std: Tensor, lower: Tensor | N
     below, above = ((log_w + torch.special.log_ndtr(s * z)).logsumexp(1, keepdim=True) for s in (1, -1))
     lower = below < above if lower is None else lower
     return torch.where(lower, below, above), lower
+
+
+def _log_density(x: Tensor, log_w: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Of the mixture at x, (B, 1)."""
+    z = (x - mean) / std
+    return (log_w - z**2 / 2 - std.log()).logsumexp(1, keepdim=True) - math.log(2 * math.pi) / 2
 
 
 def _solve(x: Tensor, log_w: Tensor, of: Any, to: Any, goal: Tensor, lower: Tensor) -> Tensor:
@@ -111,9 +116,7 @@ def _solve(x: Tensor, log_w: Tensor, of: Any, to: Any, goal: Tensor, lower: Tens
         value, _ = _tail(y, log_w, mean, std, lower)
         over = (value - goal) * sign > 0
         lo, hi = torch.where(over, lo, y), torch.where(over, y, hi)
-        z = (y - mean) / std
-        log_p = (log_w - z**2 / 2 - std.log() - 0.9189385332046727).logsumexp(1, keepdim=True)
-        step = y - sign * (value - goal) * (value - log_p).exp()
+        step = y - sign * (value - goal) * (value - _log_density(y, log_w, mean, std)).exp()
         new = torch.where((step > lo) & (step < hi), step, (lo + hi) / 2)
         if bool((new == y).all()):
             break

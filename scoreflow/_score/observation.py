@@ -31,6 +31,13 @@ class Singular(NamedTuple):
     V: Map
 
 
+def log_normal(r: Tensor, root: Tensor) -> Tensor:
+    """The log-density of N(0, L Lᵀ) at r (n, m), (n,); L (m, m), or one a row."""
+    white = torch.linalg.solve_triangular(root, r[..., None], upper=False)[..., 0]
+    log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -(white.square().sum(-1) + log_det + r.shape[-1] * math.log(2 * math.pi)) / 2
+
+
 class Observation:
     """`y = A x_0 + e`, e ~ N(0, Σ_y).
 
@@ -215,9 +222,7 @@ class Observation:
         factor, wrong = torch.linalg.cholesky_ex(self.covariance(off.shape[1]))
         if bool(wrong.any()):
             raise ValueError(f"{self!r} has no noise in some direction, and so no density given x_0: give noise > 0")
-        white = torch.linalg.solve_triangular(factor.to(off), off.mT, upper=False)
-        log_det = 2 * float(factor.diagonal().log().sum())
-        return -0.5 * (white.square().sum(0) + log_det + len(white) * math.log(2 * math.pi))
+        return log_normal(off, factor.to(off))
 
     def values(self, x: Tensor) -> Tensor:
         """y for these states: (1, m), or (B, m) if there is one a sample.

@@ -21,7 +21,7 @@ from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
 from scoreflow._score.conditions import known, rows
 from scoreflow._score.model import ScoreModel, check_model
-from scoreflow._score.observation import Observation
+from scoreflow._score.observation import Observation, log_normal
 from scoreflow._score.steps import single_rows
 from scoreflow.posterior import METHODS, Posterior
 from scoreflow.posterior.denoised import Denoised
@@ -186,6 +186,8 @@ def smc(
     path, plan = model.path, prepared.plan
     way = _rows(plan, path, prepared.sampler)
     assert plan is not None
+    if model.begin(plan) is not model:
+        raise ValueError(f"smc weighs what a state alone says, and {model!r} depends on the run")
     seed, passes = check_seed(seed, size[0]), model.backward
     white, like = White(seed), torch.empty(size[0], K, *size[1:], dtype=dtype or model.state_dtype, device=model.device)
     x = wide(white.draws("prior")(like)) * path.prior_std(prepared.times[0])
@@ -246,13 +248,6 @@ class Looking:
         shift = (at.cov if method.gradient else V)(seen.adjoint(u.to(r), at.x_0))
         self.backward += at.backward
         return Look(at.x_0.detach(), shift.detach(), log_normal(double(r), root).detach())
-
-
-def log_normal(r: Tensor, root: Tensor) -> Tensor:
-    """The log-density of N(0, L Lᵀ) at r (n, m), L (m, m) or one a row."""
-    u = torch.linalg.solve_triangular(root, r[..., None], upper=False)[..., 0]
-    logdet = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return -u.square().sum(-1) / 2 - logdet - r.shape[-1] * math.log(2 * math.pi) / 2
 
 
 @dataclass

@@ -114,6 +114,11 @@ def trusted(model: ScoreModel) -> float:
 
     `C = κ² (I − σ ∂ε̂/∂x)`, so that what such a network's derivative errs is multiplied by κ².
     """
+    return KAPPA_MAX if innermost(model).prediction in ("eps", "score") else math.inf
+
+
+def innermost(model: ScoreModel) -> ScoreModel:
+    """The model that all wrappers stand on."""
     while isinstance(model, Guided):
         model = model.model
-    return KAPPA_MAX if model.prediction in ("eps", "score") else math.inf
+    return model

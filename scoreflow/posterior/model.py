@@ -13,11 +13,12 @@ from torch import Tensor
 from scoreflow._core.check import meant, number
 from scoreflow._core.noise import Draws
 from scoreflow._core.row import Row
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel, check_model
 from scoreflow._score.observation import Observation
 from scoreflow._score.steps import single_rows
 from scoreflow.guidance.base import Guided
-from scoreflow.posterior.denoised import Denoised, trusted
+from scoreflow.posterior.denoised import Denoised, innermost, trusted
 from scoreflow.posterior.stepwise import METHODS, replaced
 
 
@@ -46,8 +47,8 @@ class Posterior(Guided):
     was solved, relative, one a sample.
 
     Raises:
-        ValueError: an unknown method; an observation that is not linear for a method that needs it. TypeError: an option that
-            the method does not have.
+        ValueError: an unknown method; a flow map; an observation that is not linear for a method that needs it. TypeError: an
+            option that the method does not have.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Posterior(Guided):
         check_model(model)
         if not isinstance(observation, Observation):
             raise TypeError(f"observation must be an Observation(A, y, noise), got {type(observation).__name__}")
+        if isinstance(innermost(model), FlowMap):
+            raise ValueError("model is a flow map, whose jump is no mean of x_0: give flow_map.score_model()")
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}{meant(str(method), METHODS)}")
         known = METHODS[method]

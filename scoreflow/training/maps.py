@@ -51,7 +51,8 @@ class MapObjective(Objective):
         loss: one of these names.
         teacher: a score model on the same path, guided ones too, or a flow map, whose jumps take the place of steps; None to
             learn from data alone.
-        diagonal: the share of samples with r = t; None for ½, of "meanflow" ¾, of "consistency" and of a teacher's 0.
+        diagonal: the share of samples with r = t; None for 0 of "consistency", and with a teacher of all but "lagrangian"; else
+            ½, of "meanflow" ¾.
         adaptive: "meanflow" weighs each sample by `1/(‖Δ‖² + adaptive)`, held fixed; 0 for not.
         steps: of the grid of "progressive" with a teacher and of "consistency", even in t.
         times, drop, null, weighting and its options: as of `Objective`; weightings act on the diagonal.
