@@ -49,6 +49,17 @@ def test_gmres():
     torch.testing.assert_close(u, torch.linalg.solve(systems, b), rtol=1e-8, atol=1e-10)
 
 
+def test_gmres_stands_still():
+    """A row whose residual is within rtol takes no further step, whatever the others need."""
+    systems, b = numbers(6, 5, 5, seed=1), numbers(6, 5, seed=2)
+    u, off = gmres(lambda u: (systems @ u[..., None])[..., 0], b, 5, 0.7)
+    assert (off <= 0.7).all() and (off > 1e-3).sum() >= 4
+    for i in range(6):
+        alone, own = gmres(lambda u, i=i: (systems[i] @ u[..., None])[..., 0], b[i : i + 1], 5, 0.7)
+        torch.testing.assert_close(alone[0], u[i])
+        torch.testing.assert_close(own[0], off[i])
+
+
 MAPS = {
     "matrix": (numbers(3, 48, seed=1), (3, 4, 4)),
     "mask": (torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) > 0.5, (3, 4, 4)),
