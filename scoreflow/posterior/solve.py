@@ -45,9 +45,9 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: f
     """
     size = b.norm(dim=1)
     basis, columns, turns = [_over(b, size)], list[list[Tensor]](), list[tuple[Tensor, Tensor]]()
-    left = [size]  # what is left of ‖b‖ e_1, turned
+    left, residual = [size], size  # ‖b‖ e_1, turned; its last entry is the residual while a row moves
     for _ in range(iterations):
-        moving = left[-1].abs() > rtol * size
+        moving = residual > rtol * size
         if not hidden(moving) and not bool(moving.any()):
             break
         w, column = apply(basis[-1]), list[Tensor]()
@@ -61,6 +61,7 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: f
         c, s = torch.where(radius > 0, column[-1] / radius, 1.0), torch.where(radius > 0, length / radius, 0.0)
         column[-1] = radius
         left[-1:] = [c * left[-1], -s * left[-1]]
+        residual = torch.where(moving, left[-1].abs(), residual)
         columns.append(column)
         turns.append((c, s))
         basis.append(_over(w, length))
@@ -71,7 +72,7 @@ def gmres(apply: Callable[[Tensor], Tensor], b: Tensor, iterations: int, rtol: f
     u = torch.zeros_like(b)
     for weight, q in zip(reversed(weights), basis, strict=False):
         u = u + weight[:, None] * q
-    return u, (left[-1].abs() / size).nan_to_num()
+    return u, (residual / size).nan_to_num()
 
 
 def _over(x: Tensor, size: Tensor) -> Tensor:
