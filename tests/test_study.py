@@ -144,7 +144,7 @@ def test_best_and_cheapest(ring):
     assert f"{found.sampler} at {found.nfe:g} evaluations" in str(found)
     with pytest.raises(ValueError, match=r"as good as within=0\.0"):
         ring.cheapest(within=0.0, figure="trajectory/median")
-    with pytest.raises(ValueError, match=r"no finished cell of trajectory/median has so few evaluations; the least is 5"):
+    with pytest.raises(ValueError, match=r"no finished cell of trajectory/median has so few; the least is nfe=5, passes=5"):
         ring.best(nfe=4)
     with pytest.raises(ValueError, match="no figure is called 'trajectory/mean'; did you mean trajectory/median"):
         ring.best(10, "trajectory/mean")

@@ -12,6 +12,7 @@ import torch
 from problems import states
 
 import scoreflow as sf
+from scoreflow.analysis import law
 from scoreflow.posterior import METHODS
 from scoreflow.studies import draw
 from scoreflow.studies.findings import among
@@ -28,6 +29,7 @@ ROOT = numbers(D, D, seed=1)
 GAUSSIAN = sf.Gaussian(numbers(D, seed=2), ROOT @ ROOT.mT / D + 0.1 * torch.eye(D, dtype=torch.float64))
 MIXTURE = sf.GaussianMixture(torch.tensor([1.0, 2.0, 1.0]), 1.5 * numbers(3, D, seed=7), torch.tensor([0.05, 0.1, 0.2]))
 SEEN = sf.Observation(numbers(2, D, seed=3), numbers(2, seed=4), 0.3)
+NOISELESS = sf.Observation(SEEN.A, SEEN.y, 0.0)
 FAR = sf.Observation(torch.eye(1, D), torch.zeros(1), 1.0)
 EXACT = {"iterations": None, "rtol": 1e-12}
 
@@ -289,6 +291,8 @@ def test_backward_passes_are_told(tmp_path):
         assert best.backward == 2 * best.nfe
         assert re.search(r"at \d evaluations and \d+ backward passes: energy ", str(best))
         assert found.cheapest(within=100, figure="energy").backward == 8
+        assert found.best(passes=12).nfe == 4 == found.best(9, passes=23).nfe and found.best(passes=24) == found.best(8)
+        assert (front := found.pareto("energy"))["value"].is_monotonic_decreasing and "cost" not in front
         assert set(found.figures) == {"energy"} and set(found.cells["figure"]) == {"energy"}
         assert draw.passes(found) == "network evaluations + backward passes" and draw.budgets(found) == [12, 24]
         ax = found.plot("energy")
@@ -305,6 +309,29 @@ def test_without_backward_passes_nothing_is_said(tmp_path):
         "backward" not in str(study.best(4))
         and "backward passes" not in study.report(tmp_path / "r.html", light=True).read_text()
     )
+
+
+def test_budgets_that_no_cell_meets():
+    study = run(posterior(method="tmpd"), "ddim", 4, n=8, seeds=2, metrics=["energy"])
+    with pytest.raises(ValueError, match=r"passes=11: no finished cell of energy has so few; the least is nfe=4, passes=12"):
+        study.best(passes=11)
+    with pytest.raises(TypeError, match="give a budget: nfe, evaluations, or passes, forward and backward"):
+        study.best()
+    with pytest.raises(ValueError, match="passes must be"):
+        study.best(passes=-1)
+
+
+def test_evidence_is_that_of_the_steps():
+    """On Gaussian data the steps' law is known, and so is its p(y); 5 standard errors of 16 blocks: an alarm in 1 of 5000."""
+    study = run(posterior(), "ddpm", [8, 64], n=128, seeds=16, metrics=["evidence"])
+    for spec in study.specs:
+        out = law(sf.plan("ddpm", VP, nfe=spec.nfe), VP, GAUSSIAN)
+        exact = sf.Gaussian(out.mean, out.cov).evidence(SEEN) - GAUSSIAN.evidence(SEEN)
+        found = torch.tensor(list(study.blocks(spec, "evidence").values()), dtype=torch.float64)
+        assert abs(found.mean() - exact) < 5 * found.std() / 4 and exact < -0.8
+    assert study.best(64).nfe == 64 and study.target("evidence") == 0
+    with pytest.raises(ValueError, match="no metric asked for applies to ddim"):
+        run(posterior(), "ddim", 4, metrics=["evidence"])
 
 
 def test_exact_laws_of_methods():
@@ -338,6 +365,9 @@ CURVED = sf.Observation(lambda x: x.square()[:, :1], torch.ones(1), 0.1, linear=
         (sf.Posterior(unknown(), SEEN), {"data": IMAGES}, r"data must be an oracle of states of shape \(3,\), got one of "),
         (posterior(), {"metrics": ["w2-exact"]}, "'w2-exact' needs a Gaussian's model, or a Posterior of it by a method that"),
         (posterior(), {"metrics": ["kl-exact"]}, "'kl-exact' needs a Gaussian's model, or a Posterior of it by a method that"),
+        (posterior(method="ddnm"), {"metrics": ["evidence"]}, "'evidence' needs a Posterior of an oracle's model, one y, "),
+        (posterior(seen=NOISELESS), {"metrics": ["evidence"]}, "'evidence' needs .* noise above 0, a method with a V"),
+        (posterior(), {"simulated": 2, "metrics": ["evidence"]}, "'evidence' needs .* and no simulated="),
         (posterior(), {"metrics": ["sbc"]}, "metric 'sbc' needs simulated=, how many samples each simulated measurement gets"),
         (posterior(), {"simulated": 2, "metrics": ["w2"]}, "'w2' needs .* and one measurement: with simulated= each truth has"),
         (GAUSSIAN.model(VP), {"metrics": ["posterior-w2"]}, "metric 'posterior-w2' needs a Posterior, and of an oracle's"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from scoreflow._uses.smc import smc
 from scoreflow.studies.metrics import MetricInput, draws, metric
 from scoreflow.studies.simulated import cumulative, off_uniform, p_value, ranks
+from scoreflow.studies.subject import exact_law
 
 LEVELS = (0.5, 0.8, 0.95)
 """Of the central intervals."""
@@ -134,3 +136,29 @@ def c2st(inputs: MetricInput) -> dict[str, float]:
     right = binomtest(int((said == made).sum()), 2 * n)
     low, high = right.proportion_ci(method="wilson")
     return {"accuracy": right.statistic, "low": low, "high": high}
+
+
+@metric("evidence", "either", ("evidence",), best=(0.0,), positive=False)
+def evidence(inputs: MetricInput) -> float:
+    """`log p(y)` by sequential Monte Carlo along the run's steps, less the exact one, in nats.
+
+    `sf.smc` with the sampler's steps, as many particles as the block has samples, and the method of the `Posterior` as the
+    twist: a run of its own from the block's seed, at as many evaluations, that the cell's do not count. What is left as the
+    particles grow many is the error of the steps, which falls as 1/steps.
+
+    Floor:
+        None: it is 0 for the data's law, but for chance.
+
+    Reference:
+        Practical and Asymptotically Exact Conditional Sampling in Diffusion Models (Wu et al., 2023), Algorithm 1.
+    """
+    given, plan = inputs.posterior, inputs.plan
+    assert given is not None and plan is not None
+    prior, (particles, *event) = exact_law(given.model), inputs.x.shape
+    assert prior is not None
+    options = {"kappa_max": given.kappa_max, **given.given}
+    cloud = smc(
+        given.model, given.observation, (1, *event), particles, plan, twist=given.name, twist_options=options,
+        seed=inputs.seed, dtype=inputs.x.dtype,
+    )  # fmt: skip
+    return float(cloud.log_evidence) - prior.evidence(given.observation)

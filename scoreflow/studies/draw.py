@@ -66,7 +66,7 @@ def passes(results: Results) -> str:
 
 def costs(results: Results) -> list[float]:
     """Of every cell, the passes that `passes` names."""
-    return [nfe + results.backward.get(spec, 0.0) for spec, nfe in results.specs.items()]
+    return [results.passes(spec) for spec in results.specs]
 
 
 def logarithmic(results: Results, figure: str) -> bool:

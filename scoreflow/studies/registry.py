@@ -25,7 +25,7 @@ from scoreflow.studies.simulated import Simulated
 Better = Literal["lower", "higher", "either"]
 Need = Literal[
     "reference", "deterministic", "finest", "rows", "data", "features", "oracle", "mixture", "gaussian", "timed",
-    "posterior", "simulated",
+    "posterior", "simulated", "evidence",
 ]  # fmt: skip
 
 

@@ -239,34 +239,44 @@ class Results:
         best = self.target(figure) if better == "either" else None
         return -value if better == "higher" else value if best is None else abs(value - best)
 
-    def best(self, nfe: float, figure: str | None = None) -> Answer:
-        """The best within a budget of evaluations, and who cannot be told apart from it over these blocks.
+    def passes(self, spec: Spec) -> float:
+        """Forward and backward passes of a cell, each counted once: its evaluations where nothing is differentiated."""
+        return self.specs[spec] + self.backward.get(spec, 0.0)
+
+    def best(self, nfe: float = math.inf, figure: str | None = None, *, passes: float = math.inf) -> Answer:
+        """The best within a budget, of evaluations or of passes, and who cannot be told apart from it over these blocks.
+
+        `nfe` counts forward passes through the network, `passes` forward and backward ones.
 
         Cells with failed blocks are not ranked: others may have failed on harder ones. A rival is a sampler whose own best
         cell is not told apart from the winner's when all pairs of samplers are tested at once (Bonferroni), for the winner was
         chosen by these data.
 
         Raises:
-            ValueError: no cell is within the budget, or no figure has that name.
+            ValueError: no cell is within the budget, or no figure has that name. TypeError: no budget.
         """
-        number("nfe", nfe, least=0)
+        given = {name: value for name, value in (("nfe", nfe), ("passes", passes)) if value != math.inf}
+        if not given:
+            raise TypeError("give a budget: nfe, evaluations, or passes, forward and backward")
+        for name, value in given.items():
+            number(name, value, least=0)
         figure = self._figure(figure)
         ranked = {s: self.mean(s, figure) for s in self.whole(figure)}
         ranked = {spec: mean for spec, mean in ranked.items() if math.isfinite(mean.value)}
-        means = {spec: mean for spec, mean in ranked.items() if self.specs[spec] <= nfe}
+        means = {spec: mean for spec, mean in ranked.items() if self.specs[spec] <= nfe and self.passes(spec) <= passes}
         if not means:
-            least = min((self.specs[spec] for spec in ranked), default=math.nan)
-            raise ValueError(f"nfe={nfe}: no finished cell of {figure} has so few evaluations; the least is {least:g}")
+            asked = ", ".join(f"{name}={value}" for name, value in given.items())
+            few, fewest = (min(map(count, ranked), default=math.nan) for count in (self.specs.__getitem__, self.passes))
+            raise ValueError(f"{asked}: no finished cell of {figure} has so few; the least is nfe={few:g}, passes={fewest:g}")
 
         def rank(spec: Spec) -> tuple[float, float]:
-            return self.loss(figure, means[spec].value), self.specs[spec]
+            return self.loss(figure, means[spec].value), self.passes(spec)
 
         first = min(means, key=rank)
         own = [min((s for s in means if s.label == label), key=rank) for label in dict.fromkeys(s.label for s in means)]
         level = (1 - LEVEL) / max(1, len(own) * (len(own) - 1) // 2)
         near = [s.label for s in own if s != first and not self.differ(s, first, figure).p <= level]
-        passes = self.backward.get(first, 0.0)
-        return Answer(first.label, self.specs[first], figure, means[first], tuple(near), passes)
+        return Answer(first.label, self.specs[first], figure, means[first], tuple(near), self.backward.get(first, 0.0))
 
     def whole(self, figure: str) -> list[Spec]:
         """The cells that have a value of every block that any has."""
@@ -275,8 +285,8 @@ class Results:
         return [spec for spec, n in blocks.items() if n == most > 0]
 
     def cheapest(self, within: float | None = None, figure: str | None = None) -> Answer:
-        """The fewest evaluations whose figure is as good as `within`, interval and all; None: no worse than the floor, as
-        far as the blocks tell.
+        """The fewest passes, forward and backward, whose figure is as good as `within`, interval and all; None: no worse than
+        the floor, as far as the blocks tell.
 
         Raises:
             ValueError: none is, or there is no floor to go by.
@@ -287,9 +297,10 @@ class Results:
         floor = self.floor(figure)
         if within is None and floor is None:
             raise ValueError(f"within=None needs a floor, and {figure!r} has none: give a bound")
-        for spec, nfe in sorted(self.specs.items(), key=lambda item: item[1]):
+        for spec in sorted(self.specs, key=self.passes):
             if not self.blocks(spec, figure):
                 continue
+            nfe = self.specs[spec]
             mean = self.mean(spec, figure)
             worst = max(self.loss(figure, v) for v in mean) if all(map(math.isfinite, mean)) else math.inf
             good = self.at_floor(spec, figure) if within is None else worst <= self._bound(figure, within)
@@ -365,14 +376,14 @@ class Results:
         return slope(nfe, errors, 3 * floor.value if floor and self.to_reference(figure) else 0.0)
 
     def pareto(self, figure: str | None = None) -> pd.DataFrame:
-        """The lines of the frame that no other beats in evaluations and figure at once."""
+        """The lines of the frame that no other beats in passes, forward and backward, and in the figure at once."""
         figure = self._figure(figure)
         lines = self.frame[self.frame["figure"] == figure].copy()
         lines = lines[lines["blocks"] == lines["blocks"].max()]  # as in `best`
-        lines["loss"] = [self.loss(figure, v) for v in lines["value"]]
-        lines = lines.sort_values(["nfe", "loss"])
+        cost = lines["nfe"] + lines.get("backward", 0.0)
+        lines = lines.assign(loss=[self.loss(figure, v) for v in lines["value"]], cost=cost).sort_values(["cost", "loss"])
         ahead = lines["loss"] < lines["loss"].cummin().shift(fill_value=math.inf)
-        return lines[ahead].drop(columns="loss").reset_index(drop=True)
+        return lines[ahead].drop(columns=["loss", "cost"]).reset_index(drop=True)
 
     def differences(self, figure: str | None = None) -> pd.DataFrame:
         """Every two samplers at every budget they share: a minus b, block by block, with its 95 % interval and p-value.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -183,6 +184,7 @@ class Subject:
             "mixture": self.oracle is not None and dense and len(self.oracle.means) > 1,
             "gaussian": self._laws(), "simulated": bool(self.simulated),
             "posterior": self.observation is not None and (self.has_floor() if self.simulated else data),
+            "evidence": self._evidence(),
         }  # fmt: skip
         return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "rows", "timed"}
 
@@ -192,6 +194,18 @@ class Subject:
         if of is None or self.simulated:
             return isinstance(self.model.oracle, Gaussian)
         return of.is_affine and isinstance(of.model.oracle, Gaussian) and isinstance(self.oracle, Gaussian)
+
+    def _evidence(self) -> bool:
+        """Whether log p(y) is known, and `smc` can find it."""
+        of = self.posterior
+        if of is None or self.simulated or of.method.spread is None:
+            return False
+        try:
+            of.observation.log_likelihood(torch.zeros(1, *self.shape, dtype=self.precision))
+            law = exact_law(of.model)
+            return law is not None and math.isfinite(law.evidence(of.observation))
+        except ValueError:
+            return False
 
     def has_floor(self) -> bool:
         """Whether there are data, or exact posteriors of simulated truths, that can take the place of samples."""
@@ -213,6 +227,7 @@ class Subject:
             "mixture": "a GaussianMixture's model, or data= one",
             "posterior": "a Posterior, and of an oracle's model or with data=, draws of it",
             "simulated": "simulated=, how many samples each simulated measurement gets",
+            "evidence": "a Posterior of an oracle's model, one y, noise above 0, a method with a V, as mmps, and no simulated=",
         }  # fmt: skip
         if self.observation is not None:
             wanted["gaussian"] += ", or a Posterior of it by a method that is affine: not dps or mcg, mmps with iterations=None"

@@ -275,7 +275,7 @@ def _apply(metrics: list[Metric], spec: Spec, path: GaussianPath) -> list[Metric
     """The metrics that this sampler can be measured by."""
     noisy, rows = spec.noisy(path), isinstance(spec.made(), Linear | str)
     finer = noisy and bool(spec.budget) and not is_kept(spec.sampler)
-    can = {"deterministic": not noisy, "finest": finer, "rows": rows}
+    can = {"deterministic": not noisy, "finest": finer, "rows": rows, "evidence": noisy and rows}
     return [metric for metric in metrics if all(can.get(need, True) for need in metric.needs)]
 
 
