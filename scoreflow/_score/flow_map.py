@@ -15,7 +15,8 @@ from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._core.row import Row, double, per_sample
 from scoreflow._score.conditions import plain
 from scoreflow._score.labels import TimeLabel
-from scoreflow._score.model import ScoreModel
+from scoreflow._score.model import ScoreModel, say
+from scoreflow._score.network import attribute
 from scoreflow._score.steps import single_rows
 
 ONLY = "use the sampler consistency, or flow-map in one step"
@@ -58,13 +59,21 @@ class FlowMap(ScoreModel):
         super().__init__(net, path, prediction, time)
         if times not in (1, 2):
             raise ValueError(f"times must be 2, or 1 for a network that jumps to data only, got {times!r}")
+        if times == 2 and self._one_time():
+            raise ValueError(
+                f"net must take two times, net(x, t, r, **conditions), and {type(net).__name__} takes one: give "
+                "sf.nets.two_times(net), or times=1 for a network that jumps to data only"
+            )
         self.times: Literal[1, 2] = times
         self.positional = 1 + times
+        self.fixed: dict[str, Any] = {}
+        """Conditions that it is always told, before those of a call."""
         self._to: dict[float, float] | None = None
         """Of a run, where the jump from t leads."""
 
     def __repr__(self) -> str:
-        return super().__repr__().replace("ScoreModel(", "FlowMap(", 1)
+        fixed = ", ".join(f"{name}={say(value)}" for name, value in self.fixed.items())
+        return super().__repr__().replace("ScoreModel(", "FlowMap(", 1) + (f" with {fixed}" if fixed else "")
 
     def jump(self, x: Tensor, t: float | Tensor, r: float | Tensor, **conditions: Any) -> Tensor:
         """`Φ_{t→r}(x)` of states x (B, ...) and times in [0, 1], each a float or (B,): in the shape of x.
@@ -94,7 +103,7 @@ class FlowMap(ScoreModel):
         labels = [self.label(x, u) for u in (t, r)[: self.times]]
         self.count(t)
         given = x if (dtype := self.dtype) is None else x.to(dtype)
-        return self.read(self.net(given, *labels, **plain(conditions)), x)[0]
+        return self.read(self.net(given, *labels, **plain(self.fixed | conditions)), x)[0]
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         r: float | Tensor = 0.0 if self.times == 1 else t
@@ -105,7 +114,9 @@ class FlowMap(ScoreModel):
         return self.average(x, t, r, **conditions), None
 
     def over(self, net: Callable[..., Tensor]) -> FlowMap:
-        return FlowMap(net, self.path, self.prediction, self.time, self.times)
+        other = FlowMap(net, self.path, self.prediction, self.time, self.times)
+        other.fixed = self.fixed
+        return other
 
     def begin(self, steps: object) -> ScoreModel:
         begun = copy.copy(self)
@@ -123,6 +134,26 @@ class FlowMap(ScoreModel):
         noise, signal = float(row.x) * self.path.sigma(t), float(row.x) * self.path.alpha(t) + float(row.m[0])
         return self.path.time(-math.log(noise / signal)) if noise > 0 else 0.0
 
+    def _one_time(self) -> bool:
+        """Whether the network can be seen not to take a second time."""
+        if (known := attribute(self.net, "times")) is not None:
+            return bool(known == 1)
+        taken = self._parameters()
+        if taken is None or any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) or p.name == "r" for p in taken.values()):
+            return False
+        return len(taken) < 3
+
+    def fixing(self, **conditions: Any) -> FlowMap:
+        """The same map, always told these conditions, such as a guidance `scale`: for what passes on none.
+
+        Raises:
+            TypeError: conditions that the network does not take.
+        """
+        self.check_conditions(conditions, (), " of fixing")
+        other = copy.copy(self)
+        other.fixed = {**self.fixed, **conditions}
+        return other
+
     def score_model(self) -> ScoreModel:
         """What it is at r = t, for samplers of any kind.
 
@@ -131,16 +162,16 @@ class FlowMap(ScoreModel):
         """
         if self.times == 1:
             raise ValueError("this network jumps to data only: of x̂_0 along the way it knows nothing")
-        return ScoreModel(Diagonal(self.net), self.path, self.prediction, self.time)
+        return ScoreModel(Diagonal(self.net, self.fixed), self.path, self.prediction, self.time)
 
 
 class Diagonal(nn.Module):
     """`net(x, t, t, …)`."""
 
-    def __init__(self, net: Callable[..., Tensor]) -> None:
+    def __init__(self, net: Callable[..., Tensor], fixed: dict[str, Any]) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.fixed = net, fixed
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
         """As of a score network."""
-        return self.net(x, t, t, **conditions)
+        return self.net(x, t, t, **self.fixed | conditions)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +24,13 @@ def trains(net: Any) -> bool:
     """Whether any layer of a network is in training mode. A module that wraps others has a flag of its own, which says
     nothing: it is made in training mode around a network in evaluation mode."""
     return isinstance(net, nn.Module) and any(module.training for module in net.modules() if not module._modules)
+
+
+@contextmanager
+def same_chance(device: torch.device) -> Iterator[None]:
+    """What is drawn inside, as dropout, is drawn again by what follows."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def placed(device: Any) -> torch.device | None:

@@ -137,6 +137,21 @@ class Contrast(Guided):
         """The scale at t; for times (n,), one a sample."""
         return scale_at(self.scale, self.interval, t)
 
+    def scaled(self, scale: float | Tensor) -> Self:
+        """The same with another scale: a number, or one a sample (B,), for calls with that batch."""
+        if not isinstance(scale, Tensor):
+            check_scale(scale)
+        other = copy.copy(self)
+        other.scale, other.options = scale, {**self.options, "scale": scale}  # type: ignore[assignment]
+        return other
+
+    def of(self, samples: Tensor, batch: int, x: Tensor) -> ScoreModel:
+        found = super().of(samples, batch, x)
+        if not isinstance(self.scale, Tensor):
+            return found
+        assert isinstance(found, Contrast)
+        return found.scaled(self.scale[samples.to(self.scale.device)])
+
     def evaluations(self, t: float | Tensor) -> int | Tensor:
         (this, other), inner = self._branches(t), self.model.evaluations(t)
         return inner * this + self._other_evaluations(t) * other
@@ -201,9 +216,11 @@ class Contrast(Guided):
 
 def scale_at(scale: Scale, interval: tuple[float, float], t: float | Tensor) -> float | Tensor:
     """The scale at t, 1 outside the interval; for times (n,), one a sample."""
+    if isinstance(scale, Tensor) or (isinstance(t, Tensor) and t.ndim and not callable(scale)):
+        times, given = torch.as_tensor(t), torch.as_tensor(scale, dtype=torch.float64)
+        inside = (times >= interval[0]) & (times <= interval[1])
+        return torch.where(inside.to(given.device) if given.ndim else inside, double(given), 1.0)
     if isinstance(t, Tensor) and t.ndim:
-        if not callable(scale):
-            return double(torch.where((t >= interval[0]) & (t <= interval[1]), float(scale), 1.0))
         if t.device.type == "meta":
             return double(t)
         scales = [scale_at(scale, interval, u) for u in t.tolist()]

@@ -63,7 +63,8 @@ class Objective:
     networks of all predictions have the same loss where they say the same.
 
     Args:
-        weighting: a name of `WEIGHTINGS`, or a function (path, t) to weights on the ε-error.
+        weighting: a name of `WEIGHTINGS`, or a function (path, t) to weights on the ε-error; None for the plain error of the
+            network's prediction, whichever it is.
         times: a name of `QUANTILES`.
         drop: the share of samples whose conditions are replaced by what means "none given", for classifier-free guidance.
         null: what means "none given", by the condition's name, as of `ClassifierFree`; of the network (`net.null`) if None.
@@ -83,7 +84,7 @@ class Objective:
         Ho et al. (2020), Eq. 14; Improved DDPM (Nichol & Dhariwal, 2021), Eqs. 14 to 16; Ho & Salimans (2022), Algorithm 1.
     """
 
-    weighting: str | Weighting = "simple"
+    weighting: str | Weighting | None = "simple"
     times: str = "uniform"
     drop: float = 0.0
     null: Mapping[str, Any] | None = None
@@ -98,7 +99,8 @@ class Objective:
             value = getattr(self, name)
             if not isinstance(value, Mapping) and (value is not None or name != "null"):
                 raise TypeError(f"{name} must be a mapping of names to values, got {value!r}")
-        get_weighting(self.weighting, **self.weighting_options)
+        if self.weighting is not None:
+            get_weighting(self.weighting, **self.weighting_options)
         check_times_options(self.times, dict(self.times_options))
         number("drop", self.drop, 0, 1)
         number("vlb", self.vlb, 0)
@@ -172,11 +174,8 @@ class Objective:
         on_x_0, on_eps = path.basis(model.prediction, t)
         target = per_sample(on_x_0, x_0) * x_0 + per_sample(on_eps, x_0) * draw.eps
         error = flat(output - target).square().mean(1)
-        # Where α = 0, b and weights are infinite, and their ratio has a limit.
-        inside = torch.where(path.alpha(t) > 0, t, t - 1e-9)
-        b = path.convert("eps", model.prediction, inside)[1]
-        weight = get_weighting(self.weighting, **self.weighting_options)(path, inside)
-        each = error * (weight / b**2).to(error)
+        weight, on_eps = self.weights(model, t)
+        each = error * weight.to(error)
         if self.vlb:
             if variance_output is None:
                 raise ValueError(
@@ -184,7 +183,19 @@ class Objective:
                     f"{x_0.shape[1]}: it must return {2 * x_0.shape[1]}; for ours, learned_variance=True"
                 )
             each = each + self.vlb * (path.T or 1) * self._vlb(model, x_0, x_t, output.detach(), variance_output, t)
-        return each, error / (b**2).to(error)
+        return each, error * on_eps.to(error)
+
+    def weights(self, model: ScoreModel, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the squared error of the network's prediction is to be multiplied by for the loss, and for the ε-error: (B,)."""
+        # Where α = 0, b and weights are infinite, and their ratio has a limit.
+        inside = torch.where(model.path.alpha(t) > 0, t, t - 1e-9)
+        b = model.path.convert("eps", model.prediction, inside)[1]
+        if self.weighting is None:
+            return torch.ones_like(b), 1 / b**2
+        return get_weighting(self.weighting, **self.weighting_options)(model.path, inside) / b**2, 1 / b**2
+
+    def rehearse(self, model: ScoreModel, x_0: Tensor, conditions: dict[str, Any]) -> None:
+        """Raise ValueError if two samples x_0 show, before training, that the loss cannot be taken of this network."""
 
     def dropped(self, model: ScoreModel, conditions: dict[str, Any], which: Tensor) -> dict[str, Any] | None:
         """The conditions, "none given" for the samples `which` (B,); None where a null cannot stand among the samples' rows."""

@@ -94,6 +94,8 @@ def train(
     objective = dataclasses.replace(objective, null=objective.nulls(model))
     objective.check(model)
     training = net.training
+    first = torch.utils.data.Subset(dataset("data", data), [0, min(1, len(data) - 1)])  # type: ignore[arg-type]
+    objective.rehearse(model, *read(next(iter(DataLoader(first, batch_size=2)))))
     with torch.random.fork_rng():  # dropout is seeded at every step
         run = _Run(model, dataset("data", data), objective, recipe, Path(out) if out else None, held_out, notes or {})
         averaged = run.go(show, progress)
