@@ -304,9 +304,10 @@ class ScoreModel:
         return keyword in self._named()
 
     def _named(self) -> list[str]:
-        """The conditions that the network names; a second time, of networks that have one, is none."""
+        """The conditions that the network names, without a second time and without a scale that it is not told."""
         found = [name for name, p in (self._parameters() or {}).items() if p.kind is not p.VAR_KEYWORD][self.positional :]
-        return [name for name in found if name != "r"] if attribute(self.net, "times") is not None else found
+        others = {"r": attribute(self.net, "times") is not None, "scale": attribute(self.net, "guidance") is False}
+        return [name for name in found if not others.get(name)]
 
     def check_conditions(self, keywords: Mapping[str, Any], arguments: Iterable[str], of: str = "") -> dict[str, Any]:
         """The conditions of the network: the keywords, and what a mapping `conditions` among them holds.

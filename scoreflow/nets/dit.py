@@ -48,15 +48,15 @@ class Block(nn.Module):
 
 class DiT(nn.Module):
     """`net(x, t, y, tokens, image)`: x of shape (B, C, S, S), the rest as of `UNet`, to (B, C, S, S). At first it gives 0. With
-    `times=2` it is `net(x, t, r, y, tokens, image)`.
+    `times=2` it is `net(x, t, r, y, tokens, image)`; `guidance=True` adds a last argument `scale`.
 
     Args:
         channels: C. size: S. patch: the side of the squares that are one place each.
         width: of a place, a multiple of 4 and of `heads`. depth: how many blocks.
-        classes, tokens, heads, dropout, time_scale, time, learned_variance, condition_channels, times: as of `UNet`.
+        classes, tokens, heads, dropout, time_scale, time, learned_variance, condition_channels, times, guidance: as of `UNet`.
 
     Raises:
-        ValueError: sizes that do not go together; on a call, shapes. TypeError: an image that is no floating-point tensor.
+        ValueError: sizes that do not go together; on a call, shapes. TypeError: an image or a scale of another type.
 
     Reference:
         Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), Section 3.2, adaLN-Zero; cross-attention after
@@ -81,25 +81,26 @@ class DiT(nn.Module):
         learned_variance: bool = False,
         condition_channels: int = 0,
         times: int = 1,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         self.config = dict(
             channels=channels, size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, tokens=tokens,
             dropout=dropout, time_scale=time_scale, time=time, learned_variance=learned_variance,
-            condition_channels=condition_channels, times=times,
+            condition_channels=condition_channels, times=times, guidance=guidance,
         )  # fmt: skip
         for name in ("channels", "size", "patch", "width", "depth", "heads"):
             whole(name, self.config[name])
         for name in ("classes", "tokens", "condition_channels"):
             whole(name, self.config[name], 0)
         whole("times", times, 1, 2), number("dropout", dropout, 0, 1)
-        flag("learned_variance", learned_variance)
+        flag("learned_variance", learned_variance), flag("guidance", guidance)
         if size % patch:
             raise ValueError(f"patch={patch} must divide size={size}")
         if width % 4 or width % heads:
             raise ValueError(f"width={width} must be a multiple of 4 and of heads={heads}")
         self.channels, self.size, self.patch, self.classes, self.tokens = channels, size, patch, classes, tokens
-        self.condition_channels, self.times = condition_channels, times
+        self.condition_channels, self.times, self.guidance = condition_channels, times, guidance
         self.embedding = Embedding(width, width, classes, time, time_scale)
         self.first = nn.Linear(channels * patch**2, width)
         side = torch.arange(size // patch, dtype=torch.float32)
@@ -114,6 +115,8 @@ class DiT(nn.Module):
             self.embedding.add_second()
         given = (condition_channels + 1) * patch**2
         self.condition = zeros(nn.Linear(given, width, bias=False)) if condition_channels else None
+        if guidance:  # the last of all
+            self.embedding.add_guidance()
 
     @property
     def null(self) -> dict[str, float]:
@@ -121,22 +124,24 @@ class DiT(nn.Module):
         return nulls(self.classes, self.tokens, self.condition_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, *given: Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
-        tokens: Tensor | None = None, image: Tensor | None = None,
+        self, x: Tensor, t: Tensor, *given: float | Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
+        tokens: Tensor | None = None, image: Tensor | None = None, scale: float | Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        r, y, tokens, image = by_place(self.times, given, r=r, y=y, tokens=tokens, image=image)
+        r, y, tokens, image, scale = by_place(
+            self.times, self.guidance, given, r=r, y=y, tokens=tokens, image=image, scale=scale
+        )
         check_images(x, self.channels)
         if x.shape[-2:] != (self.size, self.size):
             raise ValueError(f"states must be (B, C, {self.size}, {self.size}), got shape {tuple(x.shape)}")
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
-        embedding = F.silu(self.embedding(t, y, r))
+        embedding = F.silu(self.embedding(t, y, r, scale))
         h = self.first(F.pixel_unshuffle(x, self.patch).flatten(2).mT) + self.places.to(x.dtype)
         if image is not None:
             seen = condition_map(image, x, self.condition_channels)
             h = h + self.condition(F.pixel_unshuffle(seen, self.patch).flatten(2).mT)  # type: ignore[misc]
         for block in self.blocks:
             h = block(h, embedding, tokens)
-        scale, shift = self.embed(embedding)[:, None].chunk(2, dim=-1)
-        h = self.last(self.norm(h) * (1 + scale) + shift)
+        gain, shift = self.embed(embedding)[:, None].chunk(2, dim=-1)
+        h = self.last(self.norm(h) * (1 + gain) + shift)
         return F.pixel_shuffle(h.mT.unflatten(-1, (self.size // self.patch, -1)), self.patch)

@@ -1,8 +1,10 @@
-"""What a network is told of one time or two, and tokens and images that may be missing."""
+"""What a network is told of one time or two and of a guidance scale, and tokens and images that may be missing."""
 
 from __future__ import annotations
 
 import math
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +49,11 @@ class Fourier(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Times and class as one vector: times t (B,), classes y (B,) or None, and second times r (B,) or None, to (B, size).
+    """Times, class and guidance scale as one vector (B, size), of times t (B,), classes y (B,), second times r (B,) and scales,
+    a number or (B,); all but t may be None.
 
     A second time adds a perceptron of `features(t − r) − features(0)`. It has no biases, so that it is 0 at r = t, to the bit,
-    whatever its weights.
+    whatever its weights. A guidance scale adds one of `features(scale) − features(1)`, which is 0 at scale 1 in the same way.
 
     Args:
         width: of the features of the time. size: of the embedding.
@@ -76,11 +79,15 @@ class Embedding(nn.Module):
         self.label = nn.Embedding(classes + 1, size) if classes else None
         self.size = size
         self.second: nn.Module | None = None
+        self.guidance: nn.Module | None = None
 
     def add_second(self) -> None:
         """Take a second time from now on. Its last layer begins at 0, so that at first it changes nothing."""
-        last = zeros(nn.Linear(self.size, self.size, bias=False))
-        self.second = nn.Sequential(nn.Linear(self.width, self.size, bias=False), nn.SiLU(), last)
+        self.second = _addition(self.width, self.size)
+
+    def add_guidance(self) -> None:
+        """Take a guidance scale from now on. Its last layer begins at 0, so that at first it changes nothing."""
+        self.guidance = _addition(self.width, self.size)
 
     def features(self, t: Tensor) -> Tensor:
         """In float32; of two times in float64 if they are, where derivatives need it."""
@@ -88,11 +95,15 @@ class Embedding(nn.Module):
         dtype = torch.float32 if self.second is None else torch.promote_types(t.dtype, torch.float32)
         return sinusoidal(t, self.width, dtype=dtype) if self.fourier is None else self.fourier(t, dtype)
 
-    def forward(self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None) -> Tensor:
-        """The embedding, in the dtype of the weights. No r is r = t."""
+    def forward(
+        self, t: Tensor, y: Tensor | None = None, r: Tensor | None = None, scale: float | Tensor | None = None
+    ) -> Tensor:
+        """The embedding, in the dtype of the weights. No r is r = t, no scale is 1."""
         embedding: Tensor = self.time(self.features(t).to(next(self.time.parameters()).dtype))
         if r is not None:
             embedding = embedding + self._of_second(t, r)
+        if scale is not None:
+            embedding = embedding + self._of_guidance(t, scale)
         if self.label is None:
             if y is not None:
                 raise ValueError("y was given to a network without classes: make it with classes=")
@@ -120,15 +131,53 @@ class Embedding(nn.Module):
         features = self.features(apart) - self.features(torch.zeros_like(apart))
         return self.second(features.to(next(self.second.parameters()).dtype))
 
+    def _of_guidance(self, t: Tensor, scale: float | Tensor) -> Tensor:
+        if self.guidance is None:
+            raise ValueError("scale was given to a network without guidance: make it with guidance=True")
+        weights = next(self.guidance.parameters()).dtype
+        scales = _scales(scale, t, torch.promote_types(weights, torch.float32))
+        features = scale_features(scales, self.width) - scale_features(torch.ones_like(scales), self.width)
+        return self.guidance(features.to(weights))
 
-def by_place(times: int, given: tuple[Tensor | None, ...], **named: Tensor | None) -> list[Tensor | None]:
+
+def scale_features(scale: Tensor, width: int) -> Tensor:
+    """Sinusoidal features (B, width) of guidance scales (B,), in their dtype.
+
+    The wavelengths run from 2π to 200π, whatever the times are: scales in 0…10 look unlike, those much nearer than 1 alike.
+    """
+    return sinusoidal(scale, width, max_period=100.0, dtype=scale.dtype)
+
+
+def _scales(scale: float | Tensor, t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Guidance scales as a tensor in the shape of the times t."""
+    allowed = f"a finite number, or floating-point numbers of shape {tuple(t.shape)}, or (1,) for all"
+    if not isinstance(scale, Tensor):
+        if isinstance(scale, bool) or not isinstance(scale, Real):
+            raise TypeError(f"scale must be {allowed}, got {scale!r}")
+        if not -math.inf < scale < math.inf:
+            raise ValueError(f"scale must be {allowed}, got {scale}")
+        return torch.full(t.shape, float(scale), dtype=dtype, device=t.device)
+    if not scale.is_floating_point():
+        raise TypeError(f"scale must be {allowed}, got {scale.dtype} of shape {tuple(scale.shape)}")
+    if scale.shape not in ((), (1,), t.shape):
+        raise ValueError(f"scale must be {allowed}, got {scale.dtype} of shape {tuple(scale.shape)}")
+    return scale.to(t.device, dtype).expand(t.shape)
+
+
+def _addition(width: int, size: int) -> nn.Module:
+    """A perceptron that is 0 where its input is 0, whatever its weights, and everywhere at first."""
+    last = zeros(nn.Linear(size, size, bias=False))
+    return nn.Sequential(nn.Linear(width, size, bias=False), nn.SiLU(), last)
+
+
+def by_place(times: int, guidance: bool, given: tuple[Any, ...], **named: Any) -> list[Any]:
     """All that a network is given after x and t, by place or by name, in the order of the names. The first of them, r, has a
-    place in a network of two times only.
+    place in a network of two times only; the last, scale, in one with guidance.
 
     Raises:
         TypeError: more than the network takes, or one by place and by name.
     """
-    places = [*named][2 - times :]
+    places = [*named][2 - times : len(named) - (not guidance)]
     if len(given) > len(places):
         raise TypeError(f"a network with times={times} takes x, t, {', '.join(places)}, got {2 + len(given)} arguments")
     for name, value in zip(places, given, strict=False):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreflow._core.check import number, whole
+from scoreflow._core.check import flag, number, whole
 from scoreflow.nets.embedding import (
     CrossAttention,
     Embedding,
@@ -59,7 +59,8 @@ class Attention(nn.Module):
 
 class UNet(nn.Module):
     """`net(x, t, y, tokens, image)`: x of shape (B, C, H, W), times or labels t (B,), classes y (B,), tokens (B, L, D) and an
-    image (B, K, h, w), each or None, to (B, C, H, W). With `times=2` it is `net(x, t, r, y, tokens, image)`.
+    image (B, K, h, w), each or None, to (B, C, H, W). With `times=2` it is `net(x, t, r, y, tokens, image)`;
+    `guidance=True` adds a last argument `scale`.
 
     Args:
         channels: C, of the images.
@@ -83,15 +84,19 @@ class UNet(nn.Module):
         times: 2 for a network of two times, a flow map from t to r: r (B,) is told as t is. None is r = t, where the network is
             the one-time network with its weights, to the bit in float32. The weights of r begin at 0, so that at first r
             changes nothing. Features of two times are taken in the precision of the times, not always in float32.
+        guidance: whether it takes a guidance scale: `scale` is a number, or a floating-point tensor (B,), (1,) or (). None is
+            1, the conditional model: there the network is the one without guidance, to the bit, whatever the weights of the
+            scale. These begin at 0, so that at first it changes nothing. `null` leaves it out: where conditions are dropped,
+            the scale stays.
 
     Raises:
         ValueError: widths, heads or levels that do not go together; tokens without a level of attention. On a call, states,
-            times and conditions of other shapes than these. TypeError: an image that is no floating-point tensor.
+            times and conditions of other shapes than these. TypeError: an image or a scale of another type.
 
     Reference:
         Ho et al. (2020), Appendix B; scale and shift from Nichol & Dhariwal (2021); cross-attention from Rombach et al. (2022);
         images beside the state from SR3 (Saharia et al., 2021) and Palette (Saharia et al., 2022); t and t − r as in
-        MeanFlow (Geng et al., 2025), Section 4.3.
+        MeanFlow (Geng et al., 2025), Section 4.3; the guidance scale as a condition from Meng et al. (2023), Section 3.1.
     """
 
     def __init__(
@@ -110,6 +115,7 @@ class UNet(nn.Module):
         learned_variance: bool = False,
         condition_channels: int = 0,
         times: int = 1,
+        guidance: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(widths, Sequence):
@@ -119,11 +125,11 @@ class UNet(nn.Module):
         self.config = dict(
             channels=channels, widths=list(widths), blocks=blocks, attention=list(attention), classes=classes,
             heads=heads, dropout=dropout, time_scale=time_scale, tokens=tokens, time=time, patch=patch,
-            learned_variance=learned_variance, condition_channels=condition_channels, times=times,
+            learned_variance=learned_variance, condition_channels=condition_channels, times=times, guidance=guidance,
         )  # fmt: skip
         _check(self.config)
         self.channels, self.classes, self.tokens, self.patch, self.levels = channels, classes, tokens, patch, len(widths)
-        self.condition_channels, self.times = condition_channels, times
+        self.condition_channels, self.times, self.guidance = condition_channels, times, guidance
         width = widths[0]
         size = 4 * width
         self.embedding = Embedding(width, size, classes, time, time_scale)
@@ -160,6 +166,8 @@ class UNet(nn.Module):
         if times == 2:
             self.embedding.add_second()
         self.condition = zeros(nn.Conv2d(given, widths[0], 3, padding=1, bias=False)) if condition_channels else None
+        if guidance:  # the last of all
+            self.embedding.add_guidance()
 
     @property
     def null(self) -> dict[str, float]:
@@ -167,17 +175,19 @@ class UNet(nn.Module):
         return nulls(self.classes, self.tokens, self.condition_channels)
 
     def forward(
-        self, x: Tensor, t: Tensor, *given: Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
-        tokens: Tensor | None = None, image: Tensor | None = None,
+        self, x: Tensor, t: Tensor, *given: float | Tensor | None, r: Tensor | None = None, y: Tensor | None = None,
+        tokens: Tensor | None = None, image: Tensor | None = None, scale: float | Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        r, y, tokens, image = by_place(self.times, given, r=r, y=y, tokens=tokens, image=image)
+        r, y, tokens, image, scale = by_place(
+            self.times, self.guidance, given, r=r, y=y, tokens=tokens, image=image, scale=scale
+        )
         if tokens is not None and not self.tokens:
             raise ValueError("tokens were given to a network without cross-attention: make it with tokens=")
         check_images(x, self.channels)
         step = self.patch * 2 ** (self.levels - 1)
         if x.shape[-2] % step or x.shape[-1] % step:
             raise ValueError(f"height and width must be multiples of {step}, got states of shape {tuple(x.shape)}")
-        embedding = self.embedding(t, y, r)
+        embedding = self.embedding(t, y, r, scale)
         h = self.first(F.pixel_unshuffle(x, self.patch))
         if image is not None:
             seen = condition_map(image, x, self.condition_channels)
@@ -221,4 +231,4 @@ def _check(config: dict[str, Any]) -> None:
             raise ValueError(f"heads={heads} must divide the width of every level with attention, got {widths[level]}")
     if config["tokens"] and not config["attention"]:
         raise ValueError(f"tokens={config['tokens']} are attended to at the levels in attention, and attention=() names none")
-    whole("times", config["times"], 1, 2), number("dropout", config["dropout"], 0, 1)
+    whole("times", config["times"], 1, 2), number("dropout", config["dropout"], 0, 1), flag("guidance", config["guidance"])
