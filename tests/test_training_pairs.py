@@ -1,5 +1,6 @@
 """Pairs of noise and sample: killed and resumed, refused, read, trained on; and the command line."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -116,7 +117,7 @@ OTHERS = [
     ({"seed": 4}, "seed=4, there 3"),
     ({"batch": 9}, "batch=9, there 8"),
     ({"steps": 9}, "times="),
-    ({"sampler": "ddim"}, r"sampler=\"ddim\(eta=0.0\)\", there \"dpm-solver"),
+    ({"sampler": "ddim"}, r"sampler='ddim\(eta=0.0\)', there \"dpm-solver"),
     ({"dtype": torch.float64}, "dtype='float64', there 'float32'"),
     ({"shape": (1, 2)}, r"shape=\[1, 2\], there \[2\]"),
     ({"model": sf.GaussianMixture(torch.ones(1), torch.zeros(1, 2), 0.3).model(VP)}, "weights='.*', there"),
@@ -157,7 +158,7 @@ def test_folders_refused(whole, tmp_path):
     one.write_bytes(data[: len(data) // 2])
     assert Pairs(broken)[15][0].shape == (2,)
     for read in (lambda: Pairs(broken)[16], lambda: made(broken)):
-        with pytest.raises(ValueError, match="00000016-00000024.safetensors is not a whole shard of pairs"):
+        with pytest.raises(ValueError, match=r"00000016-00000024.safetensors is not a whole shard of pairs"):
             read()
     pairs(MIXTURE.model(VP), (2,), 24, tmp_path / "other", **MADE | {"seed": 4})
     shutil.copy(tmp_path / "other" / one.name, one)
@@ -244,7 +245,7 @@ def posterior():
         ({"y": torch.zeros(5)}, ValueError, r"condition 'y' has 5 rows for n=9 pairs: give one a pair, or one row for all"),
         ({"y": "a cat"}, TypeError, "condition 'y' must be a number, a tensor or a function .*, got str: .* texts as what"),
         ({"y": sf.shared(torch.zeros(9))}, ValueError, "condition 'y' belongs to all pairs alike"),
-        ({"y": lambda numbers, seed: 3}, ValueError, "condition 'y' must give a tensor with a row for each of 1 numbers, got int"),
+        ({"y": lambda numbers, seed: 3}, ValueError, "condition 'y' must give a tensor with a row for each of 1 .*, got int"),
         ({"model": MIXTURE}, TypeError, "model must be a ScoreModel"),
     ],
 )  # fmt: skip
@@ -289,30 +290,23 @@ def student(times=1):
 
 
 def test_reflow(straight):
-    """A student of pairs has straighter paths than the teacher, and one Euler step leads nearer to the end of the ODE.
-
-    One that sees the same samples with noise of its own has not: what it learns is the teacher's flow.
-    """
-    eps = states(500, 2, seed=4, dtype=torch.float32)
-    end = sf.solve(MIXTURE.model(FLOW), eps, nfe=40).x
-    straightened, off = {}, {}
-    for kind in ("teacher", "reflow", "again"):
-        objective, recipe = Objective("flow", "stratified", pairs=kind == "reflow"), Recipe(steps=1500, batch=256, rate=3e-3)
-        data = straight if kind == "reflow" else torch.stack([x for x, _ in straight])
-        model = MIXTURE.model(FLOW)
-        if kind != "teacher":
-            model = train(sf.ScoreModel(student(), FLOW, "flow"), data, objective, recipe)
-        straightened[kind] = straightness(model, eps, nodes=16).relative
-        off[kind] = float((sf.solve(model, eps, "pf-ode-euler", steps=1).x - end).norm(dim=1).mean())
-    print(straightened, off)
-    assert straightened["reflow"] < 0.15 * min(straightened["teacher"], straightened["again"])
-    assert off["reflow"] < 0.35 * min(off["teacher"], off["again"])
+    """A student of pairs has straighter paths than the teacher, and one Euler step leads nearer to the end of the ODE."""
+    eps = states(300, 2, seed=4, dtype=torch.float32)
+    teacher = MIXTURE.model(FLOW)
+    end = sf.solve(teacher, eps, nfe=40).x
+    objective, recipe = Objective("flow", "stratified", pairs=True), Recipe(steps=400, batch=128, rate=5e-3)
+    found = []
+    for model in (teacher, train(sf.ScoreModel(student(), FLOW, "flow"), straight, objective, recipe)):
+        one_step = sf.solve(model, eps, "pf-ode-euler", steps=1).x
+        found.append((straightness(model, eps, nodes=16).relative, float((one_step - end).norm(dim=1).mean())))
+    (before, off_before), (after, off_after) = found
+    assert after < 0.05 * before and off_after < 0.2 * off_before
 
 
 @pytest.mark.parametrize("loss", [None, "meanflow", "progressive", "lagrangian", "consistency"])
 def test_the_noise_is_that_of_the_data(loss):
     """Losses of score models and of flow maps are those of a draw with this noise; the draw's own is not used."""
-    x_0, eps, y = states(16, 2), states(16, 2, seed=1), torch.arange(16.0)
+    x_0, eps = states(16, 2), states(16, 2, seed=1)
     net = student(1 if loss is None else 2).double()
     model = sf.ScoreModel(net, FLOW, "flow") if loss is None else sf.FlowMap(net, FLOW, "flow")
     make = Objective if loss is None else lambda **more: MapObjective(loss=loss, **more)
@@ -322,7 +316,6 @@ def test_the_noise_is_that_of_the_data(loss):
     found = given(model, x_0, given.draw(model, x_0, 0), eps=eps)
     assert torch.equal(found.mean, expected.mean) and torch.equal(found.each, expected.each)
     assert not torch.equal(found.each, own(model, x_0, draw).each)
-    assert y.shape == (16,)
 
 
 def test_conditions_are_dropped_and_the_noise_is_not():
@@ -370,15 +363,12 @@ def test_objectives_refused(straight):
 def test_a_run_goes_on(straight, tmp_path):
     """A run with pairs is another than one without; one that began before there were pairs goes on."""
     recipe, held_out = Recipe(steps=4, batch=8, save_every=2, show_every=2), torch.utils.data.Subset(straight, range(20))
-    for out, steps in (("whole", [4]), ("cut", [2, 4])):
-        for last in steps:
-            short = Recipe(steps=4, batch=8, save_every=2, show_every=2)
+    for out, stops in (("whole", [4]), ("cut", [2, 4])):
+        for stop in stops:
             model = sf.ScoreModel(student(), FLOW, "flow")
-            stop = _stop_at(last) if last < 4 else None
-            try:
-                train(model, straight, Objective(pairs=True), short, out=tmp_path / out, held_out=held_out, show=stop)
-            except KeyboardInterrupt:
-                assert last == 2
+            with pytest.raises(KeyboardInterrupt) if stop < 4 else contextlib.nullcontext():
+                asked = {"out": tmp_path / out, "held_out": held_out, "show": _stop_at(stop) if stop < 4 else None}
+                train(model, straight, Objective(pairs=True), recipe, **asked)
     logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("whole", "cut")]
     assert logs[0] == logs[1] and '"held_out"' in logs[0]
     with pytest.raises(ValueError, match=r"holds another run: objective.pairs=False, there True"):

@@ -112,7 +112,7 @@ class Pairs(Dataset[Any]):
             raise ValueError(f"{self.folder} holds no pairs yet: {MANIFEST} is there, and no shard")
         self._stops = [one.stop for one in self._shards]
         self._stamp = stamp(self.manifest)
-        self._open: dict[int, Any] = {}
+        self._open: dict[int, tuple[Any, ...]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": {}}
@@ -129,8 +129,8 @@ class Pairs(Dataset[Any]):
         if not 0 <= number < len(self):
             raise IndexError(f"pair {i} of {len(self)}")
         which = bisect.bisect_right(self._stops, number)
-        opened, row = self._opened(which), number - self._shards[which].first
-        x_0, *rest = (opened.get_slice(name)[row : row + 1][0] for name in ("x_0", "eps", *self._stored()))
+        row = number - self._shards[which].first
+        x_0, *rest = (rows[row : row + 1][0] for rows in self._opened(which))
         return x_0, dict(zip(("eps", *self.conditions), rest, strict=True))
 
     def condition(self, name: str) -> Tensor:
@@ -141,15 +141,14 @@ class Pairs(Dataset[Any]):
         """
         if name not in self.conditions:
             raise KeyError(f"no condition {name!r}: the pairs have {', '.join(self.conditions) or 'none'}")
-        return torch.cat([self._opened(k).get_tensor(stored(name)) for k in range(len(self._shards))])
+        column = 2 + self.conditions.index(name)
+        return torch.cat([self._opened(which)[column][:] for which in range(len(self._shards))])
 
-    def _stored(self) -> tuple[str, ...]:
-        return tuple(map(stored, self.conditions))
-
-    def _opened(self, which: int) -> Any:
-        """A shard, opened once."""
+    def _opened(self, which: int) -> tuple[Any, ...]:
+        """The tensors of a shard, opened once: x_0, ε, the conditions."""
         if which not in self._open:
-            self._open[which] = opened(self._shards[which], self._stamp)
+            found = opened(self._shards[which], self._stamp)
+            self._open[which] = tuple(found.get_slice(one) for one in ("x_0", "eps", *map(stored, self.conditions)))
         return self._open[which]
 
 
