@@ -96,6 +96,8 @@ def test_a_larger_number_adds_to_them(whole, tmp_path):
     more, there = made(tmp_path, 61), Pairs(whole)
     assert before.items() <= {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("pairs-*")}.items()
     assert len(more) == 61 and len(made(tmp_path, 30)) == 61
+    ends = [int(file.stem.split("-")[2]) for file in sorted(tmp_path.glob("pairs-*"))]
+    assert ends == [8, 16, 20, 24, 32, 40, 48, 56, 61]
     for i in range(61):
         for one, other in zip((more[i][0], more[i][1]["eps"]), (there[i][0], there[i][1]["eps"]), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -220,13 +222,25 @@ def test_guidance_and_conditions(tmp_path):
     with pytest.raises(ValueError, match="condition 'y' is another than that of the pairs 8 to 15"):
         pairs(guided, (2,), 20, tmp_path / "rows", y=y + (torch.arange(30) == 9), **asked)
     assert len(pairs(guided, (2,), 30, tmp_path / "rows", conditions={"y": torch.cat([y, y])}, **asked)) == 30
+    fewer = pairs(guided, (2,), 10, tmp_path / "rows", conditions={"y": y[:10]}, **asked)
+    assert len(fewer) == 30  # of the file that goes further, the rows that are given are looked at
     with pytest.raises(KeyError, match="no condition 'z': the pairs have y"):
         found.condition("z")
 
 
-def posterior():
-    observation = sf.Observation(torch.zeros(2), lambda x: x, noise=0.1)
-    return sf.Posterior(MIXTURE.model(VP), observation, "repaint")
+def posterior(method):
+    data = sf.Gaussian(torch.zeros(2), 1.0)
+    return sf.Posterior(data.model(VP), sf.Observation(torch.eye(2, dtype=torch.float64)[:1], torch.ones(1), 0.1), method)
+
+
+@pytest.mark.parametrize("kind", ["pigdm", "dps", "ve"])
+def test_other_models(kind, tmp_path):
+    """Posteriors by methods that draw nothing, and a path whose prior is wide."""
+    model = sf.Gaussian(torch.zeros(2), 1.0).model(sf.VESDE()) if kind == "ve" else posterior(kind)
+    found = pairs(model, (2,), 5, tmp_path, "ddim", steps=4, start=0.9, dtype=torch.float64)
+    eps = torch.stack([told["eps"] for _, told in found])
+    x = sf.solve(model, eps * model.path.prior_std(0.9), "ddim", steps=4, start=0.9).x
+    torch.testing.assert_close(torch.stack([x_0 for x_0, _ in found]), x)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,7 @@ def posterior():
         ({"sampler": "ddim", "eta": 0.5}, ValueError, "draws noise on its way"),
         ({"sampler": "sra", "steps": None}, ValueError, "draws noise on its way"),
         ({"sampler": "ddimm"}, ValueError, "no sampler is called 'ddimm'"),
+        ({"model": posterior("replacement"), "start": 0.9}, ValueError, "the model draws noise of its own in a run"),
         ({"shape": 2}, TypeError, "shape must be a sequence of whole numbers, that of one sample, got 2"),
         ({"n": 0}, ValueError, "n must be a whole number ≥ 1, got 0"),
         ({"batch": 0}, ValueError, "batch must be a whole number ≥ 1, got 0"),

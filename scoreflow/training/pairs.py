@@ -89,7 +89,10 @@ def pairs(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop), keywords, conditions)
-    _check_deterministic(model, prepared)
+    if prepared.sampler.stochastic_on(model.path) if prepared.plan is None else prepared.plan.noise_count:
+        raise ValueError(
+            f"{prepared.sampler!r} draws noise on its way, and x_0 must be a function of ε: take a deterministic one, as ddim"
+        )
     told = {name: _rows(name, value, n, seed) for name, value in sorted(prepared.conditions.items())}
     folder = Path(out)
     manifest = {
@@ -100,8 +103,9 @@ def pairs(
         "conditions": {name: _kind(of(0, 1)) for name, of in told.items()},
         "made": {"scoreflow": version("scoreflow"), "torch": str(torch.__version__)},
     }  # fmt: skip
-    manifest = _agreed(folder, json.loads(json.dumps(manifest)))
-    there, mark, first = shards(folder), stamp(manifest), 0
+    manifest = json.loads(json.dumps(manifest))
+    _agree(folder, manifest)
+    there, mark, first = shards(folder) if folder.exists() else {}, stamp(manifest), 0
     bar = _bar(n) if progress else None
     while first < n:
         if first in there:
@@ -110,6 +114,7 @@ def pairs(
         else:
             one = shard(folder, first, min(n, (first // batch + 1) * batch))
             tensors = _made(model, prepared, one, event, dtype, seed, {name: of(first, one.stop) for name, of in told.items()})
+            _agree(folder, manifest, begin=True)
             checkpoint.write(tensors, one.file, {"manifest": mark})
         first = one.stop
         if bar is not None:
@@ -129,20 +134,20 @@ def _made(
     eps = White(numbers).normal(like, "pairs", seed)
     x_T = eps.to(device=model.device) * model.path.prior_std(prepared.times[0])
     given = {name: each(value.to(x_T.device)) for name, value in told.items()}
-    x_0 = carry(model, x_T, replace(prepared, conditions=given), White(0)).x
+    x_0 = carry(model, x_T, replace(prepared, conditions=given), Silent(0)).x
     kept = {"x_0": x_0, "eps": eps, **{stored(name): value for name, value in told.items()}}
     return {name: value.detach().to("cpu").contiguous() for name, value in kept.items()}
 
 
-def _check_deterministic(model: ScoreModel, prepared: Prepared) -> None:
-    """Raise ValueError unless the end of a run is a function of its beginning."""
-    drawn = prepared.sampler.stochastic_on(model.path) if prepared.plan is None else prepared.plan.noise_count > 0
-    if drawn:
-        raise ValueError(
-            f"{prepared.sampler!r} draws noise on its way, and x_0 must be a function of ε: take a deterministic one, as ddim"
-        )
-    if model.drawing(White(0).draws("model")) is not model:
-        raise ValueError(f"{model!r} draws noise of its own, and x_0 must be a function of ε")
+class Silent(White):
+    """The noise of a run that has none.
+
+    Raises:
+        ValueError: when a draw is made.
+    """
+
+    def normal(self, like: Tensor, *key: object) -> Tensor:
+        raise ValueError("the model draws noise of its own in a run, and x_0 must be a function of ε")
 
 
 def _rows(name: str, value: Any, n: int, seed: int) -> Rows:
@@ -187,19 +192,21 @@ def _kind(rows: Tensor) -> list[Any]:
     return [str(rows.dtype).removeprefix("torch."), list(rows.shape[1:])]
 
 
-def _agreed(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of the folder, which is written if there is none.
+def _agree(folder: Path, manifest: dict[str, Any], begin: bool = False) -> None:
+    """Raise unless the manifest of the folder says the same, or there is none; to `begin` is to write it then.
 
     Raises:
         ValueError: it says something else; names what. NotADirectoryError: the folder is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"out={str(folder)!r} is a file: give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / MANIFEST
     if not file.exists():
-        if shards(folder):
+        if folder.exists() and shards(folder):
             raise ValueError(f"{folder} holds shards of pairs, and no {MANIFEST} that says of what: give another out")
+        if not begin:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as part:
             part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     known = read_manifest(folder)
@@ -210,7 +217,6 @@ def _agreed(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     if differ:
         said = (f"{name}={_short(manifest.get(name))}, there {_short(known.get(name))}" for name in differ)
         raise ValueError(f"{folder} holds other pairs: {'; '.join(said)}. Give another out, or the same values")
-    return known
 
 
 def _short(value: Any) -> str:
