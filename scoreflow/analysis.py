@@ -20,7 +20,12 @@ from scoreflow._samplers.health import Symbolic, UnitVectors
 from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import Sampler, get_sampler
 from scoreflow._score.oracle import Gaussian, GaussianMixture
+from scoreflow._uses.straight import Straightness, straightness
 from scoreflow.posterior import Posterior
+
+__all__ = [
+    "Law", "Order", "Straightness", "coefficients", "law", "order", "problem", "stability", "straightness",
+]  # fmt: skip
 
 
 class Law(NamedTuple):

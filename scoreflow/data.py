@@ -21,12 +21,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scoreflow._core.check import one_of, suggestion, whole
+from scoreflow._uses.shards import Pairs
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""
+PAIRS = "pairs:"
+"""Before a folder of pairs of noise and sample, as `training.pairs` writes them, in the place of a name of data."""
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Endings of the images of a folder, in any case."""
 
@@ -97,6 +100,24 @@ class Coarse(Dataset[Any]):
         return x, conditions | {"image": torch.nn.functional.avg_pool2d(x, self.factor)}
 
 
+class SomePairs(Dataset[Any]):
+    """Some pairs of noise and sample.
+
+    Args:
+        pairs: all there are. numbers: of those that it has. labels: whether items have the class `y`, if the pairs do.
+    """
+
+    def __init__(self, pairs: Pairs, numbers: Sequence[int], labels: bool = True) -> None:
+        self.pairs, self.numbers, self.labels = pairs, numbers, labels
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> Any:
+        x, conditions = self.pairs[self.numbers[i]]
+        return x, conditions if self.labels else {name: value for name, value in conditions.items() if name != "y"}
+
+
 @dataclass(frozen=True)
 class Data:
     """Data to train on and some held out.
@@ -115,10 +136,11 @@ class Data:
 
 
 def load(name: str | Path, size: int = 32, channels: int = 3, broken: str = "error") -> Data:
-    """Data by name: `digits`, `mnist`, `fashion`, `icons`, `photos`, or a folder of images.
+    """Data by name: `digits`, `mnist`, `fashion`, `icons`, `photos`, a folder of images, or `pairs:folder`, pairs of noise and
+    sample that `training.pairs` wrote.
 
-    In a folder, subfolders are classes. Files and folders whose names begin with a dot are passed over. A tenth is held out,
-    chosen once for all.
+    In a folder of images, subfolders are classes. Files and folders whose names begin with a dot are passed over. A tenth is
+    held out, chosen once for all; of pairs every tenth, with their condition `y` as class if it is a whole number.
 
     Args:
         name: one of the names, or a path.
@@ -127,11 +149,13 @@ def load(name: str | Path, size: int = 32, channels: int = 3, broken: str = "err
             are left out, with a warning of how many.
 
     Raises:
-        ValueError: no such name nor folder, or a folder without images. ModuleNotFoundError: the package that brings the data
-            is not installed; says which.
+        ValueError: no such name nor folder, or a folder without images or pairs. ModuleNotFoundError: the package that brings
+            the data is not installed; says which. FileNotFoundError: no such folder of pairs.
     """
     if name in DATA:
         return DATA[str(name)]()
+    if str(name).startswith(PAIRS):
+        return _pairs(str(name))
     if Path(name).is_file():
         raise ValueError(f"data must be a folder of images or one of {', '.join(DATA)}, and {str(name)!r} is a file")
     if not Path(name).is_dir():
@@ -164,6 +188,8 @@ def without_labels(data: Data) -> Data:
     """The same states, alone."""
 
     def bare(part: Dataset[Any]) -> Dataset[Any]:
+        if isinstance(part, SomePairs):
+            return SomePairs(part.pairs, part.numbers, labels=False)
         return Images(part.x) if isinstance(part, Images) else Folder(part.files, None, part.size, part.channels)  # type: ignore[attr-defined]
 
     return replace(data, train=bare(data.train), held_out=bare(data.held_out), classes=0)
@@ -253,6 +279,17 @@ def photos() -> Data:
 
 DATA: dict[str, Callable[[], Data]] = {"digits": digits, "mnist": mnist, "fashion": fashion, "icons": icons, "photos": photos}
 """By name."""
+
+
+def _pairs(name: str) -> Data:
+    """Pairs of noise and sample, every tenth held out: those stay where they are when there are more."""
+    found = Pairs(name.removeprefix(PAIRS))
+    dtype, event = found.manifest["conditions"].get("y", ("float32", []))
+    classes = int(found.condition("y").max()) + 1 if dtype == "int64" and not event else 0
+    held_out = range(0, len(found), 10)
+    train = [i for i in range(len(found)) if i % 10] or held_out
+    source = f"{found.manifest['model']} by {found.manifest['sampler']}"
+    return Data(name, SomePairs(found, train), SomePairs(found, held_out), found.shape, classes, source)
 
 
 def _found(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ hypothesis.settings.load_profile("scoreflow")
 
 SLOW = {
     "adaptive", "blackbox", "cli", "devices", "digits", "health", "image_conditions", "likelihood", "optimal", "orders",
-    "peers", "readme", "stochastic", "trainer", "training", "training_config", "twelve_digits",
+    "peers", "readme", "stochastic", "trainer", "training", "training_config", "training_pairs", "twelve_digits",
 }  # fmt: skip
 """Modules that `pytest -m fast` leaves out, with those of studies."""
 

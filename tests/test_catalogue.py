@@ -41,7 +41,10 @@ WITHOUT_TORCH = {
     "samplers --json": '"name": "ddim"',
     "samplers --markdown": "[`ddim`](sampler/ddim.md)",
     "--show-completion bash": "complete",
-    **{f"{command} --help": "Usage" for command in ("show", "plan", "cite", "sample", "tune", "study", "train", "report")},
+    **{
+        f"{command} --help": "Usage"
+        for command in ("show", "plan", "cite", "sample", "tune", "study", "pairs", "train", "report")
+    },
 }
 COMPLETED = {
     "show unipc-": "unipc-2",

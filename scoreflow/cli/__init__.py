@@ -13,7 +13,7 @@ from scoreflow.cli.compare import report, study
 from scoreflow.cli.describe import cite, plan, samplers, show
 from scoreflow.cli.draw import sample
 from scoreflow.cli.fit import tune
-from scoreflow.cli.learn import train
+from scoreflow.cli.learn import pairs, train
 
 # torch takes a second or more to load. Help, completion and `samplers` do without; what needs it is imported by the commands.
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (samplers, show, plan, cite, sample, tune, study, train, report):
+for command in (samplers, show, plan, cite, sample, tune, study, pairs, train, report):
     app.command()(command)
 
 

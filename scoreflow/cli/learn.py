@@ -1,4 +1,4 @@
-"""The command `train`."""
+"""The commands `train` and `pairs`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import scoreflow as sf
 from scoreflow._extras import needs
-from scoreflow.cli.typed import AsJson, known, named
+from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, known, named, options_of, shape_of
 
 
 def train(
     out: Annotated[Path, typer.Option(help="A folder for the run; the same command goes on where it was cut.")],
-    data: Annotated[str | None, named(f"{known('data')}, or a folder of images.", "data")] = None,
+    data: Annotated[str | None, named(f"{known('data')}, a folder of images, or pairs:folder.", "data")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML: data, network, model, objective, recipe.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="table.name=value, such as recipe.steps=2000.")] = None,
     as_json: AsJson = False,
@@ -43,3 +43,77 @@ def train(
         f"{last['step']} steps, loss {last['loss']:.4g}, held out {last['held_out']:.4g}. Model: {out / 'model.safetensors'}"
     )
     typer.echo(json.dumps({**last, "folder": str(out)}) if as_json else summary)
+
+
+def pairs(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="A folder for the pairs; the same command goes on where it was cut.")],
+    sampler: Annotated[
+        str, named("A deterministic one, as typed: dpm-solver++(method=3m)@logsnr; or plan:file.", "samplers")
+    ] = "auto",
+    nfe: Nfe = None,
+    steps: Steps = None,
+    n: Annotated[int, typer.Option("-n", help="How many; a larger number later adds to them.")] = 5000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pairs.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pairs a file, and a run.")] = 256,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option("--condition", "-c", help="name=value: y=3, or y=[0,1,2] in turn. Of the zoo's by itself at random."),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="The scale of classifier-free guidance; 1 is none.")] = None,
+    shape: Shape = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make pairs of noise and sample, for reflow: `scoreflow train --data pairs:folder` trains on them."""
+    from scoreflow._core.check import options as check_options
+    from scoreflow._run.auto import AUTO
+    from scoreflow._run.kept import is_kept
+    from scoreflow.studies.spec import parse
+
+    what = sf.studies.load(model, shape_of(shape), compare=False)
+    name, options, grid = (sampler, {}, None) if is_kept(sampler) else parse(sampler)
+    if name == AUTO:
+        check_options("sampler 'auto'", options, ("analytic",))
+    elif not is_kept(name):  # options are the sampler's, and no other keyword of `pairs`
+        sf.get_sampler(name, **options)
+    own = {key: _each(key, value) for key, value in what.conditions.items()}
+    given = {key: _in_turn(value) for key, value in options_of(condition or []).items()}
+    net = what.model if guidance is None else sf.ClassifierFree(what.model, guidance)
+    try:
+        made = sf.training.pairs(
+            net, what.shape, n, out, name, steps=steps, nfe=nfe, grid=grid, start=what.start, stop=what.stop, seed=seed,
+            batch=batch, conditions=own | given, dtype=what.precision, progress=sys.stderr.isatty(), **options,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        typer.echo(f"scoreflow: stopped; the pairs so far are in {out}, and the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    summary = {
+        "pairs": len(made), "shape": list(made.shape), "sampler": made.manifest["sampler"], "seed": seed,
+        "conditions": list(made.conditions), "folder": str(out),
+    }  # fmt: skip
+    typer.echo(json.dumps(summary) if as_json else f"{len(made)} pairs by {summary['sampler']}: {out}")
+
+
+def _each(name: str, value: Any) -> Any:
+    """A condition of a subject, which a function gives for a block of samples, by the numbers of pairs: a block each."""
+    import torch
+
+    from scoreflow._core.noise import stream_key
+
+    if not callable(value):
+        return value
+
+    def of(numbers: Any, seed: int) -> Any:
+        return torch.cat([value(1, stream_key(seed, "condition", name, i)) for i in numbers.tolist()])
+
+    return of
+
+
+def _in_turn(value: Any) -> Any:
+    """A condition as typed: a number for all, a list in turn."""
+    import torch
+
+    if not isinstance(value, list):
+        return value
+    values = torch.as_tensor(value).reshape(-1)
+    return lambda numbers, seed: values[numbers % len(values)]

@@ -59,7 +59,8 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
 
     Left out, the network is a U-Net for the data's shape and conditions, the path the linear chain of 1000 steps, the
     prediction ε, and a tenth of the conditions is dropped. With `data.coarse = 4` the network is told each image's mean over
-    squares of 4 pixels, as the condition `image`.
+    squares of 4 pixels, as the condition `image`. On `pairs:folder` the path is `flow`, the prediction too, and the noise that
+    of the pairs, with `objective.pairs`.
 
     Args:
         name: of the data; it goes before what the file says.
@@ -110,14 +111,24 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
         raise ValueError(f"data.name must be a name or a folder, got {of_data['name']!r}")
     if "name" not in of_data:
         raise ValueError(f"no data: give one of {', '.join(data.DATA)}, or a folder of images (in a shell: --data)")
-    sizes = {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")}
-    if sizes and of_data["name"] in data.DATA:
+    sizes, paired = (
+        {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")},
+        of_data["name"].startswith(data.PAIRS),
+    )
+    if sizes and (of_data["name"] in data.DATA or paired):
         raise ValueError(f"data.{next(iter(sizes))} is of a folder of images; {of_data['name']} has a shape of its own")
     found = data.load(of_data["name"], **sizes)
     if not isinstance(of_data.setdefault("labels", bool(found.classes)), bool):
         raise ValueError(f"data.labels must be true or false, got {of_data['labels']!r}")
     if not of_data["labels"]:
         found = data.without_labels(found)
+    if paired:
+        config["objective"].setdefault("pairs", True)
+        of_model |= {"path": "flow", "prediction": "flow"} | of_model
+        if other := sorted({*found.train[0][1]} - {"eps", *(["y"] if found.classes else [])}):
+            raise ValueError(
+                f"{of_data['name']} has the condition {other[0]!r}, and classes are all that this takes: use train"
+            )
     told = {"y": torch.zeros(1, dtype=torch.long)} if found.classes else {}
     if "coarse" in of_data:
         factor = whole("data.coarse", of_data["coarse"])
@@ -178,8 +189,8 @@ def parse(pairs: list[str]) -> dict[str, Any]:
 
 
 def _conditions(train: Dataset[Any], n: int) -> dict[str, Any]:
-    """The conditions of the first n samples."""
+    """The conditions of the first n samples, but for the noise of pairs."""
     whole("n", n)
     items = [train[i] for i in range(min(n, len(train)))]  # type: ignore[arg-type]
     _, conditions = data.read(default_collate(items))
-    return conditions
+    return {name: value for name, value in conditions.items() if name != "eps"}

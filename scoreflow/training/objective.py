@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import number, one_of, whole
+from scoreflow._core.check import flag, number, one_of, whole
 from scoreflow._core.noise import White, stream_key
 from scoreflow._core.row import flat, per_sample
 from scoreflow._score.conditions import joined, none_given, rows
@@ -76,12 +76,15 @@ class Objective:
         variance: what the second half says: "interpolated" between β̃ and β, or "learned", its logarithm.
         bins: levels of the data between −1 and 1, for the last term of L_vlb.
         weighting_options, times_options: such as `{"gamma": 3}`.
+        pairs: the data bring the noise of each sample, as the condition `eps` in the shape of the state, as `Pairs` do. It
+            takes the place of the drawn noise and is not given to the network: reflow.
 
     Raises:
         ValueError, TypeError: for names and values that are not allowed.
 
     Reference:
-        Ho et al. (2020), Eq. 14; Improved DDPM (Nichol & Dhariwal, 2021), Eqs. 14 to 16; Ho & Salimans (2022), Algorithm 1.
+        Ho et al. (2020), Eq. 14; Improved DDPM (Nichol & Dhariwal, 2021), Eqs. 14 to 16; Ho & Salimans (2022), Algorithm 1;
+        reflow: Flow Straight and Fast (Liu et al., 2023), Algorithm 1.
     """
 
     weighting: str | Weighting | None = "simple"
@@ -93,6 +96,7 @@ class Objective:
     bins: int = 256
     weighting_options: Mapping[str, float] = field(default_factory=dict)
     times_options: Mapping[str, float] = field(default_factory=dict)
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("weighting_options", "times_options", "null"):
@@ -106,6 +110,10 @@ class Objective:
         number("vlb", self.vlb, 0)
         one_of("variance", self.variance, ("interpolated", "learned"))
         whole("bins", self.bins, 2)
+        if flag("pairs", self.pairs) and self.vlb:
+            raise ValueError(
+                f"vlb={self.vlb} is a bound where noise and data are independent, and with pairs=True they are not"
+            )
         if self.vlb and self.times not in NODES:
             raise ValueError(
                 f"times must be one of {', '.join(NODES)} with vlb={self.vlb}, whose terms are steps, got {self.times!r}"
@@ -158,13 +166,32 @@ class Objective:
         return Draw(t[rows], eps, weight[rows], dropped[rows].to(x_0.device))
 
     def __call__(self, model: ScoreModel, x_0: Tensor, draw: Draw, **conditions: Any) -> Loss:
-        """The loss of a batch x_0 (B, ...), with conditions of the network.
+        """The loss of a batch x_0 (B, ...), with conditions of the network; with `pairs`, their noise `eps` among them.
 
         Raises:
-            ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given.
+            ValueError: a learned variance is wanted and the network gives none; a condition to drop that was not given; with
+                `pairs` no `eps` of the shape of x_0, or without them an `eps` that is no condition of the network.
         """
+        draw = self._paired(model, x_0, draw, conditions)
         each, error = self.errors(model, x_0, draw, conditions)
         return Loss((each * draw.importance_weight.to(each)).mean(), each.detach(), error.detach(), draw.t)
+
+    def _paired(self, model: ScoreModel, x_0: Tensor, draw: Draw, conditions: dict[str, Any]) -> Draw:
+        """The draw, with `pairs` of the noise that the data bring, which is taken out of the conditions."""
+        if not self.pairs:
+            if "eps" in conditions and not model.names("eps"):
+                raise ValueError("the data give eps, the noise of each sample, and pairs=False draws another: set pairs=True")
+            return draw
+        if "eps" not in conditions:
+            raise ValueError(
+                f"pairs=True takes the noise of each sample from the data, as the condition eps, and they give "
+                f"{', '.join(conditions) or 'no conditions'}: train on Pairs, or on items x, {{'eps': noise}}"
+            )
+        eps = conditions.pop("eps")
+        if not isinstance(eps, Tensor) or eps.shape != x_0.shape:
+            got = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+            raise ValueError(f"eps must have the shape of the states, {tuple(x_0.shape)}, got {got}")
+        return draw._replace(eps=eps.to(x_0))
 
     def errors(self, model: ScoreModel, x_0: Tensor, draw: Draw, conditions: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The loss of every sample, (B,), to be differentiated; and its plain ε-error."""

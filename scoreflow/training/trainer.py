@@ -292,6 +292,8 @@ class _Run:
         if before["model"].get("network") in ("OptimizedModule", "DataParallel"):  # as once written
             before["model"] |= {name: now["model"][name] for name in ("network", "config")}
         before["model"]["config"] = checkpoint.completed(before["model"].get("network"), before["model"].get("config"))
+        fields = dataclasses.fields(self.objective)  # a run that began before a field was there has its default
+        before["objective"] = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING} | before["objective"]
         differ = [
             f"{part}.{name}={now[part].get(name)!r}, there {before[part].get(name)!r}"
             for part in now
