@@ -10,13 +10,14 @@ Tables are printed as docs/flow_maps.md has them.
 
 import argparse
 import copy
+import tempfile
 import time
 
 import torch
 
 import scoreflow as sf
 from scoreflow.studies.metrics import squared_energy
-from scoreflow.training import MAP_LOSSES, MapObjective, Objective, Recipe, train
+from scoreflow.training import MAP_LOSSES, MapObjective, Objective, Recipe, pairs, train
 
 STEPS = (1, 2, 4, 8)
 FLOW, VP = sf.Flow(), sf.VPSDE()
@@ -61,46 +62,74 @@ class Judge:
         return found
 
 
-def network(seed, times):
+KINDS = {FLOW: "flow", VP: "v"}
+
+
+def first_trained(seed, path, prediction, x):
+    """A velocity network on data, which every loss begins with."""
     torch.manual_seed(seed)
-    return sf.nets.MLP(2, width=64, depth=3, times=times, time_scale=5.0)
-
-
-def first_trained(seed, path, prediction, x, times):
-    """A network of the velocity, which every loss begins with."""
-    model = sf.ScoreModel(network(seed, 1), path, prediction)
-    found = train(model, x, Objective(weighting=None), Recipe(steps=500, batch=256, rate=3e-3, seed=seed))
-    return sf.nets.two_times(found.net) if times == 2 else found.net
+    model = sf.ScoreModel(sf.nets.MLP(2, width=64, depth=3, time_scale=5.0), path, prediction)
+    return train(model, x, Objective(weighting=None), Recipe(steps=500, batch=256, rate=3e-3, seed=seed)).net
 
 
 def losses(args):
-    x = DATA.sample(65_536, seed=1).float()
-    print(f"Floors: energy distance of 2000 data to 2000 {float(squared_energy(DATA.sample(2000, seed=7), Judge(FLOW).data)):.4f}.")
-    head("loss", "from", *[f"{k} step{'s' * (k > 1)}" for k in STEPS], *[f"energy, {k}" for k in STEPS], "seconds")
-    judges = {path: Judge(path) for path in (FLOW, VP)}
-    table("Euler, exact velocity", "", [judges[FLOW](DATA.model(FLOW), "pf-ode")], 0.0)
+    x, judges = DATA.sample(65_536, seed=1).float(), {path: Judge(path) for path in (FLOW, VP)}
+    floor = float(squared_energy(DATA.sample(2000, seed=7), judges[FLOW].data))
+    print(f"Energy distance of 2000 data to 2000 others: {floor:.4f}. Median distance to the exact map, then energy distance.")
+    head("loss", "of", *[f"{k} step{'s' * (k > 1)}" for k in STEPS], *[f"energy, {k}" for k in STEPS], "time")
+    row("Euler, exact velocity", "", [judges[FLOW](DATA.model(FLOW), "pf-ode")])
+    begun = time.perf_counter()
+    start = {seed: {p: first_trained(seed, p, kind, x) for p, kind in KINDS.items()} for seed in range(args.seeds)}
+    spent = (time.perf_counter() - begun) / args.seeds / 2
+    plain = [judges[FLOW](sf.FlowMap(sf.nets.two_times(start[s][FLOW]), FLOW, "flow"), "flow-map") for s in start]
+    row("flow matching, Euler", "data", plain)
+    for loss, of, learn in methods(args.steps):
+        path = VP if loss == "scm" else FLOW
+        begun = time.perf_counter()
+        maps = [learn(seed, sf.nets.two_times(start[seed][path]), x) for seed in start]
+        seconds = (time.perf_counter() - begun) / args.seeds
+        one_time = loss in MAP_LOSSES and MAP_LOSSES[loss].one_time
+        sampler = "consistency" if one_time else "flow-map"
+        row(loss, of, [judges[path](found, sampler) for found in maps], seconds / spent, one_time)
+
+
+def methods(steps):
+    """Loss, what it learns from, and how: from a seed, a network and the data to a map."""
     for loss, kind in MAP_LOSSES.items():
-        for name in ("data", "teacher"):
-            if (name == "data" and kind.teacher == "required") or (name == "teacher" and kind.teacher == "none"):
+        path = VP if loss == "scm" else FLOW
+        for of in ("data", "teacher"):
+            if kind.teacher == {"data": "required", "teacher": "none"}[of]:
                 continue
-            figures, begun = [], time.perf_counter()
-            for seed in range(args.seeds):
-                path, prediction = (VP, "v") if loss == "scm" else (FLOW, "flow")
-                teacher = None if name == "data" else DATA.flow_map(path) if loss == "regression" else DATA.model(path)
-                model = sf.FlowMap(first_trained(seed, path, prediction, x, 2), path, prediction)
-                if loss == "progressive-distillation":
-                    found = distilled(model, teacher, x, args.steps, seed)
-                else:
-                    objective = MapObjective(loss=loss, teacher=teacher, stage=args.steps // 6, warmup=args.steps // 4)
-                    rate = 3e-4 if loss == "scm" else 3e-3
-                    found = train(model, x, objective, Recipe(steps=args.steps, batch=256, rate=rate, seed=seed))
-                sampler = "consistency" if kind.one_time else "flow-map"
-                figures.append(judges[path](found, sampler))
-            table(loss, name, figures, (time.perf_counter() - begun) / args.seeds)
+            teacher = None if of == "data" else DATA.flow_map(path) if loss == "regression" else DATA.model(path)
+            if loss == "progressive-distillation":
+                yield loss, of, lambda seed, net, x, teacher=teacher: distilled(net, teacher, x, steps, seed)
+            else:
+                objective = MapObjective(loss=loss, teacher=teacher, stage=steps // 6, warmup=steps // 2)
+                yield loss, of, lambda seed, net, x, o=objective: learned(net, o, x, steps, seed)
+    yield "reflow, Euler", "pairs", lambda seed, net, x: reflowed(net, steps, seed)
 
 
-def distilled(model, teacher, x, steps, seed):
+def learned(net, objective, x, steps, seed):
+    """By one loss from the start to the end."""
+    path = VP if objective.loss == "scm" else FLOW
+    rate = 1e-3 if objective.loss == "scm" else 3e-3
+    return train(sf.FlowMap(net, path, KINDS[path]), x, objective, Recipe(steps=steps, batch=256, rate=rate, seed=seed))
+
+
+def reflowed(net, steps, seed):
+    """A velocity on pairs that the exact ODE makes."""
+    model = sf.FlowMap(net, FLOW, "flow")
+    with tempfile.TemporaryDirectory() as folder:
+        made = pairs(DATA.model(FLOW), (2,), 16_384, folder, "unipc", nfe=40, seed=seed, batch=4096, dtype=torch.float64)
+        states = [made[i] for i in range(len(made))]
+    x_0, eps = (torch.stack([state[0] if k == 0 else state[1]["eps"] for state in states]).float() for k in range(2))
+    data = [(a, {"eps": e}) for a, e in zip(x_0, eps, strict=True)]
+    return train(model, data, Objective(weighting=None, pairs=True), Recipe(steps=steps, batch=256, rate=3e-3, seed=seed))
+
+
+def distilled(net, teacher, x, steps, seed):
     """Progressive distillation: a grid of 16 steps, then of 8, 4, 2 and 1, each learned from the one before."""
+    model = sf.FlowMap(net, FLOW, "flow")
     for grid in (16, 8, 4, 2, 1):
         objective = MapObjective(loss="progressive-distillation", teacher=teacher, steps=grid)
         found = train(model, x, objective, Recipe(steps=steps // 5, batch=256, rate=3e-3, seed=seed))
@@ -108,12 +137,15 @@ def distilled(model, teacher, x, steps, seed):
     return found
 
 
-def table(loss, name, figures, seconds):
+def row(loss, of, figures, spent=None, one_time=False):
+    """Means over the seeds, with their standard deviation; the way of a map with noise between has no end to be compared to."""
     each = torch.tensor(figures, dtype=torch.float64)
-    cells = [f"{mean:.3f}" + (f" ± {spread:.3f}" if len(each) > 1 else "") for mean, spread in zip(
-        each.mean(0)[::2].tolist(), (each.std(0) if len(each) > 1 else each[0])[::2].tolist(), strict=True
-    )]
-    line(loss, name, *cells, *[f"{value:.4f}" for value in each.mean(0)[1::2].tolist()], f"{seconds:.0f}")
+    far = each[:, ::2][:, : 1 if one_time else len(STEPS)]
+    spread = far.std(0).tolist() if len(each) > 1 else []
+    cells = [f"{mean:.3f}" + (f" ± {spread[k]:.3f}" if spread else "") for k, mean in enumerate(far.mean(0).tolist())]
+    cells += ["–"] * (len(STEPS) - len(cells))
+    energy = [f"{value:.4f}" for value in each.mean(0)[1::2].tolist()]
+    line(loss, of, *cells, *energy, "" if spent is None else f"{spent:.1f}")
 
 
 def main():
