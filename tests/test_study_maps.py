@@ -12,6 +12,7 @@ from reported import made
 
 import scoreflow as sf
 from scoreflow import cli
+from scoreflow.studies import Metric
 from scoreflow.studies.findings import _rises
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.work import Here
@@ -78,6 +79,20 @@ def test_a_wrong_map_is_told():
     assert "Told apart from the floor at the largest budget: consistency, flow-map." in " ".join(study.findings("energy"))
 
 
+def test_names_that_run_on_the_map():
+    typed = [
+        "flow-map",
+        "flow_map(eta=0.5)",
+        "Consistency",
+        "ddim",
+        "ddim(eta=0.0)",
+        "auto",
+        "plan:flow-map",
+        "unipc(order=3)",
+    ]
+    assert [Spec(name, nfe=1).mapped for name in typed] == [True] * 3 + [False] * 5
+
+
 def batched(**keywords):
     return sf.study(
         PLANE.model(VE), ["flow-map@logsnr", "consistency", "ddpm", "flow_map(eta=0.5)"], nfe=[1, 3], n=12, seeds=2,
@@ -102,6 +117,16 @@ def test_lockstep_and_processes():
     (row,) = alone.frame[(alone.frame["sampler"] == "flow-map@logsnr") & (alone.frame["asked"] == 3)
                          & (alone.frame["figure"] == "trajectory/rms")].to_dict("records")  # fmt: skip
     assert row["value"] < 1e-3
+
+
+def test_plans_run_on_the_teacher(tmp_path):
+    (tmp_path / "two.json").write_text(sf.plan("ddim", VP, nfe=2).to_json())
+    study = sf.study(
+        LEFT.model(VP), [f"plan:{tmp_path / 'two.json'}", "ddim", "flow-map"], nfe=2, flow_map=LEFT.flow_map(VP), n=8, seeds=2,
+        metrics=["trajectory"], reference=ODE,
+    )  # fmt: skip
+    one, two, three = (value(study, label, 2, "trajectory/rms") for label in ("plan:two.json", "ddim", "flow-map"))
+    assert one == pytest.approx(two, rel=1e-9) and three < 0.01 * one
 
 
 # -- networks -------------------------------------------------------------------------------------------------------------
@@ -135,14 +160,17 @@ def networks(kind=Jumps, seed=0, **keywords):
     return sf.ScoreModel(Teacher().eval(), VP, "x0"), sf.FlowMap(kind().eval(), VP, "x0", **keywords)
 
 
-def test_a_guided_teacher():
-    """Guidance pays two evaluations a step, the map one; both are told the conditions."""
+def steps_of(inputs):
+    return len(inputs.plan.steps)
+
+
+def test_a_guided_teacher(tmp_path):
+    """Guidance pays two evaluations a step, the map one; both are told the conditions, and metrics the plan that ran."""
     teacher, jumps = networks()
     y = torch.arange(8) % 3
-    study = sf.study(
-        sf.ClassifierFree(teacher, 2.0, null={"y": torch.zeros(8, dtype=torch.long)}), ["flow-map", "ddim"], nfe=[2, 4], n=8,
-        flow_map=jumps, shape=(2,), conditions={"y": y}, seeds=1, metrics=["trajectory"], reference=ODE,
-    )  # fmt: skip
+    guided = sf.ClassifierFree(teacher, 2.0, null={"y": torch.zeros(8, dtype=torch.long)})
+    keywords = dict(flow_map=jumps, shape=(2,), conditions={"y": y}, n=8, seeds=1, reference=ODE, out=tmp_path)
+    study = sf.study(guided, ["flow-map", "ddim"], nfe=[2, 4], metrics=["trajectory"], **keywords)
     assert not study.failures
     steps = {(run["sampler"], run["nfe"]): run["plan"] for run in study.runs if run["kind"] == "cell"}
     assert "4 steps" in steps["flow-map", 4] and "2 steps" in steps["ddim", 4] and "1 step" in steps["ddim", 2]
@@ -150,6 +178,9 @@ def test_a_guided_teacher():
     (key,) = (run["key"] for run in study.runs if run["sampler"] == "flow-map" and run["nfe"] == 2)
     x_T = sf.White(0).draws("prior")(torch.empty(8, 2)) * VP.prior_std(1.0)
     torch.testing.assert_close(torch.from_numpy(study.store.samples(key)), sf.solve(jumps, x_T, "flow-map", nfe=2, y=y).x)
+    count = Metric("steps", "lower", (), steps_of)
+    again = sf.study(guided, ["flow-map", "ddim"], nfe=4, metrics=["trajectory", count], **keywords)
+    assert value(again, "flow-map", 4, "steps") == 4 and value(again, "ddim", 4, "steps") == 2
 
 
 def test_time_is_in_evaluations_of_what_ran():
