@@ -40,7 +40,8 @@ def study(
         int | None, typer.Option(help="In this process: states in one network call, of cells run together.")
     ] = None,
     flow_map: Annotated[
-        str | None, typer.Option(help="Beside its teacher, the model: what flow-map and consistency run on, named alike.")
+        str | None,
+        typer.Option(help="A flow map beside the model, its teacher, by name like it: flow-map and consistency run on it."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
