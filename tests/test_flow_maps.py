@@ -46,6 +46,7 @@ def test_exact_maps(name, path):
     times = (torch.full((20,), u, dtype=torch.float64) for u in (t, r))
     torch.testing.assert_close(found.jump(x, *times), y)
     torch.testing.assert_close(found.x0(x, 0.4), data.model(path).x0(x, 0.4), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.average(x, 1.0, 1.0), data.model(path).x0(x, 1.0), rtol=1e-9, atol=1e-9)  # α may be 0
     near = found.average(x, 0.4, 0.4 - 1e-5)
     torch.testing.assert_close(near, data.model(path).x0(x, 0.4), rtol=1e-3, atol=1e-3)
     assert found.oracle is data and torch.equal(found.jump(x, t, t), x)

@@ -72,7 +72,7 @@ def _levels(path: GaussianPath, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _average(x: Tensor, log_w: Tensor, mean: Tensor, var: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
     """x̄_0 of x (B, 1) at (α, σ) = (a, b), for a jump to (c, d)."""
     span = c * b - a * d
-    short = span.abs() < 1e-9 * (c * b + a * d)  # x̂_0 itself
+    short = span.abs() <= 1e-9 * (c * b + a * d)  # x̂_0 itself; where α = 0 at both ends, 0 on both sides
     y = quantile_map(x, log_w, (a * mean, (a**2 * var + b**2).sqrt()), (c * mean, (c**2 * var + d**2).sqrt()))
     far = (b * y - d * x) / torch.where(short, 1.0, span)
     P = a**2 * var + b**2

@@ -39,6 +39,10 @@ def study(
     batch: Annotated[
         int | None, typer.Option(help="In this process: states in one network call, of cells run together.")
     ] = None,
+    flow_map: Annotated[
+        str | None,
+        typer.Option(help="A flow map beside the model, its teacher, by name like it: flow-map and consistency run on it."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run samplers at budgets from the same seeds, measure, and write a report.
@@ -57,7 +61,8 @@ def study(
             done = sf.study(
                 what, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
                 grids=split(grids) if grids else None, metrics=chosen, n=n, seeds=seeds, reference=reference,
-                features=features, data=states, out=out, executor=pool, batch=batch, progress=sys.stderr.isatty(),
+                features=features, data=states, flow_map=flow_map, out=out, executor=pool, batch=batch,
+                progress=sys.stderr.isatty(),
             )  # fmt: skip
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; what was finished is in {out}, and the same command goes on from there", err=True)
@@ -93,6 +98,7 @@ def report(
 def _tell(done: sf.Study, folder: Path, file: Path, as_json: bool, light: bool = False) -> None:
     """The report, and the findings on every figure that leads a metric."""
     from scoreflow.studies.draw import arrow
+    from scoreflow.studies.report import of_map
 
     done.report(file, light=light)
     leading = list({done.metrics[figure]: figure for figure in reversed(done.figures)}.values())[::-1]
@@ -110,6 +116,8 @@ def _tell(done: sf.Study, folder: Path, file: Path, as_json: bool, light: bool =
     cells, blocks, failures = (f"{len(some)} {what}{'s' * (len(some) != 1)}" for what, some in said)
     n = done.store.identity["n"]
     typer.echo(f"Means over {blocks} of {n} samples, with 95 % intervals in parentheses.")
+    if jumps := of_map(done):
+        typer.echo(f"Flow map: {jumps}.")
     for figure, sentences in findings.items():
         typer.echo(f"{figure}, {arrow(done, figure)}\n" + "\n".join(f"  {line}" for line in sentences))
     for line in done.warnings:

@@ -9,7 +9,8 @@ import numpy as np
 
 from scoreflow.studies.metrics import radii
 from scoreflow.studies.results import Results
-from scoreflow.studies.stats import interval, unpaired
+from scoreflow.studies.spec import Spec
+from scoreflow.studies.stats import discoveries, interval, unpaired
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,12 +22,14 @@ PAIRS = 15
 
 
 def findings(results: Results, figure: str) -> list[str]:
-    """The best at each budget, the floor and who reaches it, model error, orders, which differences are significant."""
+    """The best at each budget, the floor and who reaches it, model error, orders, who gets worse with more evaluations, which
+    differences are significant.
+    """
     lines = [*_best(results, figure), *_floor(results, figure)]
     for label in results.labels:
         if results.to_reference(figure) and (fit := results.order(label, figure)) is not None:
             lines.append(f"{label}: order {fit.order:.2f}, observed from {fit.first:g} to {fit.last:g} evaluations.")
-    lines += [*_differences(results, figure), *_front(results, figure)]
+    lines += [*_rises(results, figure), *_differences(results, figure), *_front(results, figure)]
     if results.failures:
         failed = f"{len(results.failures)} runs or metrics failed; the figures are without them"
         lines.append(f"{failed}, and cells with failed blocks are not ranked.")
@@ -127,6 +130,41 @@ def among(results: Results, most: int = 1000) -> tuple[np.ndarray, np.ndarray] |
         return (cdist(x, balls) < wide).any(1)
 
     return inside(np.array(own)), inside(others)
+
+
+def _rises(results: Results, figure: str) -> list[str]:
+    """Samplers that are worse at some budget than at a smaller one, each with the two that are furthest apart.
+
+    Every two budgets of every sampler are tested block by block to this one side, so that of those that are said to be worse
+    at most 5 % are not (Benjamini & Hochberg, 1995). Cells with failed blocks are left out, and so are distances to the
+    reference within its own error.
+    """
+    if not results.one_sided(figure):
+        return []
+    whole = sorted((s for s in results.whole(figure) if s.size), key=lambda s: results.specs[s])
+    losses = {spec: results.loss(figure, results.mean(spec, figure).value) for spec in whole}
+    pairs = [
+        (a, b) for i, b in enumerate(whole) for a in whole[:i] if a.label == b.label and results.specs[a] < results.specs[b]
+    ]
+    told = discoveries([_worse(results, figure, a, b) if losses[b] > losses[a] else 1.0 for a, b in pairs])
+    worst: dict[str, tuple[Spec, Spec]] = {}
+    for (a, b), held in zip(pairs, told, strict=True):
+        c, d = worst.get(b.label, (a, a))
+        if held and losses[b] - losses[a] > losses[d] - losses[c]:
+            worst[b.label] = a, b
+    value = {spec: f"{results.mean(spec, figure).value:.3g}" for spec in whole}
+    return [
+        f"{label}: worse at {results.specs[b]:g} than at {results.specs[a]:g} evaluations, {value[b]} against {value[a]}."
+        for label, (a, b) in sorted(worst.items(), key=lambda item: results.labels.index(item[0]))
+    ]
+
+
+def _worse(results: Results, figure: str, a: Spec, b: Spec) -> float:
+    """The p-value, to one side, of b being no worse than a, where its mean is."""
+    if results.to_reference(figure) and results.at_floor(b, figure):
+        return 1.0
+    off = results.differ(b, a, figure)
+    return off.p / 2 if (off.value < 0) == (results.better(figure) == "higher") else 1.0
 
 
 def _resolution(results: Results, figure: str) -> str:

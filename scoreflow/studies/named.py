@@ -22,15 +22,18 @@ from scoreflow._core.check import meant, number, one_of, suggestion, whole
 from scoreflow._core.check import options as check_options
 from scoreflow._core.grid import inner_ends
 from scoreflow._core.path import PATHS, VPSDE
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow.checkpoint import load_model
 from scoreflow.data import Coarse, Images, read, without_labels
 from scoreflow.data import load as named_data
+from scoreflow.guidance import Guided
+from scoreflow.posterior import Posterior
 from scoreflow.studies.features import get_features
 from scoreflow.studies.metrics import draws
 from scoreflow.studies.spec import parse
-from scoreflow.studies.subject import Subject, inner
+from scoreflow.studies.subject import Subject, inner, is_map
 
 
 def ring(modes: int = 8, radius: float = 1.3, std: float = 0.1) -> GaussianMixture:
@@ -122,6 +125,11 @@ def load(text: str, shape: tuple[int, ...] | None = None, data: Tensor | None = 
     Raises:
         ValueError: nothing has the name, or it makes no subject.
     """
+    return subject(_named(text, compare), shape, data=data, name=text)
+
+
+def _named(text: str, compare: bool) -> ScoreModel | Subject:
+    """What has the name."""
     kind, colon, rest = text.partition(":")
     if not colon:
         raise ValueError(
@@ -149,7 +157,7 @@ def load(text: str, shape: tuple[int, ...] | None = None, data: Tensor | None = 
         found = found.model(VPSDE()) if isinstance(found, GaussianMixture | Empirical) else found
         if not isinstance(found, ScoreModel | Subject):
             raise TypeError(f"model {text} must give a ScoreModel, a Subject or an oracle, and gives {type(found).__name__}")
-    return subject(found, shape, data=data, name=text)
+    return found
 
 
 def _prefixed() -> list[str]:
@@ -244,8 +252,11 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
         raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
     if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    merged["flow_map"], jumps_in = _map(merged["flow_map"])
     found = Subject(**merged)
     _check_data(found, data, event)
+    if found.flow_map is not None:
+        _check_map(found, jumps_in)
     if whole("simulated", found.simulated, 0):
         _check_simulated(found)
     return found
@@ -274,3 +285,41 @@ def _check_simulated(found: Subject) -> None:
         raise ValueError(f"simulated must be 2 or more samples of each truth, or 0 for none, got {found.simulated}")
     if found.data is None and found._prior is None:
         raise ValueError(f"simulated={found.simulated} needs data=, from which truths are drawn, or an oracle's model")
+
+
+def _map(given: Any) -> tuple[Any, tuple[int, ...] | None]:
+    """A flow map, which may be given by name, and the shape of its states where it is known."""
+    if isinstance(given, str):
+        try:
+            given = _named(given, compare=False)
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            raise ValueError(f"flow_map: {error}") from error
+        if isinstance(given, Subject):
+            return given.model, given.shape
+    law = getattr(given, "oracle", None)
+    return given, None if law is None else law.event
+
+
+def _of_posterior(model: ScoreModel) -> bool:
+    return isinstance(model, Posterior) or (isinstance(model, Guided) and _of_posterior(model.model))
+
+
+def _check_map(found: Subject, event: tuple[int, ...] | None) -> None:
+    """Raise unless the flow map can be run beside the model."""
+    given, model = found.flow_map, found.model
+    if not isinstance(given, FlowMap):
+        raise TypeError(f"flow_map must be a FlowMap or the name of one, got {given!r}: give sf.FlowMap(net, path, prediction)")
+    if is_map(model):
+        raise ValueError(f"flow_map stands beside its teacher, a score model, and the model is a flow map too: {model!r}")
+    if _of_posterior(model):
+        raise ValueError(f"flow_map: a map of the prior does not follow the ODE of a Posterior, and the model is {model!r}")
+    if repr(given.path) != repr(model.path):
+        raise ValueError(f"flow_map must be on the path of the model, {model.path}, got one on {given.path}")
+    if event is not None and event != found.shape:
+        raise ValueError(f"flow_map must take states of the model's shape, {found.shape}, got one of {event}")
+    if given.device is not None and given.device != (here := model.device or torch.device("cpu")):
+        raise ValueError(f"flow_map must be on the device of the model, {here}, got one on {given.device}")
+    try:
+        given.check_conditions(dict(found.conditions), ())
+    except TypeError as error:
+        raise TypeError(f"flow_map: it is given the conditions of the model, and {error}") from error

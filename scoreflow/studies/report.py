@@ -53,6 +53,7 @@ def write(results: Results, file: Path, figures: list[str], light: bool = False)
         backward=bool(results.backward),
         passes=draw.passes(results),
         identity=results.store.identity,
+        flow_map=of_map(results),
         machines=sorted({cell["machine"] for cell in results.runs if cell["machine"]}),
         labels=results.labels,
         seeds=results.seeds,
@@ -184,6 +185,8 @@ def card(results: Results) -> str:
         "cells": f"{len(results.specs)}, of {len(results.seeds)} blocks of {results.store.identity['n']} samples",
         "figures": ", ".join(results.figures),
     }
+    if said := of_map(results):
+        facts["flow map"] = said
     if results.failures:
         facts["failed"] = len(results.failures)
     if results.warnings:
@@ -204,6 +207,15 @@ def card(results: Results) -> str:
 
 
 # -- text -----------------------------------------------------------------------------------------------------------------
+
+
+def of_map(results: Results) -> str:
+    """What the flow map of a study is and who runs it; empty where there is none."""
+    if (given := results.store.identity.get("flow_map")) is None:
+        return ""
+    specs = (spec_of(run) for run in results.runs if run["kind"] == "cell")
+    on_map = dict.fromkeys(spec.label for spec in specs if spec.mapped)
+    return f"{given}, run by {', '.join(on_map)}; the model by the other samplers and by the reference"
 
 
 def plans(results: Results) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from scoreflow._core.aliases import plain
 from scoreflow._core.check import listed, whole
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import grid as make_grid
@@ -20,6 +21,10 @@ from scoreflow._samplers.step import Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel
 
 TYPED = re.compile(r"^(?P<name>.*?)(?:\((?P<options>[^()]*(?:\([^()]*\)[^()]*)*)\))?(?:@(?P<grid>[\w-]+))?$", re.DOTALL)
+
+
+MAPPED = ("flow-map", "consistency")
+"""The samplers that run on the flow map of a study, where it has one."""
 
 
 class Spec(NamedTuple):
@@ -60,6 +65,11 @@ class Spec(NamedTuple):
             return self.sampler
         name, options, _ = parse(self.sampler)
         return AUTO if name == AUTO and not options else get_sampler(name, **options)
+
+    @property
+    def mapped(self) -> bool:
+        """Whether its name, as typed, is one of `MAPPED`."""
+        return not is_kept(self.sampler) and plain(parse(self.sampler)[0]) in map(plain, MAPPED)
 
     def noisy(self, path: GaussianPath) -> bool:
         """Whether it draws noise after the prior; "auto" draws none."""

@@ -12,15 +12,23 @@ import torch
 from torch import Tensor
 
 from scoreflow._score.fingerprint import fingerprint
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
 from scoreflow._score.observation import Observation
 from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
 from scoreflow._show.picture import drawable
 from scoreflow.guidance import Guided
 from scoreflow.posterior import Posterior
+from scoreflow.posterior.denoised import innermost
 from scoreflow.studies.features import Features
 from scoreflow.studies.metrics import Metric, draws
 from scoreflow.studies.simulated import Simulated
+from scoreflow.studies.spec import Spec
+
+NO_ODE = (
+    "the model is a flow map that jumps to data only, or is guided, and has no probability-flow ODE: "
+    "give the teacher as the model and flow_map="
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class Subject:
         name: for reports.
         simulated: K, for calibration: each block draws n/K truths x* from the oracle or from `data`, measures each,
             `y* = A x* + e`, and takes K samples for each y*. The y of the observation is not used. 0: it is what was measured.
+        flow_map: on the path of the model, its teacher. The samplers that are named "flow-map" and "consistency" run on it,
+            all others and the reference on the model. It is given the same conditions.
     """
 
     model: ScoreModel
@@ -54,6 +64,7 @@ class Subject:
     stop: float = 0.0
     name: str = ""
     simulated: int = 0
+    flow_map: FlowMap | None = None
 
     @cached_property
     def oracle(self) -> GaussianMixture | None:
@@ -79,6 +90,20 @@ class Subject:
     def observation(self) -> Observation | None:
         """What was measured, if the model is a `Posterior`."""
         return None if self.posterior is None else self.posterior.observation
+
+    def runner(self, spec: Spec) -> ScoreModel:
+        """The model that a sampler runs on: the flow map, for its own samplers, or the model."""
+        return self.flow_map if self.flow_map is not None and spec.mapped else self.model
+
+    @cached_property
+    def ode(self) -> ScoreModel | None:
+        """The model that the reference solves the probability-flow ODE of: of a flow map as the model its score model.
+
+        None of a flow map that jumps to data only, or is guided: there is no such ODE.
+        """
+        if not is_map(self.model):
+            return self.model
+        return self.model.score_model() if isinstance(self.model, FlowMap) and self.model.times == 2 else None
 
     @cached_property
     def _prior(self) -> GaussianMixture | None:
@@ -136,12 +161,13 @@ class Subject:
         y = self.observation.draw(truths, draws(seed, "measurements"))
         return Simulated(truths, self.observation.given(y), self.simulated, self._prior, seed)
 
-    def posed(self, n: int, seed: int) -> ScoreModel:
-        """The model of a block: with simulated measurements, each K times, or as it is."""
+    def posed(self, n: int, seed: int, model: ScoreModel | None = None) -> ScoreModel:
+        """The model of a block, or another that runs: with simulated measurements, each K times, or as it is."""
+        model = model or self.model
         if not self.simulated:
-            return self.model
-        assert isinstance(self.model, Posterior)
-        return self.model.seeing(self.simulate(n, seed).repeated())
+            return model
+        assert isinstance(model, Posterior)
+        return model.seeing(self.simulate(n, seed).repeated())
 
     def pictures(self, n: int, seed: int) -> dict[str, Tensor]:
         """Of a `Posterior` of images, what was measured in a block, and of simulated measurements the truths; by their kind.
@@ -184,15 +210,15 @@ class Subject:
             "mixture": self.oracle is not None and dense and len(self.oracle.means) > 1,
             "gaussian": self._laws(), "simulated": bool(self.simulated),
             "posterior": self.observation is not None and (self.has_floor() if self.simulated else data),
-            "evidence": self._evidence(),
+            "evidence": self._evidence(), "reference": self.ode is not None, "rows": not is_map(self.model),
         }  # fmt: skip
-        return {name for name, there in own.items() if there} | {"reference", "deterministic", "finest", "rows", "timed"}
+        return {name for name, there in own.items() if there} | {"deterministic", "finest", "timed"}
 
     def _laws(self) -> bool:
         """Whether `analysis.law` has the law of a plan's outputs, and what to compare it to."""
         of = self.posterior
         if of is None or self.simulated:
-            return isinstance(self.model.oracle, Gaussian)
+            return isinstance(self.model.oracle, Gaussian) and not is_map(self.model)
         return of.is_affine and isinstance(of.model.oracle, Gaussian) and isinstance(self.oracle, Gaussian)
 
     def _evidence(self) -> bool:
@@ -228,6 +254,7 @@ class Subject:
             "posterior": "a Posterior, and of an oracle's model or with data=, draws of it",
             "simulated": "simulated=, how many samples each simulated measurement gets",
             "evidence": "a Posterior of an oracle's model, one y, noise above 0, a method with a V, as mmps, and no simulated=",
+            "reference": f"a reference: {NO_ODE}", "rows": "a score model: of a flow map the rows alone do not say the law",
         }  # fmt: skip
         if self.observation is not None:
             wanted["gaussian"] += ", or a Posterior of it by a method that is affine: not dps or mcg, mmps with iterations=None"
@@ -256,12 +283,18 @@ class Subject:
             "start": repr(self.start),
             "stop": repr(self.stop),
             **({"simulated": str(self.simulated)} if self.simulated else {}),
+            **({"flow_map": repr(of), "flow_map_fingerprint": fingerprint(of)} if (of := self.flow_map) is not None else {}),
         }
 
 
 def _guidance(model: ScoreModel) -> str:
-    """Its wrappers, from the outer to the inner."""
-    return f", {model.kind}{_guidance(model.model)}" if isinstance(model, Guided) else ""
+    """Its wrappers, from the outer to the inner; and whether it is a flow map."""
+    return f", {model.kind}{_guidance(model.model)}" if isinstance(model, Guided) else ", FlowMap" * is_map(model)
+
+
+def is_map(model: ScoreModel) -> bool:
+    """Whether it is a flow map, guided or not: then a row says where it jumps to, and not what comes out."""
+    return isinstance(innermost(model), FlowMap)
 
 
 def exact_law(model: ScoreModel) -> GaussianMixture | None:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from scoreflow._core import NUMERICS
 from scoreflow._core.check import flag, listed, number, whole
-from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends
 from scoreflow._extras import named
 from scoreflow._run.kept import PREFIX, is_kept
 from scoreflow._samplers.step import Linear, Sampler
 from scoreflow._score.fingerprint import digest
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
 from scoreflow.studies import draw, report
 from scoreflow.studies.answers import Answer
@@ -29,9 +29,9 @@ from scoreflow.studies.findings import findings
 from scoreflow.studies.metrics import Metric, get_metric
 from scoreflow.studies.named import subject
 from scoreflow.studies.results import Results
-from scoreflow.studies.spec import Spec, parse, specs, typed
+from scoreflow.studies.spec import MAPPED, Spec, parse, specs, typed
 from scoreflow.studies.store import Done, Store
-from scoreflow.studies.subject import Subject
+from scoreflow.studies.subject import NO_ODE, Subject, is_map
 from scoreflow.studies.work import Job, Lockstep, fill, said
 
 __all__ = ["FLOORS", "Answer", "Study", "study"]
@@ -111,6 +111,7 @@ def study(
     start: float | None = None,
     stop: float | None = None,
     simulated: int | None = None,
+    flow_map: str | FlowMap | None = None,
     out: str | Path | None = None,
     executor: Executor | None = None,
     batch: int | None = None,
@@ -137,6 +138,8 @@ def study(
             other takes 113 evaluations, and again 56; the distance between the two runs is shown as its own error. It is
             mostly that of the coarser one. None: UniPC of order 3, and in float64 DOP853 with rtol = atol = 1e-9.
         shape, data, features, conditions, dtype, start, stop, simulated: of the `Subject`.
+        flow_map: of the `Subject`, or its name, as of the model: a flow map beside its teacher. "flow-map" and "consistency",
+            by these names, run on it, the other samplers and the reference on the model.
         out: a folder; None keeps all in memory.
         executor: where cells run, any of `concurrent.futures`; None: in this process.
         batch: in this process, run the cells of a block together, up to so many states in one network call; None: one after
@@ -158,7 +161,7 @@ def study(
             raise ValueError(f"batch={batch} and executor exclude each other: cells run together in this process only")
         executor = Lockstep(whole("batch", batch))
     ends = {name: number(name, t, 0, 1) for name, t in (("start", start), ("stop", stop)) if t is not None}
-    beside = dict(data=data, features=features, conditions=conditions, dtype=dtype, simulated=simulated)
+    beside = dict(data=data, features=features, conditions=conditions, dtype=dtype, simulated=simulated, flow_map=flow_map)
     what = subject(model, shape, **beside, **ends)
     check_ends(what.start, what.stop)
     what.model.check_conditions(dict(what.conditions), ())
@@ -176,12 +179,13 @@ def study(
     for spec in found:
         if is_kept(spec.sampler):  # it may be of another model, or from another time on
             _collect(wrong, lambda spec=spec: spec.prepared(what.model, what.start, what.stop))  # type: ignore[misc]
-    lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what.model.path)]
+    if found and what.flow_map is not None and not any(spec.mapped for spec in found):
+        wrong.append(f"flow_map is run by the samplers {' and '.join(MAPPED)}, and samplers has neither")
+    lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what)]
     wrong += [f"no metric asked for applies to {label}" for label in lost]
     if wrong:
         raise ValueError("; ".join(dict.fromkeys(wrong)))
-    assert exact is not None
-    identity = {**versions(), **what.identity(), "n": str(n), "reference": str(exact)}
+    identity = {**versions(), **what.identity(), "n": str(n), "reference": str(exact or "none")}
     store = Store(_file(out, make=True), identity)
     first, second = _jobs(what, identity, found, chosen, exact, coarse, blocks, n)
     for spec in found:
@@ -226,6 +230,7 @@ def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subjec
             **dict.fromkeys(("sbc", "tarp", "coverage"), "simulated"),
         }
         metrics = [name for name, need in defaults.items() if need in has and set(get_metric(name).needs) <= has]
+        metrics = metrics or ["trajectory"]  # what it needs is said then
     names = listed(metrics)
     if not names:
         raise ValueError("metrics is empty: give one or more")
@@ -240,9 +245,13 @@ def _metrics(metrics: str | Metric | Iterable[str | Metric] | None, what: Subjec
     return chosen
 
 
-def _reference(reference: str | Sampler | None, what: Subject) -> tuple[Spec, Spec | None]:
-    """The run that cells are compared to, and a coarser one, whose distance to it is its stated error."""
+def _reference(reference: str | Sampler | None, what: Subject) -> tuple[Spec, Spec | None] | None:
+    """The run that cells are compared to, and a coarser one, whose distance to it is its stated error; None for no ODE."""
     path = what.model.path
+    if what.ode is None:
+        if reference is not None:
+            raise ValueError(f"reference={reference!r}: {NO_ODE}")
+        return None
     if reference is None:
         form = "noise" if path.alpha(what.start) > 0 else "data"  # noise form begins where α > 0
         fine = what.precision == torch.float64
@@ -250,6 +259,8 @@ def _reference(reference: str | Sampler | None, what: Subject) -> tuple[Spec, Sp
     if not isinstance(reference, str | Sampler):
         raise TypeError(f"reference must be a sampler or its name, got {reference!r}")
     (exact,) = specs([typed(reference)], [FINE], None, None, path)
+    if what.flow_map is not None and exact.mapped:
+        raise ValueError(f"reference is of the model, and {exact.sampler} runs on the flow map: give ddim, or another")
     if exact.nfe is not None:
         if exact.noisy(path):
             raise ValueError(f"reference must converge to the probability-flow ODE, and {exact.sampler} draws noise")
@@ -271,9 +282,9 @@ def _blocks(seeds: int | Sequence[int]) -> list[int]:
     return found
 
 
-def _apply(metrics: list[Metric], spec: Spec, path: GaussianPath) -> list[Metric]:
+def _apply(metrics: list[Metric], spec: Spec, what: Subject) -> list[Metric]:
     """The metrics that this sampler can be measured by."""
-    noisy, rows = spec.noisy(path), isinstance(spec.made(), Linear | str)
+    noisy, rows = spec.noisy(what.model.path), isinstance(spec.made(), Linear | str) and not is_map(what.runner(spec))
     finer = noisy and bool(spec.budget) and not is_kept(spec.sampler)
     can = {"deterministic": not noisy, "finest": finer, "rows": rows, "evidence": noisy and rows}
     return [metric for metric in metrics if all(can.get(need, True) for need in metric.needs)]
@@ -284,18 +295,19 @@ def _jobs(
     identity: dict[str, str],
     found: list[Spec],
     metrics: list[Metric],
-    exact: Spec,
+    exact: Spec | None,
     coarse: Spec | None,
     blocks: list[int],
     n: int,
 ) -> tuple[list[Job], list[Job]]:
     """What the cells are compared to, and the cells, block by block."""
     who, ends = digest(*(f"{k}={v}" for k, v in sorted(identity.items()))), (what.start, what.stop)
-    contents = functools.cache(lambda spec: spec.content(what.model, *ends))
+    contents = functools.cache(lambda spec, model: spec.content(model, *ends))
 
     def job(kind: str, spec: Spec, seed: int, measured: Iterable[Metric], **more: Any) -> Job:
         # The name is part of the key: one plan may have two, and each is a line of the table.
-        return Job(digest(who, kind, str(spec), contents(spec), str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
+        content = contents(spec, what.ode if kind == "reference" else what.runner(spec))
+        return Job(digest(who, kind, str(spec), content, str(seed)), kind, spec, seed, n, what, tuple(measured), **more)
 
     on_data = [m for m in metrics if {"data", "features", "oracle", "mixture", "posterior", "simulated"} & set(m.needs)]
     to_ode = [m for m in metrics if "reference" in m.needs]
@@ -303,14 +315,14 @@ def _jobs(
     if pictures := what.pictures(n, min(blocks)):
         first += [job(kind, Spec(kind), min(blocks), ()) for kind in pictures]
     references, finest = dict[int, Job](), dict[tuple[Spec, int], Job]()
-    if to_ode or on_data:
+    if exact is not None and (to_ode or on_data):
         measured = [*(to_ode if coarse else []), *on_data]
         references = {seed: job("reference", exact, seed, measured, coarse=coarse) for seed in blocks}
     most = 4 * max(spec.size for spec in found)
     second = []
     for seed in blocks:
         for spec in found:
-            wanted, others = _apply(metrics, spec, what.model.path), dict[str, str]()
+            wanted, others = _apply(metrics, spec, what), dict[str, str]()
             if any("reference" in m.needs for m in wanted):
                 others["reference"] = references[seed].key
             if any("finest" in m.needs for m in wanted):

@@ -25,10 +25,11 @@ from scoreflow._run.solution import Solution
 from scoreflow._run.solve import solve
 from scoreflow._samplers.plan import Plan
 from scoreflow._score.fingerprint import digest, fingerprint
+from scoreflow._score.model import ScoreModel
 from scoreflow.studies.metrics import Metric, MetricInput
 from scoreflow.studies.spec import Spec
 from scoreflow.studies.store import HEALTH, Done, Measured, Store
-from scoreflow.studies.subject import Subject
+from scoreflow.studies.subject import Subject, is_map
 
 
 class Job(NamedTuple):
@@ -53,6 +54,13 @@ class Job(NamedTuple):
     finest: str | None = None
     kept: np.ndarray | None = None
     others: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
+
+    @property
+    def model(self) -> ScoreModel:
+        """What runs: the subject's model or flow map; for the reference, what it solves the ODE of."""
+        model = self.subject.ode if self.kind == "reference" else self.subject.runner(self.spec)
+        assert model is not None
+        return model
 
 
 @functools.cache
@@ -88,25 +96,26 @@ def _floor(job: Job) -> Done:
 
 
 def _run(job: Job, solved: Solved) -> Done:
-    subject = job.subject
-    prepared = job.spec.prepared(subject.model, subject.start, subject.stop)
+    subject, model = job.subject, job.model
+    prepared = job.spec.prepared(model, subject.start, subject.stop)
     plan = prepared.plan
     if job.kept is not None:
         x = torch.from_numpy(job.kept).to(subject.model.device, subject.precision)
         return Done(None, 0.0, None, _measured(job, _inputs(job, x, plan=plan)), machine=machine())
     if plan is not None and job.kind == "cell" and not any(metric.samples for metric in job.metrics):
-        cites = tuple(dict.fromkeys((*prepared.sampler.cites, *subject.model.cites)))
+        cites = tuple(dict.fromkeys((*prepared.sampler.cites, *model.cites)))
         inputs = MetricInput(
             torch.empty(0), job.seed, oracle=subject.oracle, path=subject.model.path, plan=plan, posterior=subject.posterior
         )
-        nfe = sum(int(subject.model.evaluations(t)) for t in plan.evaluation_times)
-        return Done(nfe, 0.0, None, (*_measured(job, inputs), *_checked(plan)), said(job.spec, plan), cites, machine=machine())
+        nfe = sum(int(model.evaluations(t)) for t in plan.evaluation_times)
+        measured = *_measured(job, inputs), *_checked(job, plan)
+        return Done(nfe, 0.0, None, measured, said(job.spec, plan), cites, machine=machine())
     sol, seconds = solved.get(job.spec) or _solve(job, job.spec)
     evaluation = _evaluation(job, sol.x) if any("timed" in m.needs for m in job.metrics) else 0.0
     measured = _measured(job, _inputs(job, sol.x, plan=sol.plan, seconds=seconds, evaluation=evaluation), solved)
     counted = float(np.mean(sol.nfe_per_sample))
     ran = said(job.spec, sol.plan) if sol.plan is not None else f"{sol.sampler!r}, {len(sol.times) - 1} steps"
-    measured = (*measured, *_checked(sol.plan))
+    measured = (*measured, *_checked(job, sol.plan))
     return Done(counted, seconds, _array(sol.x), measured, ran, sol.cites, machine=machine(), backward=sol.backward)
 
 
@@ -130,9 +139,9 @@ def _measured(job: Job, inputs: MetricInput, solved: Solved = MappingProxyType({
     return tuple(found)
 
 
-def _checked(plan: Plan | None) -> tuple[Measured, ...]:
-    """What the rows say of themselves."""
-    return () if plan is None else (Measured(HEALTH, "", plan.check()._asdict()),)
+def _checked(job: Job, plan: Plan | None) -> tuple[Measured, ...]:
+    """What the rows say of themselves; of a flow map they do not say what comes out."""
+    return () if plan is None or is_map(job.model) else (Measured(HEALTH, "", plan.check()._asdict()),)
 
 
 def _fingerprint(job: Job, metric: Metric) -> str:
@@ -147,7 +156,7 @@ def _text(error: Exception) -> str:
 def _solve(job: Job, spec: Spec) -> tuple[Solution, float]:
     """The run and its seconds."""
     begun = time.perf_counter()
-    model = job.subject.posed(job.n, job.seed)
+    model = job.subject.posed(job.n, job.seed, job.model)
     sol = solve(model, _prior(job), **_keywords(job, spec), **job.subject.conditioned(job.n, job.seed))
     return sol, time.perf_counter() - begun
 
@@ -169,7 +178,7 @@ def _keywords(job: Job, spec: Spec) -> dict[str, Any]:
 def _evaluation(job: Job, x: Tensor) -> float:
     """Seconds of one evaluation of the batch: the least of three."""
     subject, spent = job.subject, []
-    model = subject.posed(job.n, job.seed)
+    model = subject.posed(job.n, job.seed, job.model)
     with torch.no_grad():
         for _ in range(3):
             begun = time.perf_counter()
@@ -235,7 +244,8 @@ class Pending:
 
 
 class Lockstep(Executor):
-    """Cells of one block run together, in this process: their states in one network call, of `batch` states at most.
+    """Cells of one block run together, in this process: their states in one network call, of `batch` states at most. Those of
+    the flow map are a block of their own.
 
     A cell that is timed runs alone. Where one of them fails, each of the block runs alone.
     """
@@ -252,19 +262,19 @@ class Lockstep(Executor):
 
     def run(self) -> None:
         """All that wait."""
-        blocks = dict[int, list[tuple[Pending, Spec]]]()
+        blocks = dict[tuple[int, int], list[tuple[Pending, Spec]]]()  # of a seed and a model
         for one in self.waiting:
             runs = one.job.kind in ("cell", "reference", "finest")
             if runs and one.job.kept is None and not any("timed" in m.needs for m in one.job.metrics):
                 specs = [one.job.spec, *([one.job.coarse] if one.job.coarse else [])]
-                blocks.setdefault(one.job.seed, []).extend((one, spec) for spec in specs)
+                blocks.setdefault((one.job.seed, id(one.job.model)), []).extend((one, spec) for spec in specs)
         solved = dict[Pending, dict[Spec, tuple[Solution, float]]]()
-        for seed, together in blocks.items():
+        for (seed, _), together in blocks.items():
             job, begun = together[0][0].job, time.perf_counter()
             with suppress(Exception):  # each runs alone then, and the one at fault is recorded
                 keywords = [_keywords(one.job, spec) for one, spec in together]
                 given = job.subject.conditioned(job.n, seed)
-                model = job.subject.posed(job.n, seed)
+                model = job.subject.posed(job.n, seed, job.model)
                 found = solve_many(keywords, model, _prior(job), batch=self.batch, conditions=given)
                 each = (time.perf_counter() - begun) / len(together)
                 for (one, spec), sol in zip(together, found, strict=True):
