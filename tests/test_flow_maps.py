@@ -86,7 +86,7 @@ def test_any_number_of_jumps_is_exact(path, steps):
     found, t = data.flow_map(path), start(path)
     x = path.prior_std(t) * states(8, 2, seed=3)
     sol = sf.solve(found, x, nfe=steps, start=t)
-    assert sol.nfe == steps and sol.sampler.name == "ddim"
+    assert sol.nfe == steps == found.nfe and sol.sampler.name == "ddim"
     torch.testing.assert_close(sol.x, found.jump(x, t, 0.0), rtol=1e-9, atol=1e-9)
     named = sf.solve(found, x, "flow-map", steps=steps, start=t).x
     assert torch.equal(named, sol.x)
@@ -205,3 +205,24 @@ def test_products_are_mixtures():
     draws = data.sample(50_000, seed=0) @ R
     assert float(draws[:, 0].mean()) == pytest.approx(0.3 * -1.0 + 0.7 * 1.2, abs=0.02)
     assert math.isclose(float(draws[:, 1].mean()), 0.5 * -2.0 + 0.3, abs_tol=0.02) and len(data.means) == 6
+
+
+def test_conditions_that_are_fixed():
+    """They are told at every call, before those of the call, and belong to what the map is."""
+    path = PATHS["flow"]
+
+    def net(x, t, r, y=None, scale=1.0):
+        return x * scale + (0 if y is None else y[:, None])
+
+    found, x, y = sf.FlowMap(net, path, "flow"), states(4, 2), torch.arange(4.0)
+    fixed = found.fixing(scale=0.5)
+    told = found.jump(x, 1.0, 0.2, y=y, scale=0.5)
+    assert torch.equal(fixed.jump(x, 1.0, 0.2, y=y), told)
+    assert torch.equal(sf.solve(fixed, x, nfe=2, y=y).x, sf.solve(found, x, nfe=2, y=y, scale=0.5).x)
+    assert torch.equal(fixed.jump(x, 1.0, 0.2, y=y, scale=1.0), found.jump(x, 1.0, 0.2, y=y))
+    assert torch.equal(fixed.over(net).jump(x, 1.0, 0.2, y=y), told)
+    assert torch.equal(fixed.score_model().flow(x, 0.5, y=y), found.flow(x, 0.5, y=y, scale=0.5))
+    assert fixed.fixing(y=y).fixed.keys() == {"scale", "y"} and not found.fixed
+    assert repr(fixed).endswith(" with scale=0.5") and "with" not in repr(found) and fixed.nfe == 4
+    with pytest.raises(TypeError, match="'scala' is neither an argument of fixing nor a condition that the network function"):
+        found.fixing(scala=2.0)

@@ -170,8 +170,10 @@ def all_figures():
     simulated = Simulated(states(8, 2, seed=4), seen, 10, gaussian, 3)
     inputs = MetricInput(x, 3, x + 0.1, x - 0.1, y, same, mixture, path, sf.plan("ddim", path, 5), 2.0, 0.5, simulated)
     out = {}
+    known, noisy = sf.Posterior(gaussian.model(path), seen.given(seen.y[0])), sf.plan("ddpm", path, 5)
+    of = {"gaussian": inputs._replace(oracle=gaussian), "evidence": inputs._replace(posterior=known, plan=noisy)}
     for m in METRICS.values():
-        out |= m(inputs._replace(oracle=gaussian) if "gaussian" in m.needs else inputs)
+        out |= m(next((of[need] for need in m.needs if need in of), inputs))
     return out
 
 

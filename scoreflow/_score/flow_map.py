@@ -70,6 +70,8 @@ class FlowMap(ScoreModel):
         """Conditions that it is always told, before those of a call."""
         self._to: dict[float, float] | None = None
         """Of a run, where the jump from t leads."""
+        self._of: FlowMap | None = None
+        """In a run the map that it is of, which counts the evaluations."""
 
     def __repr__(self) -> str:
         fixed = ", ".join(f"{name}={say(value)}" for name, value in self.fixed.items())
@@ -113,6 +115,9 @@ class FlowMap(ScoreModel):
             r = torch.tensor([self._to[u] for u in t.tolist()], dtype=torch.float64, device=t.device)
         return self.average(x, t, r, **conditions), None
 
+    def count(self, t: float | Tensor) -> None:
+        (self._of or self).nfe += 1
+
     def over(self, net: Callable[..., Tensor]) -> FlowMap:
         other = FlowMap(net, self.path, self.prediction, self.time, self.times)
         other.fixed = self.fixed
@@ -120,6 +125,7 @@ class FlowMap(ScoreModel):
 
     def begin(self, steps: object) -> ScoreModel:
         begun = copy.copy(self)
+        begun._of = self._of or self
         begun._to = {t: self._kept(t, s, row) for t, (s, row) in single_rows(steps, self.path, "a flow map").items()}
         if self.times == 1 and (far := [t for t, r in begun._to.items() if r > 0]):
             raise ValueError(
@@ -150,7 +156,7 @@ class FlowMap(ScoreModel):
             TypeError: conditions that the network does not take.
         """
         self.check_conditions(conditions, (), " of fixing")
-        other = copy.copy(self)
+        other = self.over(self.net)
         other.fixed = {**self.fixed, **conditions}
         return other
 
