@@ -16,6 +16,7 @@ import time
 import torch
 
 import scoreflow as sf
+from scoreflow.studies import load
 from scoreflow.studies.metrics import squared_energy
 from scoreflow.training import MAP_LOSSES, MapObjective, Objective, Recipe, pairs, train
 
@@ -148,13 +149,119 @@ def row(loss, of, figures, spent=None, one_time=False):
     line(loss, of, *cells, *energy, "" if spent is None else f"{spent:.1f}")
 
 
+# -- straightness ----------------------------------------------------------------------------------------------------------
+
+
+def straight(args):
+    """Relative straightness of ODEs, and how far one step of Euler leads from where they end."""
+    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    exact = DATA.flow_map(FLOW).jump(x, 1.0, 0.0)
+    data = DATA.sample(65_536, seed=1).float()
+
+    def told(name, model):
+        found = sf.analysis.straightness(model, x.to(model.state_dtype))
+        end = sf.solve(model, x.to(model.state_dtype), "pf-ode", steps=1).x.double()
+        line(name, f"{found.relative:.4f} ± {found.relative_error:.4f}", f"{float((end - exact).norm(dim=1).median()):.3f}")
+
+    head("velocity", "S, relative", "one step of Euler")
+    told("exact", DATA.model(FLOW))
+    net = first_trained(0, FLOW, "flow", data)
+    told("a network, flow matching", sf.ScoreModel(net, FLOW, "flow"))
+    told("the same network, reflow", reflowed(sf.nets.two_times(net), args.steps, 0).score_model())
+    for name, std in (("N(0, 1)", 1.0), ("N(0, 0.3²)", 0.3), ("N(0, 0.1²)", 0.1)):
+        found = sf.analysis.straightness(sf.Gaussian(torch.zeros(2), std**2).model(FLOW), x)
+        line(f"exact, {name}", f"{found.relative:.4f} ± {found.relative_error:.4f}", "")
+
+
+# -- the shipped maps ------------------------------------------------------------------------------------------------------
+
+
+def shipped(args):
+    """The maps of the zoo beside samplers of their teachers: a table without guidance, one at scale 2, and a picture."""
+    name, n = args.name, 250
+    zoo, jumps = getattr(sf.zoo, name)(), getattr(sf.zoo, f"{name}_map")()
+    judge, subject = getattr(sf.zoo, f"{name}_classifier")(), load(f"zoo:{name}")
+
+    def classes(count, seed):
+        return torch.arange(count) % 10
+
+    @sf.metric("accuracy", better="higher", needs=("data",), positive=False)
+    def accuracy(inputs):
+        """Share of the samples in which a classifier sees the class that was asked for.
+
+        Floor:
+            None: the data of a block have other classes.
+        """
+        with torch.no_grad():
+            return float((judge(inputs.x.float()).argmax(1) == classes(len(inputs.x), 0)).float().mean())
+
+    metrics = ["trajectory", "accuracy", "frechet", "w2"]
+    for scale in (1.0, 2.0):
+        teacher = zoo if scale == 1 else sf.ClassifierFree(zoo, scale)
+        of = sf.Subject(
+            teacher, subject.shape, subject.data, subject.features, {"y": classes}, flow_map=jumps.fixing(scale=scale)
+        )
+        with tempfile.TemporaryDirectory() as out:
+            keywords = dict(metrics=metrics, n=n, seeds=args.seeds, out=out)
+            sf.study(of, ["flow-map", "consistency"], steps=STEPS, **keywords)
+            found = sf.study(of, ["ddim", "dpm-solver++", "auto"], steps=[1, 2, 5, 10, 50], **keywords)
+        floors = ", ".join(f"{figure} {found.floor(figure).value:.3g}" for figure in ("frechet", "w2"))
+        print(f"\nScale {scale:g}; of data against data: {floors}.\n")
+        head("", "steps", "evaluations", "to the ODE, RMS", "class asked for", "Fréchet", "W2")
+        for spec, nfe in sorted(found.specs.items(), key=lambda item: (found.labels.index(item[0].label), item[1])):
+            far = found.mean(spec, "trajectory/rms") if found.blocks(spec, "trajectory/rms") else None
+            mean = {figure: found.mean(spec, figure).value for figure in ("accuracy", "frechet", "w2")}
+            line(
+                spec.label, spec.steps, f"{nfe:g}", "–" if far is None else f"{far.value:.3f}", f"{mean['accuracy']:.1%}",
+                f"{mean['frechet']:.3g}", f"{mean['w2']:.3f}",
+            )  # fmt: skip
+        ode = {figure: found.reference(figure).value for figure in ("accuracy", "frechet", "w2")}
+        line("the ODE", "", "", "0", f"{ode['accuracy']:.1%}", f"{ode['frechet']:.3g}", f"{ode['w2']:.3f}")
+        for figure in ("trajectory/median", "frechet"):
+            print("\n".join(text for text in found.findings(figure) if "worse at" in text))
+    if args.out:
+        drawn(args.out, zoo, jumps, subject.shape)
+
+
+def drawn(file, zoo, jumps, shape):
+    """Digits from the same seeds: one, two and four jumps, and the teacher at 10 and 50 steps; by scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    y, columns = torch.arange(10), {}
+    for scale in (1.0, 3.0):
+        teacher = zoo if scale == 1 else sf.ClassifierFree(zoo, scale)
+        for steps in (1, 2, 4):
+            x = sf.sample(jumps, (10, *shape), steps=steps, seed=range(10), y=y, scale=scale)
+            columns[f"map, {steps} step{'s' * (steps > 1)},\nscale {scale:g}"] = x
+        for steps in (2, 10, 50):
+            x = sf.sample(teacher, (10, *shape), "dpm-solver++", steps=steps, seed=range(10), y=y)
+            columns[f"teacher, {steps} steps,\nscale {scale:g}"] = x
+    figure, axes = plt.subplots(1, len(columns), figsize=(9, 8), layout="constrained")
+    for ax, (name, x) in zip(axes, columns.items(), strict=True):
+        ax.imshow(x[:, 0].clamp(-1, 1).flatten(0, 1), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set_title(name, fontsize=6.5)
+        ax.axis("off")
+    figure.savefig(file, dpi=100)
+    print(f"picture: {file}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("losses")
-    one.add_argument("--steps", type=int, default=1000)
-    one.add_argument("--seeds", type=int, default=3)
-    one.set_defaults(run=losses)
+    for name, run in (("losses", losses), ("straight", straight)):
+        one = commands.add_parser(name)
+        one.add_argument("--steps", type=int, default=1000, help="of training")
+        one.set_defaults(run=run)
+        if run is losses:
+            one.add_argument("--seeds", type=int, default=3)
+    for name, seeds in (("digits", 4), ("mnist", 3)):
+        one = commands.add_parser(name)
+        one.add_argument("--seeds", type=int, default=seeds, help="blocks of 250")
+        one.add_argument("--out", help="a picture")
+        one.set_defaults(run=shipped, name=name)
     args = parser.parse_args()
     args.run(args)
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,15 @@ def _zoo_mnist(compare: bool = True) -> Subject:
     return Subject(zoo.mnist(), (1, 28, 28), data, zoo.mnist_features(), {"y": _classes})
 
 
-ZOO: dict[str, Callable[..., Subject]] = {"digits": _zoo_digits, "mnist": _zoo_mnist}
+def _of_map(of: Callable[..., Subject], made: Callable[[], FlowMap], compare: bool = True) -> Subject:
+    return replace(of(compare), model=made())
+
+
+ZOO: dict[str, Callable[..., Subject]] = {
+    "digits": _zoo_digits, "mnist": _zoo_mnist,
+    "digits-map": functools.partial(_of_map, _zoo_digits, zoo.digits_map),
+    "mnist-map": functools.partial(_of_map, _zoo_mnist, zoo.mnist_map),
+}  # fmt: skip
 
 
 def trained(folder: str | Path) -> Subject:

@@ -12,13 +12,14 @@ from scoreflow import data
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.path import VPSDE
 from scoreflow._run.kept import load_plan
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
 from scoreflow.checkpoint import load, load_model, moved, save
 from scoreflow.nets import Classifier
 
 __all__ = [
-    "Digits", "Features", "digits", "digits_classifier", "digits_data", "digits_features", "load", "mnist", "mnist_classifier",
-    "mnist_features", "save",
+    "Digits", "Features", "digits", "digits_classifier", "digits_data", "digits_features", "digits_map", "load", "mnist",
+    "mnist_classifier", "mnist_features", "mnist_map", "save",
 ]  # fmt: skip
 
 PLANS = Path(__file__).with_name("plans")
@@ -54,6 +55,23 @@ def mnist(*, device: torch.device | str | None = None, dtype: torch.dtype = torc
     return _planned(load_model(_file("mnist"), device=device, dtype=dtype), "mnist")
 
 
+def digits_map(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> FlowMap:
+    """A flow map of `digits()`: digits in one evaluation or a few, with a class and a guidance scale.
+
+    Its network gives v̄ and takes both times, `y=`, and `scale=` from 1 to 4 (1 if none is given). It began with the weights of
+    `digits()` and learned by `examples/train_maps.py` with the loss `progressive`; it is kept in half precision.
+
+    Args:
+        device, dtype: where and in what precision the network runs.
+    """
+    return _map("digits_map", device, dtype)
+
+
+def mnist_map(*, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> FlowMap:
+    """A flow map of `mnist()`, by `examples/train_maps.py --data mnist`; else as `digits_map`."""
+    return _map("mnist_map", device, dtype)
+
+
 def digits_classifier() -> Classifier:
     """A classifier of 8×8 digits, trained by `examples/train_features.py`; 98.6 % right on those held out."""
     return _classifier("digits")
@@ -87,6 +105,12 @@ def mnist_features() -> Features:
 
 def _file(name: str) -> Path:
     return Path(__file__).with_name(f"{name}.safetensors")
+
+
+def _map(name: str, device: torch.device | str | None, dtype: torch.dtype) -> FlowMap:
+    found = load_model(_file(name), device=device, dtype=dtype)
+    assert isinstance(found, FlowMap)
+    return found
 
 
 def _planned(model: ScoreModel, name: str) -> ScoreModel:
