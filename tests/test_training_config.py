@@ -109,6 +109,12 @@ REFUSED = [
     ({"data.name": "digits", "model.path": "linear"}, "model.path must be one of vp, cosine, ddpm"),
     ({"data.name": "digits", "model.prediction": "noise"}, "prediction must be one of eps, x0"),
     ({"data.name": "digits", "objective.weighting": "none"}, "weighting must be one of"),
+    ({"data.name": "digits", "objective.loss": "progresive"}, "objective.loss must be one of score, reflow, lagrangian, .*"),
+    ({"data.name": "digits", "objective.loss": "reflow"}, "'reflow' learns from pairs, data.name='pairs:folder', got 'digits'"),
+    ({"data.name": "digits", "objective.loss": "progressive-distillation"}, "needs a teacher, .* got teacher=None"),
+    ({"data.name": "digits", "objective.loss": "progressive", "objective.teacher": 3}, "objective.teacher must be the name"),
+    ({"data.name": "digits", "objective.loss": "progressive", "objective.teacher": "zoo:digit"}, "zoo.*digits"),
+    ({"data.name": "digits", "objective.loss": "progressive", "objective.guidance": [1, 2]}, "needs a guided teacher"),
 ]
 
 
@@ -116,6 +122,54 @@ REFUSED = [
 def test_refusals(changes, says):
     with pytest.raises(ValueError, match=says):
         setup(changes=changes)
+
+
+def test_a_flow_map_of_a_teacher(tmp_path):
+    """Its path, its time and a copy of its network, told a second time and a scale; without a teacher a network of its own."""
+    given = {"data.name": "digits", "objective.loss": "progressive", "objective.teacher": "zoo:digits"}
+    zoo = sf.zoo.digits()
+    plain = setup(changes=given)
+    assert isinstance(plain.model, sf.FlowMap) and plain.model.prediction == "v" and plain.model.time == "index"
+    assert repr(plain.model.path) == repr(zoo.path) and plain.objective.drop == 0.1 and plain.objective.weighting is None
+    assert repr(plain.objective.teacher) == repr(zoo)
+    found = setup(changes=given | {"objective.guidance": [1.0, 3.0], "recipe.steps": 2, "recipe.batch": 4, "recipe.shown": 4})
+    assert found.model.net.config == {**zoo.net.config, "times": 2, "guidance": True}
+    assert found.config["network"] == {**found.model.net.config, "name": "UNet"}
+    x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([300.0, 700.0]), torch.tensor([1, 2])
+    assert torch.equal(found.model.net.eval()(x, t, t, y), zoo.net(x, t, y))
+    assert found.objective.guidance == (1.0, 3.0) and "ClassifierFree(scale=1.0)" in repr(found.objective.teacher)
+    found.run(tmp_path / "run")
+    again = load(f"run:{tmp_path / 'run'}").model
+    assert isinstance(again, sf.FlowMap) and sf.sample(again, (2, 1, 8, 8), nfe=1, y=y, scale=2.0).isfinite().all()
+    assert (tmp_path / "run" / "samples-000002.png").is_file()
+    own = setup(changes={"data.name": "digits", "objective.loss": "meanflow", "network.widths": [8]}).model
+    assert repr(own.path) == "Flow()" and own.prediction == "flow" and own.net.config["times"] == 2
+
+
+def test_the_teacher_is_part_of_the_run(tmp_path):
+    """A run goes on with the teacher that it began with, and is refused with another."""
+    given = {"objective.loss": "progressive", "recipe.steps": 2, "recipe.batch": 4, "recipe.shown": 4}
+    first = setup("digits", changes=given | {"objective.teacher": "zoo:digits"})
+    first.run(tmp_path / "run")
+    other = setup("digits", changes=given | {"objective.teacher": "zoo:digits"})
+    with torch.no_grad():
+        next(other.objective.teacher.net.parameters()).add_(1e-3)
+    with pytest.raises(ValueError, match="holds another run: objective.teacher="):
+        other.run(tmp_path / "run")
+    first.run(tmp_path / "run")
+
+
+def test_objectives_by_name():
+    known = sf.training.LOSSES
+    assert known[:2] == ("score", "reflow") and set(known[2:]) == set(sf.training.MAP_LOSSES)
+    reflow = sf.training.get_objective("reflow", drop=0.1)
+    assert (reflow.pairs, reflow.weighting, reflow.drop) == (True, None, 0.1)
+    assert sf.training.get_objective(weighting="min-snr").weighting == "min-snr"
+    assert sf.training.get_objective("meanflow", adaptive=0.0).adaptive == 0
+    with pytest.raises(ValueError, match="loss must be one of score, reflow, lagrangian"):
+        sf.training.get_objective("mean-flow")
+    with pytest.raises(TypeError, match="loss 'score' has no option 'teacher'; it has weighting"):
+        sf.training.get_objective("score", teacher=sf.zoo.digits())
 
 
 def test_files_refused(tmp_path):

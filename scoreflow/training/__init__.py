@@ -3,7 +3,7 @@
 from scoreflow._uses.shards import Pairs
 from scoreflow.training.config import Setup, parse, setup
 from scoreflow.training.map_losses import MAP_LOSSES, MapLoss
-from scoreflow.training.maps import MapObjective
+from scoreflow.training.maps import LOSSES, MapObjective, get_objective
 from scoreflow.training.objective import Draw, Loss, Objective
 from scoreflow.training.pairs import pairs
 from scoreflow.training.recipe import Recipe
@@ -12,6 +12,6 @@ from scoreflow.training.trainer import Progress, train
 from scoreflow.training.weighting import WEIGHTINGS, get_weighting
 
 __all__ = [
-    "MAP_LOSSES", "QUANTILES", "WEIGHTINGS", "Draw", "Loss", "LossHistory", "MapLoss", "MapObjective", "Objective", "Pairs",
-    "Progress", "Recipe", "Setup", "get_weighting", "pairs", "parse", "setup", "train",
+    "LOSSES", "MAP_LOSSES", "QUANTILES", "WEIGHTINGS", "Draw", "Loss", "LossHistory", "MapLoss", "MapObjective", "Objective",
+    "Pairs", "Progress", "Recipe", "Setup", "get_objective", "get_weighting", "pairs", "parse", "setup", "train",
 ]  # fmt: skip

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset, default_collate
 
 from scoreflow import checkpoint, data
 from scoreflow._core.check import meant, one_of, suggestion, whole
 from scoreflow._core.noise import stream_key
-from scoreflow._core.path import PATHS
+from scoreflow._core.path import PATHS, Flow
+from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel
+from scoreflow._score.network import unwrapped
+from scoreflow.guidance import ClassifierFree
+from scoreflow.nets import MLP, DiT, UNet, two_times
+from scoreflow.studies.named import load
+from scoreflow.training.map_losses import MAP_LOSSES
+from scoreflow.training.maps import LOSSES, MapObjective, get_objective
 from scoreflow.training.objective import Objective
 from scoreflow.training.recipe import Recipe
 from scoreflow.training.show import Show
@@ -25,7 +33,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "data": ("name", "size", "channels", "broken", "labels", "coarse"),
     "network": (),
     "model": ("path", "prediction", "time"),
-    "objective": tuple(f.name for f in fields(Objective) if f.name != "null"),
+    "objective": tuple(f.name for f in fields(MapObjective) if f.name != "null"),
     "recipe": tuple(f.name for f in fields(Recipe)),
 }
 """The tables of a file and what each may hold; that of the network holds its arguments."""
@@ -61,6 +69,10 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
     prediction ε, and a tenth of the conditions is dropped. With `data.coarse = 4` the network is told each image's mean over
     squares of 4 pixels, as the condition `image`. On `pairs:folder` the path is `flow`, the prediction too, and the noise that
     of the pairs, with `objective.pairs`.
+
+    With `objective.loss` one of `MAP_LOSSES` a flow map is trained. `objective.teacher` names a model, as `zoo:digits` or
+    `run:folder`; then path and time are the teacher's, the prediction is v, or flow on `flow`, and the network begins as a
+    copy of the teacher's with a second time, and with `objective.guidance` a scale. Without a teacher the path is `flow`.
 
     Args:
         name: of the data; it goes before what the file says.
@@ -106,15 +118,32 @@ def setup(name: str | None = None, file: str | Path | None = None, changes: Mapp
 
 
 def _filled(config: dict[str, dict[str, Any]]) -> Setup:
-    of_data, of_model, of_net = config["data"], config["model"], config["network"]
+    of_loss = config["objective"]
+    one_of("objective.loss", of_loss.setdefault("loss", "score"), LOSSES)
+    found, told = _data(config)
+    if told:
+        of_loss.setdefault("drop", 0.1)
+    recipe, teacher = Recipe(**config["recipe"]), _teacher(of_loss)
+    objective = get_objective(**of_loss | ({"teacher": teacher} if teacher is not None else {}))
+    model = _model(config, found, told, recipe.seed, teacher)
+    try:
+        with torch.no_grad():
+            model.evaluate(torch.zeros(1, *found.shape), 0.5, **told)
+    except (ValueError, RuntimeError) as error:
+        net = config["network"]["name"]
+        raise ValueError(f"network {net} does not take data of shape {tuple(found.shape)}: {error}") from error
+    return Setup(config, found, model, objective, recipe)
+
+
+def _data(config: dict[str, dict[str, Any]]) -> tuple[data.Data, dict[str, Any]]:
+    """The data, and an example of each condition."""
+    of_data, of_loss = config["data"], config["objective"]
     if not isinstance(of_data.get("name", ""), str):
         raise ValueError(f"data.name must be a name or a folder, got {of_data['name']!r}")
     if "name" not in of_data:
         raise ValueError(f"no data: give one of {', '.join(data.DATA)}, or a folder of images (in a shell: --data)")
-    sizes, paired = (
-        {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")},
-        of_data["name"].startswith(data.PAIRS),
-    )
+    sizes = {k: v for k, v in of_data.items() if k in ("size", "channels", "broken")}
+    paired = of_data["name"].startswith(data.PAIRS)
     if sizes and (of_data["name"] in data.DATA or paired):
         raise ValueError(f"data.{next(iter(sizes))} is of a folder of images; {of_data['name']} has a shape of its own")
     found = data.load(of_data["name"], **sizes)
@@ -123,22 +152,68 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
     if not of_data["labels"]:
         found = data.without_labels(found)
     if paired:
-        config["objective"].setdefault("pairs", True)
-        of_model |= {"path": "flow", "prediction": "flow"} | of_model
+        of_loss.setdefault("pairs", True)
+        config["model"] |= {"path": "flow", "prediction": "flow"} | config["model"]
         if other := sorted({*found.train[0][1]} - {"eps", *(["y"] if found.classes else [])}):
             raise ValueError(
                 f"{of_data['name']} has the condition {other[0]!r}, and classes are all that this takes: use train"
             )
+    elif of_loss["loss"] == "reflow":
+        raise ValueError(f"objective.loss='reflow' learns from pairs, data.name='pairs:folder', got {of_data['name']!r}")
     told = {"y": torch.zeros(1, dtype=torch.long)} if found.classes else {}
     if "coarse" in of_data:
         factor = whole("data.coarse", of_data["coarse"])
         told["image"] = data.Coarse([torch.zeros(found.shape)], factor)[0][1]["image"][None]
         found = replace(found, train=data.Coarse(found.train, factor), held_out=data.Coarse(found.held_out, factor))
+    return found, told
+
+
+def _teacher(of_loss: Mapping[str, Any]) -> ScoreModel | None:
+    """The teacher of a flow map by its name, as `scoreflow study --model` takes it; guided, if the map is told the scale."""
+    named = of_loss.get("teacher")
+    if named is None or of_loss["loss"] not in MAP_LOSSES:
+        return None
+    if not isinstance(named, str):
+        raise ValueError(f"objective.teacher must be the name of a model, such as zoo:digits or run:folder, got {named!r}")
+    model = load(named, compare=False).model
+    return ClassifierFree(model, 1.0) if of_loss.get("guidance") is not None else model
+
+
+def _model(
+    config: dict[str, dict[str, Any]], found: data.Data, told: Mapping[str, Any], seed: int, teacher: ScoreModel | None
+) -> ScoreModel:
+    """The model that is trained, with its network."""
+    of_model, of_net, of_loss = config["model"], config["network"], config["objective"]
+    is_map = of_loss["loss"] in MAP_LOSSES
+    if teacher is not None:
+        known = [name for name, make in PATHS.items() if repr(make()) == repr(teacher.path)]
+        kind = "flow" if isinstance(teacher.path, Flow) else "v"
+        own = {"time": teacher.time} if isinstance(teacher.time, str) else {}
+        of_model |= {"path": known[0] if known else "ddpm", "prediction": kind} | own | of_model
+    of_model |= ({"path": "flow", "prediction": "flow"} if is_map else {"path": "ddpm", "prediction": "eps"}) | of_model
+    one_of("model.path", of_model["path"], PATHS)
+    path, guided = PATHS[of_model["path"]](), of_loss.get("guidance") is not None
+    of_model.setdefault("time", "index" if path.T else "unit")
+    with torch.random.fork_rng():
+        torch.manual_seed(stream_key(seed, "weights"))
+        if teacher is not None and not of_net and isinstance(unwrapped(teacher.net), UNet | DiT | MLP):
+            net = two_times(teacher.net, guidance=guided)  # type: ignore[arg-type]
+            of_net |= {"name": type(net).__name__, **net.config}  # type: ignore[dict-item]
+        else:
+            net = _network(of_net, of_model, found, told, {"times": 2, "guidance": guided} if is_map else {})
+    prediction, time = of_model["prediction"], of_model["time"]
+    return FlowMap(net, path, prediction, time) if is_map else ScoreModel(net, path, prediction, time)
+
+
+def _network(
+    of_net: dict[str, Any], of_model: Mapping[str, Any], found: data.Data, told: Mapping[str, Any], more: dict[str, Any]
+) -> nn.Module:
+    """A network for the data's shape and conditions."""
     of_net.setdefault("name", "UNet")
     kind = of_net["name"]
     one_of("network.name", kind, ("UNet", "DiT"))
     given = {k: v for k, v in of_net.items() if k != "name"}
-    of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | given
+    of_net |= {"channels": found.shape[0]} | ({"classes": found.classes} if found.classes else {}) | more | given
     if "image" in told:
         of_net.setdefault("condition_channels", found.shape[0])
     elif of_net.get("condition_channels"):
@@ -149,28 +224,12 @@ def _filled(config: dict[str, dict[str, Any]]) -> Setup:
         raise ValueError(f"network.channels must be {found.shape[0]}, as of the data, got {of_net['channels']!r}")
     if kind == "DiT":
         of_net.setdefault("size", found.shape[-1])
-    of_model |= {"path": "ddpm", "prediction": "eps"} | of_model
-    one_of("model.path", of_model["path"], PATHS)
-    path = PATHS[of_model["path"]]()
-    of_model.setdefault("time", "index" if path.T else "unit")
-    if of_model["time"] == "unit" and kind in ("UNet", "DiT"):
+    if of_model["time"] == "unit":
         of_net.setdefault("time_scale", 1000.0)
-    if told:
-        config["objective"].setdefault("drop", 0.1)
-    recipe = Recipe(**config["recipe"])
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(stream_key(recipe.seed, "weights"))
-            net = checkpoint.make(kind, **{k: v for k, v in of_net.items() if k != "name"})
+        return checkpoint.make(kind, **{k: v for k, v in of_net.items() if k != "name"})
     except TypeError as error:
         raise ValueError(f"network {kind}: {error}") from error
-    model = ScoreModel(net, path, of_model["prediction"], of_model["time"])
-    try:
-        with torch.no_grad():
-            model.evaluate(torch.zeros(1, *found.shape), 0.5, **told)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"network {kind} does not take data of shape {tuple(found.shape)}: {error}") from error
-    return Setup(config, found, model, Objective(**config["objective"]), recipe)
 
 
 def parse(pairs: list[str]) -> dict[str, Any]:

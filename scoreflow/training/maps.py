@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, one_of, whole
+from scoreflow._core.check import options as check_options
 from scoreflow._core.noise import stream_key
 from scoreflow._core.path import Flow
 from scoreflow._score.conditions import rows
@@ -236,3 +237,28 @@ def _is_vp(model: ScoreModel) -> bool:
     """Whether α² + σ² = 1."""
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     return bool(((model.path.alpha(t) ** 2 + model.path.sigma(t) ** 2 - 1).abs() < 1e-9).all())
+
+
+LOSSES = ("score", "reflow", *MAP_LOSSES)
+"""Objectives by name."""
+
+
+def get_objective(loss: str = "score", **options: Any) -> Objective:
+    """An objective by the name of its loss.
+
+    "score" is that of a score model; "reflow" the same on pairs, by the plain error of the network's prediction; the others
+    are those of flow maps, `MAP_LOSSES`.
+
+    Args:
+        options: of `Objective`, or for a flow map of `MapObjective`.
+
+    Raises:
+        ValueError, TypeError: no such loss, or options that it does not have.
+    """
+    one_of("loss", loss, LOSSES)
+    kind = MapObjective if loss in MAP_LOSSES else Objective
+    known = [f.name for f in dataclasses.fields(kind) if f.name != "loss"]
+    check_options(f"loss {loss!r}", options, known)
+    if loss in MAP_LOSSES:
+        return MapObjective(loss=loss, **options)
+    return Objective(**({"pairs": True, "weighting": None} | options if loss == "reflow" else options))

@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreflow._core.grid import inner_ends
 from scoreflow._core.noise import White
 from scoreflow._run.solve import solve
+from scoreflow._score.flow_map import FlowMap
 from scoreflow.studies import picture
 from scoreflow.training.trainer import Progress
 
@@ -22,7 +23,7 @@ class Show:
 
     Args:
         out: the folder. shape: of a state. conditions: of the samples. shown: how many, at most.
-        nfe: evaluations of a sample.
+        nfe: evaluations of a sample; of a flow map 2.
     """
 
     def __init__(self, out: Path, shape: tuple[int, ...], conditions: dict[str, Any], shown: int = 32, nfe: int = 20) -> None:
@@ -38,7 +39,8 @@ class Show:
         conditions: dict[str, Any] = {
             k: v[:n].to(x_T.device) if isinstance(v, Tensor) else v for k, v in self.conditions.items()
         }
-        x = solve(model, x_T, "dpm-solver++", nfe=self.nfe, start=start, seed=0, **conditions).x
+        sampler, nfe = ("auto", 2) if isinstance(model, FlowMap) else ("dpm-solver++", self.nfe)
+        x = solve(model, x_T, sampler, nfe=nfe, start=start, seed=0, **conditions).x
         if sheet := picture(x.to("cpu").numpy(), shown=n):
             (self.out / f"samples-{at.step:06d}.png").write_bytes(sheet)
         model.net.train(training)  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from scoreflow import checkpoint
 from scoreflow._core.check import flag, scalar
 from scoreflow._core.noise import stream_key
+from scoreflow._score.fingerprint import identity
 from scoreflow._score.model import ScoreModel, module_of, say
 from scoreflow._score.network import unwrapped
 from scoreflow.data import read
@@ -343,7 +344,7 @@ def _fabric(precision: str) -> Fabric:
 def _config(model: ScoreModel, objective: Objective, recipe: Recipe, notes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """All that a run depends on, as JSON can hold it."""
     own = {f.name: getattr(objective, f.name) for f in dataclasses.fields(objective)}
-    plain = {k: scalar(v) for k, v in own.items()}
+    plain = {k: f"{v!r} {identity(v)}" if isinstance(v, ScoreModel) else scalar(v) for k, v in own.items()}
     texts = {k: v if isinstance(v, str | int | float | Mapping) else say(v) for k, v in plain.items()}
     nulls = {k: "nan" if isinstance(v, float) and math.isnan(v) else v for k, v in (objective.null or {}).items()}
     texts |= {"null": nulls}  # JSON has no NaN
