@@ -154,7 +154,7 @@ def test_the_teacher_is_part_of_the_run(tmp_path):
     other = setup("digits", changes=given | {"objective.teacher": "zoo:digits"})
     with torch.no_grad():
         next(other.objective.teacher.net.parameters()).add_(1e-3)
-    with pytest.raises(ValueError, match="holds another run: objective.teacher="):
+    with pytest.raises(ValueError, match=r"holds another run: objective\.teacher="):
         other.run(tmp_path / "run")
     first.run(tmp_path / "run")
 
