@@ -42,6 +42,21 @@ def test_classifier_guidance_is_bayes_rule(t):
         torch.testing.assert_close(found, plain + 2.3 * (exact - plain), rtol=1e-10, atol=1e-10)
 
 
+def test_a_scale_of_each_sample():
+    """By `scaled`: each is guided as alone, those at 1 and 0 by one branch, samples of the batch apart from it too."""
+    x, scales = states(4, D), torch.tensor([1.0, 2.0, 3.5, 0.0], dtype=torch.float64)
+    y, t = torch.tensor([0, 1, 2, 0]), torch.full((4,), 0.4, dtype=torch.float64)
+    guided = sf.ClassifierFree(MODEL, 1.0, interval=(0.1, 0.9))
+    found = guided.scaled(scales)
+    for other in (found(x, t, y=y), found(x, 0.4, y=y)):
+        for i in range(4):
+            alone = guided.scaled(float(scales[i]))(x[i : i + 1], 0.4, y=y[i : i + 1])
+            torch.testing.assert_close(other[i : i + 1], alone, rtol=1e-12, atol=1e-12)
+    assert guided.scale == 1.0 and torch.equal(found(x, 0.95, y=y), guided(x, 0.95, y=y))
+    with pytest.raises(ValueError, match="scale must be a finite number"):
+        guided.scaled(math.nan)
+
+
 def test_classifier_guidance_told_as_the_network_is():
     """The classifier is told the label of the time; a conditional model is told y too; outside the interval nobody guides."""
     seen = []

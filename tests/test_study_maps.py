@@ -348,7 +348,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         "--flow-map",
         f"{tmp_path / 'jumps.py'}:jumps",
     ]
-    for extra, expected in (([], 0), (["--samplers", "ddim"], 2)):
+    for extra, expected in (([], 0), (["--samplers", "ddim", "--out", tmp_path / "new"], 2), (["--samplers", "unipc"], 0)):
         monkeypatch.setattr(sys, "argv", ["scoreflow", "study", *map(str, [*words, *extra])])
         with pytest.raises(SystemExit) as ended:
             cli.main()

@@ -88,11 +88,14 @@ class Net(torch.nn.Module):
         return self.body(torch.cat([x, t[:, None], r[:, None]], 1))
 
 
-@pytest.mark.parametrize("loss", MAP_LOSSES)
-def test_gradients_by_differences(loss):
+CASES = [(name, "vp" if name == "scm" else "flow") for name in MAP_LOSSES] + [("lagrangian", "vp")]
+
+
+@pytest.mark.parametrize(("loss", "path"), CASES)
+def test_gradients_by_differences(loss, path):
     """Along a direction of the weights, what is held fixed held fixed: its formula by finite differences of the network."""
     torch.manual_seed(0)
-    path, net = PATHS["vp" if loss == "scm" else "flow"], Net()
+    path, net = PATHS[path], Net()
     model, teacher = sf.FlowMap(net, path, "v" if loss == "scm" else "flow"), DATA.model(path)
     if loss == "regression":
         teacher = DATA.flow_map(path)
@@ -107,17 +110,22 @@ def test_gradients_by_differences(loss):
     way = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def jump(x, t, r):
+        if loss == "lagrangian":  # by the row of DDIM
+            x_0, kept = model.express(net(x, t, r), x, t, "x0"), (path.sigma(r) / path.sigma(t))[:, None]
+            return kept * x + (path.alpha(r)[:, None] - kept * path.alpha(t)[:, None]) * x_0
         return x - (t - r)[:, None] * net(x, t, r)
+
+    pace = (path.alpha_slope(r) ** 2 + path.sigma_slope(r) ** 2).sqrt()[:, None]
 
     def moving():
         if loss == "lagrangian":
-            return (jump(x, t, r + h) - jump(x, t, r - h)) / (2 * h) / 2**0.5
+            return (jump(x, t, r + h) - jump(x, t, r - h)) / (2 * h) / pace
         return jump(x, t, none) if loss.startswith("consistency") else net(x, t, none if loss == "scm" else r)
 
     def held():
         middle = (t + r) / 2
         if loss == "lagrangian":
-            return teacher.flow(jump(x, t, r), r) / 2**0.5
+            return teacher.flow(jump(x, t, r), r) / pace
         if loss == "meanflow":
             v = teacher.flow(x, t)
             return v - (t - r)[:, None] * (net(x + h * v, t + h, r) - net(x - h * v, t - h, r)) / (2 * h)
@@ -221,7 +229,11 @@ def test_the_diagonal_is_the_loss_of_a_score_model():
     torch.testing.assert_close(every(model, x_0, draw).mean, plain.mean)
     torch.testing.assert_close(every(model, x_0, draw).eps, plain.eps)
     simple = Objective(weighting="flow")
-    torch.testing.assert_close(simple(score, x_0, simple.draw(model, x_0, 0)).mean, plain.mean)
+    weighed = simple(score, x_0, simple.draw(model, x_0, 0))
+    torch.testing.assert_close(weighed.mean, plain.mean)
+    torch.testing.assert_close(weighed.eps, plain.eps)
+    x, eps = path.q_sample(x_0, draw.t, draw.eps), score.eps(path.q_sample(x_0, draw.t, draw.eps), draw.t)
+    torch.testing.assert_close(plain.eps, mean_square(eps - draw.eps).detach())
     taught = MapObjective(diagonal=1.0, teacher=DATA.model(path))
     x = path.q_sample(x_0, draw.t, draw.eps)
     torch.testing.assert_close(

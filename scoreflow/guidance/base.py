@@ -174,7 +174,7 @@ class Contrast(Guided):
         w = self.scale_at(t)
         if not isinstance(w, Tensor) or x.device.type == "meta" or not len(w):
             return self._weighed(x, t, w, conditions)
-        assert isinstance(t, Tensor)
+        t = t if isinstance(t, Tensor) else torch.full_like(w, t)
         kind = torch.where(w == 1, 1, torch.where((w == 0) & self.affine, 0, 2))
         if bool((kind == kind[0]).all()):
             return self._weighed(x, t, w if int(kind[0]) == 2 else float(kind[0]), conditions)

@@ -179,7 +179,8 @@ def study(
     for spec in found:
         if is_kept(spec.sampler):  # it may be of another model, or from another time on
             _collect(wrong, lambda spec=spec: spec.prepared(what.model, what.start, what.stop))  # type: ignore[misc]
-    if found and what.flow_map is not None and not any(spec.mapped for spec in found):
+    begun = (file := _file(out)) is not None and file.is_file()  # one that goes on may have others run on the map already
+    if found and not begun and what.flow_map is not None and not any(spec.mapped for spec in found):
         wrong.append(f"flow_map is run by the samplers {' and '.join(MAPPED)}, and samplers has neither")
     lost = [spec.label for spec in found if chosen and not _apply(chosen, spec, what)]
     wrong += [f"no metric asked for applies to {label}" for label in lost]
