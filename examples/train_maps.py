@@ -1,12 +1,12 @@
 """The flow maps that ship: the networks of the zoo, distilled to jump from any level to any other in one evaluation.
 
-    OMP_NUM_THREADS=2 python examples/train_maps.py --data digits --out run-digits   # 10 minutes on two cores
-    OMP_NUM_THREADS=2 python examples/train_maps.py --data mnist --out run-mnist     # under an hour on two cores
+    OMP_NUM_THREADS=1 python examples/train_maps.py --data digits --out run-digits-map   # 10 minutes on a core
+    OMP_NUM_THREADS=1 python examples/train_maps.py --data mnist --out run-mnist-map     # 25 minutes on a core
 
 A map begins as a copy of its teacher's weights with a second time and a guidance scale, and learns v̄, which stays finite in a
 jump from noise alone where ε̄ does not. The loss is `progressive`: a jump leads where two halves lead, and at r = t the map is
 the teacher, guided at a scale between 1 and 4 that each sample draws and the network is told. Run again, the training goes on
-where it was cut. `run/map.safetensors` is what ships, in half precision.
+where it was cut. `map.safetensors` in the folder is what ships, in half precision.
 """
 
 import argparse

@@ -53,4 +53,4 @@ def test_by_name_and_dtype():
         reference="dpm-solver++",
     )  # fmt: skip
     table = study.frame.query("figure == 'trajectory/median'").set_index(["sampler", "asked"])["value"]
-    assert (table["flow-map"] < 0.5 * table["ddim"]).all()
+    assert (table["flow-map"] < 0.8 * table["ddim"]).all() and table["flow-map"][1] < 0.2 * table["ddim"][1]
