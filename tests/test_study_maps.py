@@ -292,7 +292,10 @@ SEEN = sf.Observation(torch.ones(1, 1), torch.zeros(1), 0.5)
         ({"samplers": ["ddim", "auto"]}, ValueError, "run by the samplers flow-map and consistency, and samplers has neither"),
         ({"reference": "flow-map"}, ValueError, "reference is of the model, and flow-map runs on the flow map: give ddim"),
         ({"metrics": ["strong"], "samplers": ["flow-map"]}, ValueError, "no metric asked for applies to flow-map"),
-        ({"flow_map": sf.FlowMap(torch.nn.Linear(1, 1, device="meta"), VP, times=1)}, ValueError, "on the device of the model, cpu"),
+        (
+            {"flow_map": sf.FlowMap(torch.nn.Linear(1, 1, device="meta"), VP, times=1)}, ValueError,
+            "on the device of the model, cpu",
+        ),
     ],
 )  # fmt: skip
 def test_refusals(given, error, match):

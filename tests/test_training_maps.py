@@ -256,7 +256,7 @@ def test_training(tmp_path):
     def off(found):
         return float((sf.solve(found, x, nfe=1).x - exact.jump(x.double(), 1.0, 0.0)).norm(dim=1).median())
 
-    before, recipe = off(model), Recipe(steps=400, batch=128, rate=3e-3, seed=0)
+    before, recipe = off(model), Recipe(steps=200, batch=128, rate=3e-3, seed=0)
     objective = MapObjective(loss="progressive")
     trained = train(model, DATA.sample(4096, seed=1).float(), objective, recipe, out=tmp_path / "run")
     assert off(sf.FlowMap(model.net.eval(), path, "flow")) < 0.7 * before
