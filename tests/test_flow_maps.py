@@ -151,7 +151,7 @@ def test_conditions_and_guidance():
     assert found.accepts("y") and not found.accepts("r")
     told = sf.solve(found, x, nfe=2, y=y).x
     assert not torch.allclose(told, sf.solve(found, x, nfe=2).x)
-    guided = sf.solve(sf.ClassifierFree(found, 2.0, null={"y": 0}), x, "flow-map", nfe=4, y=y)
+    guided = sf.solve(sf.ClassifierFree(found, 2.0, null={"y": 0}), x, nfe=4, y=y)
     assert guided.nfe == 4 and len(guided.times) == 3
     at = found.begin(sf.plan("flow-map", PATHS["vp"], steps=1))
     torch.testing.assert_close(at.x0(x, 1.0, y=y), found.average(x, 1.0, 0.0, y=y))

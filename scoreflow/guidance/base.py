@@ -58,6 +58,11 @@ class Guided(ScoreModel):
         return (*self.works, *self.model.cites)
 
     @property
+    def default_sampler(self) -> str:  # type: ignore[override]
+        """What "auto" means for it: of a flow map its own."""
+        return self.model.default_sampler
+
+    @property
     def nfe(self) -> int:  # type: ignore[override]
         """Network evaluations since the inner model was made."""
         return self.model.nfe
