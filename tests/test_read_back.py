@@ -1,0 +1,174 @@
+"""Samplers read back by symbols: ours are what their plans say, others' are what ours of the same name are."""
+
+import importlib
+import importlib.util
+import math
+import sys
+import types
+
+import pytest
+import torch
+from problems import LINEAR, PATHS
+
+import scoreflow as sf
+from scoreflow._uses.optimal import word_weights
+from scoreflow._uses.read_back import read_back
+from scoreflow.analysis import law
+
+VP = PATHS["vp"]
+STEPS = 6
+
+
+def ours(sampler, steps=STEPS, path=VP, prediction="eps", **options):
+    """As a stranger would call it."""
+
+    def run(net, x):
+        return sf.solve(sf.ScoreModel(lambda x, t: net(x, t), path, prediction), x, sampler, steps=steps, seed=0, **options).x
+
+    return run
+
+
+def variance(found, path, times, prediction, v=0.5):
+    """Of the end on N(0, v) data, from the weights: outputs are what the exact network says of the states."""
+    every, K = torch.cat([found.states, found.end[None]]), found.nfe
+    made = torch.zeros(1 + K, 1 + found.draws, dtype=every.dtype)
+    made[0, 0] = path.prior_std(1.0)
+    for k, row in enumerate(every):
+        state = row[: 1 + k] @ made[: 1 + k]
+        state[1:] += row[1 + K :]
+        if k < K:
+            made[1 + k] = path.gaussian(times[k], prediction, v) * state
+    return float(state @ state)
+
+
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_run_is_its_plan(case):
+    """Affine; asked where the plan says, with its weights of the outputs, every draw used; its law is that of its rows."""
+    sampler = sf.get_sampler(case.split()[0], **LINEAR[case])
+    plan = sf.plan(sampler, VP, steps=STEPS)
+    if plan.analytic is not None:
+        pytest.skip("its noise depends on the outputs")
+    found = read_back(ours(sampler, prediction=plan.prediction))
+    assert found.breaks is None and not found.unused and float(found.offsets.abs().max()) < 1e-12
+    assert found.labels == pytest.approx(plan.evaluation_times, abs=1e-7) and found.nfe == plan.nfe
+    times = list(plan.evaluation_times)
+    expected = [w / VP.convert("x0", plan.prediction, t)[1] for t, w in word_weights(plan, VP)]
+    assert found.end[1 : 1 + found.nfe].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    exact = law(plan, VP, sf.Gaussian(torch.zeros(1), 0.5)).cov
+    assert variance(found, VP, times, plan.prediction) == pytest.approx(float(exact), rel=1e-6)
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "cosine", "flow"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm-solver++", "sde-dpm-solver++"])
+def test_levels(sampler, path):
+    """The states stand at the levels that the network is told, and the end at data."""
+    path = PATHS[path]
+    start = 0.99 if path.alpha(1.0) == 0 else 1.0
+    found = read_back(ours(sampler, path=path, start=start))
+    times = list(sf.plan(sampler, path, steps=STEPS, start=start).evaluation_times)
+    at = torch.tensor([*times, 0.0], dtype=torch.float64)
+    levels = found.levels(path, "eps", times, start)
+    torch.testing.assert_close(levels, torch.stack([path.alpha(at), path.sigma(at)], 1), rtol=1e-6, atol=1e-6)
+
+
+# -- others' ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def k_diffusion(monkeypatch):
+    """The samplers, without what the package imports to train."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None:
+        pytest.skip("k-diffusion is not installed")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "k_diffusion", package)
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.transforms"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules["torchvision.transforms"].functional = None
+    yield importlib.import_module("k_diffusion.sampling")
+    for name in ("sampling", "external", "utils"):
+        sys.modules.pop(f"k_diffusion.{name}", None)
+
+
+SIGMAS = torch.tensor([10.0, 5.0, 2.0, 0.8, 0.3, 0.1, 0.0], dtype=torch.float64)
+SAME = {
+    "sample_euler": "edm-euler", "sample_heun": "edm", "sample_dpm_2": "dpm-2", "sample_euler_ancestral": "euler-ancestral",
+    "sample_dpmpp_2m": "dpm-solver++-2m", "sample_dpmpp_2m_sde": "sde-dpm-solver++-2m",
+    "sample_dpm_2_ancestral": "dpm-2-ancestral", "sample_dpmpp_2s_ancestral": "dpm-solver++-2s-ancestral",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_k_diffusions_are_ours(k_diffusion, name):
+    """Weight by weight at the same σ, Brownian paths too, their covariance however they are split."""
+
+    def theirs(net, x):
+        return getattr(k_diffusion, name)(lambda x, sigma, **more: net(x, sigma), x, SIGMAS, disable=True)
+
+    def own(net, x):
+        return sf.interop.k_sampler(SAME[name])(lambda x, sigma, **more: net(x, sigma), x, SIGMAS, disable=True, seed=0)
+
+    found, expected = read_back(theirs), read_back(own)
+    assert found.breaks is None and found.labels == pytest.approx(expected.labels, rel=1e-6)
+    assert float(found.apart(expected).max()) < 1e-6
+
+
+def test_draws_that_nothing_depends_on():
+    """A scheduler of diffusers with η = 0 draws none; a loop that draws and throws away is told."""
+
+    def wasteful(net, x):
+        torch.randn_like(x)
+        return x - 0.1 * net(x, 1.0) + 0.2 * torch.randn(x.shape, dtype=x.dtype)
+
+    found = read_back(wasteful)
+    assert found.draws == 2 and found.unused == (0,)
+    assert found.end.tolist() == pytest.approx([1.0, -0.1, 0.0, 0.2]) and found.labels == (1.0,)
+    assert torch.equal(found.covariance()[1, 1], torch.tensor(0.2**2, dtype=torch.float64))
+
+
+def test_what_is_not_affine_is_told_where_it_happens():
+    def clipped(net, x):
+        x = x - 0.5 * net(x, 1.0)
+        x = (x - 0.5 * net(x, 0.5)).clamp(-0.7, 0.7)
+        return x - 0.5 * net(x, 0.2)
+
+    def shifted(net, x):
+        return x - net(x, 1.0) + 0.25
+
+    def normed(net, x):
+        return x / x.norm() + net(x, torch.tensor([0.3]))
+
+    assert read_back(clipped).breaks == 2
+    assert read_back(normed).breaks == 1 and read_back(normed).labels == (pytest.approx(0.3),)
+    found = read_back(shifted)
+    assert found.breaks is None and found.offsets.tolist() == [0.0, 0.25] and found.end.tolist() == [1.0, -1.0]
+
+
+def test_what_cannot_be_read():
+    def counting(net, x):
+        for _ in range(3 if float(x.abs().sum()) > 0 else 1):
+            x = net(x, 1.0)
+        return x
+
+    with pytest.raises(ValueError, match="depends on the states: it asks 1 times and draws 0 times where they are 0, and 3"):
+        read_back(counting)
+    with pytest.raises(
+        ValueError, match=r"what the network is given must have the shape of the first state, \(1, 1, 1, 1\), got"
+    ):
+        read_back(lambda net, x: net(x[0], 1.0))
+    with pytest.raises(ValueError, match=r"the last state must have the shape of the first state, .* got list"):
+        read_back(lambda net, x: [x])
+    assert math.isnan(read_back(lambda net, x: net(x, None)).labels[0])
+
+
+def test_draws_outside_are_draws():
+    """What is drawn after a reading, or in another shape inside one, is drawn."""
+
+    def run(net, x):
+        assert 0 < float(torch.rand(())) < 1 and torch.randn(3).unique().numel() == 3
+        return x + net(x, 1.0)
+
+    read_back(run)
+    assert torch.randn(1, 1, 1, 4).unique().numel() == 4
