@@ -261,7 +261,7 @@ def drawn(file, zoo, jumps, shape):
         for steps in (2, 10, 50):
             x = sf.sample(teacher, (10, *shape), "dpm-solver++", steps=steps, seed=range(10), y=y)
             columns[f"teacher\n{steps} steps\nscale {scale:g}"] = x
-    figure, axes = plt.subplots(1, len(columns), figsize=(9, 7.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(columns), figsize=(9, 8.2), layout="constrained")
     for ax, (name, x) in zip(axes, columns.items(), strict=True):
         apart = torch.nn.functional.pad(x[:, 0].clamp(-1, 1), (0, 0, 1, 1), value=-0.7)  # a grey line between
         ax.imshow(apart.flatten(0, 1), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, posterior, studies, training, zoo
+    from scoreflow._audit.audit import Audit, audit
     from scoreflow._catalogue import Table
     from scoreflow._core.chain import DDPMChain
     from scoreflow._core.gaussian import GaussianPath
@@ -77,21 +78,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "APG", "AskedRun", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
+    "APG", "AskedRun", "Audit", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "FlowMap", "Gaussian", "GaussianMixture",
     "GaussianPath", "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles",
     "Picard", "Plan", "Posterior", "ProductMixture", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
     "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise",
-    "VESDE", "VPSDE", "White", "analysis", "ask", "bits_per_dim", "checkpoint", "cite", "colourise", "continuous_bound", "data",
-    "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family", "from_diffusers", "from_edm",
-    "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity", "get_sampler", "gits_grid", "grid",
-    "guidance", "image_to_image", "inpaint", "interop", "interpolate", "invert", "latent", "load_model", "load_plan",
-    "log_prob", "metric", "nets", "outpaint", "path", "plan", "posterior", "sample", "sampler", "samplers", "save_model",
-    "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies", "study", "super_resolution", "training",
-    "tune", "tune_noise", "vlb", "walk", "zoo",
+    "VESDE", "VPSDE", "White", "analysis", "ask", "audit", "bits_per_dim", "checkpoint", "cite", "colourise",
+    "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
+    "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity",
+    "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop", "interpolate", "invert",
+    "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "outpaint", "path", "plan", "posterior", "sample",
+    "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies",
+    "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
+    "_audit.audit": "Audit audit",
     "_catalogue": "Table",
     "_core.chain": "DDPMChain",
     "_core.gaussian": "GaussianPath",

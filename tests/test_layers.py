@@ -35,6 +35,7 @@ LAYERS = [
     {"zoo"},
     {"studies", "interop"},
     {"tuning"},
+    {"_audit"},
     {"training"},
     {"scoreflow"},
     {"cli"},

@@ -210,6 +210,13 @@ class Feed(TorchFunctionMode):
         return out if a <= b else -out
 
 
+def without_draws(run: Run, net: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """A run whose draws are 0, of states x (B, ...) by a network."""
+    feed = Feed(x, lambda k, like: torch.zeros_like(like))
+    with torch.no_grad(), feed, _brownian(feed):
+        return run(net, x)
+
+
 def _once(run: Run, feed: Feed, x: Tensor) -> list[Tensor]:
     """What the network was given, call by call, and the last state."""
     with torch.no_grad(), feed, _brownian(feed):

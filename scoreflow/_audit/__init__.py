@@ -1,0 +1,1 @@
+"""Anyone's sampler, read back as rows and held to the theory."""
