@@ -15,7 +15,8 @@ from scoreflow._audit.compare import Near, nearest, told_times
 from scoreflow._audit.stranger import Stranger, found
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
-from scoreflow._samplers.step import Linear, get_sampler
+from scoreflow._run.solve import plan
+from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler
 from scoreflow._uses.read_back import Reading, read_back
 
 CHECKS = (
@@ -130,24 +131,26 @@ def audit(
     reading = read_back(stranger.build(steps))
     told = told_times(reading, stranger)
     near = tuple(nearest(reading, stranger, steps)) if reading.breaks is None else ()
-    known = [one.name for one in near if one.step is None]
+    known = [one.name for one in near if one.step is None and one.name in (*SAMPLERS, *VARIANTS)]
     checks = [*of_reading(reading, stranger, steps), *of_runs(reading, stranger, steps)]
     law = _laws(stranger) if reading.breaks is None and all(map(math.isfinite, told)) else {}
     checks += [_tends(law)] if law else []
-    checks = [_by_design(check, known[0]) if known else check for check in checks]
+    checks = [_by_design(check, known[0], reading.nfe, stranger, steps) if known else check for check in checks]
     kept = tuple(check for check in checks if check.name not in waive)
     return Audit(stranger.name, steps, reading, tuple(told), near, kept, law)
 
 
-def _by_design(check: Check, known: str) -> Check:
+def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: int) -> Check:
     """Of a registered sampler, what it does by design: rows that miss the levels by their order, levels that rise by noise."""
     sampler = get_sampler(known)
     assert isinstance(sampler, Linear)
-    if check.holds or (check.name in ("levels", "signal") and sampler.marginal):
+    if check.holds or check.name not in ("levels", "signal", "labels-fall", "steps", "law"):
         return check
-    if check.name in ("levels", "signal", "labels-fall", "steps", "law"):
-        return check._replace(holds=True, says=f"{check.says}, as in {known}", step=None)
-    return check
+    if check.name in ("levels", "signal") and sampler.marginal:
+        return check
+    if check.name == "steps" and plan(sampler, stranger.path, steps, start=stranger.start).nfe != calls:
+        return check
+    return check._replace(holds=True, says=f"{check.says}, as in {known}", step=None)
 
 
 def _laws(stranger: Stranger) -> dict[int, float]:

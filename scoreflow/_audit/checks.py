@@ -75,7 +75,10 @@ def _levels(found: Reading, stranger: Stranger, told: list[float]) -> Iterator[C
     else:
         stands = float(levels[first][1] / levels[first][0])
         yield Check(
-            "levels", False, f"at call {first} the network is told σ/α = {kappa[first]:.4g}, and stands at {stands:.4g}", first
+            "levels",
+            False,
+            f"at call {first} the network is told σ/α = {kappa[first]:.4g}, and stands at {stands:.4g}, {off[first]:.1e} off",
+            first,
         )
     scale = [abs(float(level[0]) / path.alpha(t) - 1) for level, t in zip(levels, told, strict=False)]
     big = next((k for k, one in enumerate(scale) if not one < LEVEL), None)

@@ -46,6 +46,10 @@ def nearest(found: Reading, stranger: Stranger, steps: int, most: int = 8) -> li
     if not all(math.isfinite(t) and 0 <= t <= 1 + 1e-6 for t in told):
         return []
     made = _readings(tuple(told), asked_times(found, stranger), steps, stranger.path, stranger.prediction, stranger.start)
+    if stranger.own is not None and repr(stranger.own) not in made:
+        laid = plan(stranger.own, stranger.path, steps, start=stranger.start)
+        if laid.nfe == found.nfe:
+            made = {**made, repr(stranger.own): of_plan(laid, stranger.path, stranger.prediction)}
     near = [beside(name, found, reading) for name, reading in made.items()]
     return sorted(near, key=lambda one: (one.step is not None, -_agreed(one), one.apart))[:most]
 
@@ -60,7 +64,7 @@ def beside(name: str, found: Reading, reading: Reading) -> Near:
     one, other = found.covariance(), reading.covariance()
     noise = [cov.diagonal().clamp(min=0).sqrt() for cov in (one, other)]
     size = theirs.abs().amax(1).maximum(noise[1]).clamp(min=1e-300)
-    off = ((ours - theirs).abs().amax(1)).maximum((noise[0] - noise[1]).abs()) / size
+    off = (ours - theirs).abs().amax(1).maximum((noise[0] - noise[1]).abs()).maximum(found.offsets.abs()) / size
     differs = (off > SAME).nonzero()
     both = (one - other).abs() / (size[:, None] * size)
     return Near(name, float(off.max()), int(differs[0]) if len(differs) else None, float(both.max()))

@@ -15,9 +15,10 @@ from scoreflow._core.check import one_of
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
 from scoreflow._core.grid import check_path, grid
 from scoreflow._core.path import VPSDE, Flow
+from scoreflow._run.auto import AUTO
 from scoreflow._run.solve import solve
 from scoreflow._samplers.plan import Plan
-from scoreflow._samplers.step import Sampler
+from scoreflow._samplers.step import Linear, Sampler, get_sampler
 from scoreflow._score.labels import check_label
 from scoreflow._score.model import ScoreModel
 from scoreflow._uses.read_back import Run
@@ -34,7 +35,7 @@ class Stranger(NamedTuple):
         name: for reports. path: of the states that its network is given.
         prediction, time: what its network gives, and is told.
         build: from a number of steps to a run, which is given a first state of standard deviation `path.prior_std(start)`.
-        start: the time of the first state.
+        start: the time of the first state. own: the sampler, if it is one of ours.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stranger(NamedTuple):
     time: Any
     build: Callable[[int], Run]
     start: float = 1.0
+    own: Linear | None = None
 
     def time_of(self, label: float) -> float:
         """The time that a label tells."""
@@ -107,7 +109,8 @@ def _ours(sampler: Any, path: GaussianPath, prediction: Prediction, start: float
 
         return run
 
-    return Stranger(str(sampler), path, prediction, "unit", build, start)
+    made = get_sampler(sampler, **options) if isinstance(sampler, str | Sampler) and sampler != AUTO else None
+    return Stranger(str(sampler), path, prediction, "unit", build, start, made if isinstance(made, Linear) else None)
 
 
 def _scheduler(scheduler: Any, options: dict[str, Any]) -> Stranger:

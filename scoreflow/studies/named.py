@@ -161,7 +161,7 @@ def _named(text: str, compare: bool) -> ScoreModel | Subject:
         except TypeError as error:
             raise ValueError(f"model {text}: {error}") from error
     else:
-        found = _factory(*text.rsplit(":", 1))()
+        found = imported(*text.rsplit(":", 1))()
         found = found.model(VPSDE()) if isinstance(found, GaussianMixture | Empirical) else found
         if not isinstance(found, ScoreModel | Subject):
             raise TypeError(f"model {text} must give a ScoreModel, a Subject or an oracle, and gives {type(found).__name__}")
@@ -178,12 +178,16 @@ def _beside(file: Path, *endings: str) -> str:
     return meant(file.name, (one.name for one in file.parent.glob("*") if one.suffix in endings))
 
 
-def _factory(module: str, name: str) -> Callable[[], Any]:
-    """A function of a module, or of a file: its folder, or the current one, is put last among the places of modules."""
+def imported(module: str, name: str, what: str = "model") -> Callable[..., Any]:
+    """A function of a module, or of a file: its folder, or the current one, is put last among the places of modules.
+
+    Raises:
+        ValueError: no such file, module or function; `what` it was to be.
+    """
     file = Path(module)
     if module.endswith(".py"):
         if not file.is_file():
-            raise ValueError(f"model: no file {module!r} is there{_beside(file, '.py')}")
+            raise ValueError(f"{what}: no file {module!r} is there{_beside(file, '.py')}")
         folder, module = str(file.parent.resolve()), file.stem
     else:
         folder = os.getcwd()
@@ -192,15 +196,15 @@ def _factory(module: str, name: str) -> Callable[[], Any]:
     try:
         made = importlib.import_module(module)
     except ImportError as error:
-        near = meant(f"{module}:{name}", _prefixed())
-        raise ValueError(f"model {module}:{name} cannot be loaded: {error}{near}") from error
+        near = meant(f"{module}:{name}", _prefixed()) if what == "model" else ""
+        raise ValueError(f"{what} {module}:{name} cannot be loaded: {error}{near}") from error
     if not callable(found := getattr(made, name, None)):
         own = [
             one
             for one, value in vars(made).items()
             if callable(value) and getattr(value, "__module__", "") == module and one[0] != "_"
         ]
-        raise ValueError(f"model: {made.__file__} has no function {name!r}{suggestion(name, own)}")
+        raise ValueError(f"{what}: {made.__file__} has no function {name!r}{suggestion(name, own)}")
     return found
 
 

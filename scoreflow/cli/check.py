@@ -1,0 +1,59 @@
+"""The command `audit`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Annotated, Any
+
+import typer
+
+import scoreflow as sf
+from scoreflow.cli.typed import AsJson, known, named
+
+
+def audit(
+    sampler: Annotated[
+        str, typer.Argument(help="file.py:function or package.module:function, a scheduler's class, or a sampler of ours.")
+    ],
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas between.")] = "20",
+    path: Annotated[str | None, named(f"Of a function: one of {known('paths')}; vp.", "paths")] = None,
+    prediction: Annotated[str | None, typer.Option(help="Of a function's network: eps, x0, v, score, flow.")] = None,
+    time: Annotated[str | None, typer.Option(help="What a function tells its network: unit, index, sigma, log-snr.")] = None,
+    waive: Annotated[list[str] | None, typer.Option(help="A check to leave out; may be given again.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read anyone's sampler back as coefficients: which one is it, and where does it slip? Exit code 1 if a check fails."""
+    from scoreflow._core.check import one_of
+    from scoreflow._core.path import PATHS
+    from scoreflow.studies.named import imported
+    from scoreflow.studies.spec import parse
+
+    if path is not None:
+        one_of("path", path, PATHS)
+    options: dict[str, Any] = {}
+    if ":" in sampler:
+        module, name = sampler.rsplit(":", 1)
+        thing: Any = imported(module, name, "sampler")
+        thing = thing() if inspect.isclass(thing) else thing
+    else:
+        thing, options, _ = parse(sampler)
+    on = None if path is None else PATHS[path]()
+    counts = [_number(text) for text in steps.split(",")]
+    found = [
+        sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), **options)  # type: ignore[arg-type]
+        for n in counts
+    ]
+    if as_json:
+        typer.echo(json.dumps([json.loads(one.to_json()) for one in found]))
+    else:
+        typer.echo("\n\n".join(map(str, found)))
+    if not all(one.passed for one in found):
+        raise typer.Exit(1)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"steps must be whole numbers with commas between, got {text!r}") from None

@@ -1,0 +1,214 @@
+"""Audits: ours are clean by the door that strangers take; slips in copies of our rows are found, at the right call."""
+
+import importlib
+import importlib.util
+import json
+import math
+import re
+import sys
+import types
+from itertools import pairwise
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import scoreflow as sf
+from scoreflow import cli
+from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler
+
+VP = sf.VPSDE()
+OURS = [name for name in (*SAMPLERS, *VARIANTS) if isinstance(get_sampler(name), Linear)]
+
+
+@pytest.mark.parametrize("name", OURS[::7])
+def test_ours_are_clean(name):
+    """Every seventh name of the registry: identified by its coefficients, and nothing to find fault with."""
+    found = sf.audit(name, 8)
+    assert found.passed, str(found)
+    assert name in found.same and max(one.apart for one in found.nearest if one.step is None) < 1e-7
+
+
+class Loop:
+    """DDIM and DDPM on VP as a stranger writes them, with one slip."""
+
+    def __init__(self, slip=None, eta=0.0, at=3):
+        self.slip, self.eta, self.at, self.runs = slip, eta, at, 0
+
+    def __call__(self, net, x, n):
+        slip, self.runs = self.slip, self.runs + 1
+        times = [1 - k / n for k in range(n)] + [0.0]
+        if slip == "one more":
+            times.insert(-1, times[-2] / 2)
+        if slip == "level stepped to, not told":
+            told = [t if k != self.at else times[k - 1] for k, t in enumerate(times)]
+        elif slip == "label rounded":
+            told = [round(t, 1) if t > 0.05 else t for t in times]
+        else:
+            told = times
+        if slip == "nan at one" and n == 1:
+            return x * math.nan
+        for k, (t, s) in enumerate(pairwise(times)):
+            here = k == self.at
+            if slip == "noise before the step" and here:
+                x = x + 0.3 * torch.randn_like(x)
+            eps = net(x, torch.full((len(x),), told[k], dtype=x.dtype))
+            if slip == "noise after the call" and here:
+                x = x + 0.3 * torch.randn_like(x)
+            a, b, c, d = (torch.tensor(of(u), dtype=x.dtype) for u in (t, s) for of in (VP.alpha, VP.sigma))
+            if slip == "sign" and here:
+                eps = -eps
+            if slip == "level off by one" and here:
+                a, b = (torch.tensor(of(times[k - 1]), dtype=x.dtype) for of in (VP.alpha, VP.sigma))
+            x_0 = (x - b * eps) / a
+            if slip == "clipped" and here:
+                x_0 = x_0.clamp(-1, 1)
+            if slip == "factor" and here:
+                x_0 = 1.1 * x_0
+            if slip == "shared norm" and here:
+                x_0 = x_0 / (1 + 0.01 * x_0.square().mean().sqrt())
+            if slip == "constant" and here:
+                x_0 = x_0 + 0.125
+            std = self.eta * VP.posterior_std(t, s)
+            if slip == "root of eta":
+                std = math.sqrt(self.eta) * VP.posterior_std(t, s)
+            spread = std if slip != "sigma_t for sigma_s" else self.eta * VP.sigma(t) * 0.5
+            if slip == "half the noise":
+                spread = 0.7 * std
+            x = c * x_0 + (d**2 - std**2).clamp(min=0).sqrt() * eps
+            if s > 0 and self.eta:
+                x = x + spread * torch.randn_like(x)
+            if slip == "noise at the end" and s == 0:
+                x = x + 0.01 * torch.randn_like(x)
+            if slip == "thrown away":
+                torch.randn_like(x)
+            if slip == "not to data" and s == 0:
+                x = x + 0.05 * eps
+            if slip == "state kept" and self.runs % 2 == 0 and here:
+                x = 1.01 * x
+        return x
+
+
+SLIPS = [
+    ("sign", 0.0, {"levels"}, 4),
+    ("factor", 0.0, {"signal"}, 4),
+    ("level off by one", 0.0, {"levels", "signal"}, 4),
+    ("level stepped to, not told", 0.0, {"levels"}, 3),
+    ("label rounded", 0.0, {"levels"}, 1),
+    ("clipped", 0.0, {"affine"}, 4),
+    ("constant", 0.0, {"no-constant"}, None),
+    ("shared norm", 0.0, {"affine", "batch"}, 4),
+    ("noise before the step", 0.0, {"levels"}, 3),
+    ("noise after the call", 0.0, {"levels"}, 4),
+    ("noise at the end", 0.0, {"no-last-noise", "ends-at-data"}, None),
+    ("not to data", 0.0, {"ends-at-data"}, None),
+    ("thrown away", 0.0, {"draws-used"}, None),
+    ("one more", 0.0, {"steps"}, None),
+    ("nan at one", 0.0, {"finite"}, None),
+    ("state kept", 0.0, {"one-object"}, None),
+    ("half the noise", 1.0, {"levels", "law"}, 1),
+    ("sigma_t for sigma_s", 1.0, {"levels"}, 1),
+]
+
+
+def test_without_a_slip():
+    """The copy is ddim, and with η = 1 ddpm, whatever its code."""
+    assert sf.audit(Loop(), 12).passed and "ddim" in sf.audit(Loop(), 12).same
+    found = sf.audit(Loop(eta=1.0), 12)
+    assert found.passed and "ddpm" in found.same and "is " in str(found)
+
+
+@pytest.mark.parametrize(("slip", "eta", "checks", "step"), SLIPS, ids=[slip for slip, *_ in SLIPS])
+def test_slips_are_found(slip, eta, checks, step):
+    """By the checks that are named, at the call where it shows first; where coefficients are wrong it is no registered one."""
+    found = sf.audit(Loop(slip, eta), 12)
+    failed = {check.name for check in found.failures}
+    assert checks <= failed, str(found)
+    steps = [check.step for check in found.failures if check.name in checks and check.step is not None]
+    assert step is None or step in steps, str(found)
+    right = ("thrown away", "nan at one", "level stepped to, not told", "label rounded", "one more")
+    assert ("ddim" in found.same) == (slip in right)
+    for check in found.failures:
+        assert check.name in str(found)
+
+
+def test_the_root_of_eta_is_no_ddim():
+    """It keeps the levels, so that its noise alone tells: at η = ½ it differs from ddim at the first state with noise."""
+    found, right = sf.audit(Loop("root of eta", 0.5), 12), sf.audit(Loop(eta=0.5), 12)
+    exact = sf.audit("ddim", 12, eta=0.5)
+    assert exact.passed and exact.same == ("ddim(eta=0.5)",) and not found.same and found.nearest[0].step == 1
+    assert torch.allclose(right.reading.covariance(), exact.reading.covariance(), atol=1e-12)
+    ratio = found.reading.covariance()[1, 1] / exact.reading.covariance()[1, 1]
+    assert float(ratio) == pytest.approx(2.0)
+
+
+@pytest.fixture
+def k_diffusion(monkeypatch):
+    """The samplers, without what the package imports to train."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None:
+        pytest.skip("k-diffusion is not installed")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "k_diffusion", package)
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.transforms"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules["torchvision.transforms"].functional = None
+    yield importlib.import_module("k_diffusion.sampling")
+    for name in ("sampling", "external", "utils"):
+        sys.modules.pop(f"k_diffusion.{name}", None)
+
+
+def test_others(k_diffusion):
+    """Found from outside without hints: which samplers they are, and known slips of published code."""
+    assert "edm" in sf.audit(k_diffusion.sample_heun, 10).same
+    assert {check.name for check in sf.audit(k_diffusion.sample_heun, 10).failures} == {"draws-used"}
+    assert sf.audit(k_diffusion.sample_dpmpp_2m, 10).passed
+    third = sf.audit(k_diffusion.sample_dpmpp_3m_sde, 10)
+    assert not third.same and third.nearest[0].name == "sde-dpm-solver++-3m" and third.nearest[0].step == 3
+    assert "finite" in {check.name for check in third.failures}
+
+
+def test_schedulers():
+    diffusers = pytest.importorskip("diffusers")
+    ddim = sf.audit(diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 10)
+    assert ddim.passed and "ddim" in ddim.same
+    clips = sf.audit(diffusers.DDIMScheduler(), 10)
+    assert {"affine", "levels"} <= {check.name for check in clips.failures}
+    leading = sf.audit(diffusers.DDIMScheduler(clip_sample=False), 10)
+    assert "ddim" in leading.same and "at call 0 the network is told σ/α = 60.8" in str(leading)
+
+
+def test_the_command(tmp_path, monkeypatch):
+    """Exit code 1 where a check fails, 2 for what was typed wrongly; JSON; a file's function, a scheduler's class, a name."""
+    (tmp_path / "mine.py").write_text(
+        "def noisy(net, x, n):\n    import torch\n    return x - net(x, 0.5) + torch.randn_like(x)\n"
+    )
+    runner = CliRunner()
+    bad = runner.invoke(cli.app, ["audit", f"{tmp_path / 'mine.py'}:noisy", "--steps", "1,2"])
+    assert bad.exit_code == 1 and bad.output.count("FAIL no-last-noise") == 2
+    good = runner.invoke(cli.app, ["audit", "ddim(eta=0.5)", "--steps", "5", "--json"])
+    assert good.exit_code == 0 and json.loads(good.output)[0]["passed"] is True
+    for words, says in (
+        (["audit", "ddim", "--steps", "5,x"], "steps must be whole numbers with commas between, got 'x'"),
+        (["audit", f"{tmp_path / 'mine.py'}:noise"], "sampler: .* has no function 'noise'; did you mean noisy"),
+        (["audit", "ddim", "--path", "vpp"], "path must be one of"),
+    ):
+        wrong = runner.invoke(cli.app, words)
+        assert isinstance(wrong.exception, ValueError) and re.search(says, str(wrong.exception))
+
+
+def test_what_is_said(tmp_path):
+    found = sf.audit(Loop("noise at the end"), 6, waive=["ends-at-data"])
+    said = json.loads(found.to_json())
+    assert said["passed"] is False and said["nfe"] == 6 and len(said["times"]) == 6
+    assert {check["name"] for check in said["checks"]} >= {"affine", "batch", "law"} and "ends-at-data" not in str(found)
+    for call, error, match in (
+        (lambda: sf.audit(3), TypeError, "sampler must be a name, a Sampler, a scheduler or a function, got int"),
+        (lambda: sf.audit("ddim", 0), ValueError, "steps must be a whole number ≥ 1, got 0"),
+        (lambda: sf.audit("ddim", waive=["levls"]), ValueError, "waive must be one of affine, .* got 'levls'"),
+        (lambda: sf.audit("ddin"), ValueError, "no sampler is called 'ddin'"),
+    ):
+        with pytest.raises(error, match=match):
+            call()
