@@ -56,7 +56,7 @@ def test_the_table_of_conditions():
         names["model"] = sf.ScoreModel(eval(net.strip("`"), names), sf.VPSDE()) if net != "any" else sf.zoo.digits()
         x = eval(call.removesuffix(")") + ", nfe=4, seed=0)", names)
         assert x.shape == (2, 1, 8, 8) and bool(x.isfinite().all()), call
-    assert len(rows) == 8
+    assert len(rows) == 9
 
 
 def test_the_blocks_on_studies(capsys):
