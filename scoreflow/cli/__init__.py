@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scoreflow._extras import named
-from scoreflow.cli.check import audit
+from scoreflow.cli.check import audit, conform
 from scoreflow.cli.compare import report, study
 from scoreflow.cli.describe import cite, plan, samplers, show
 from scoreflow.cli.draw import sample
@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (samplers, show, plan, cite, sample, tune, study, pairs, train, report, audit):
+for command in (samplers, show, plan, cite, sample, tune, study, pairs, train, report, audit, conform):
     app.command()(command)
 
 

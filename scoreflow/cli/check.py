@@ -1,9 +1,10 @@
-"""The command `audit`."""
+"""The commands `audit` and `conform`."""
 
 from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,3 +58,12 @@ def _number(text: str) -> int:
         return int(text)
     except ValueError:
         raise ValueError(f"steps must be whole numbers with commas between, got {text!r}") from None
+
+
+def conform(out: Annotated[Path, typer.Option(help="A JSON file.")]) -> None:
+    """Write the coefficients of every registered sampler on stated paths and grids, for projects in other languages."""
+    from scoreflow._audit.conform import write
+
+    file = write(out)
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    typer.echo(f"{len(runs)} runs of {len({run['sampler'] for run in runs})} samplers: {file}")
