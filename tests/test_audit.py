@@ -113,7 +113,7 @@ SLIPS = [
 
 def test_without_a_slip():
     """The copy is ddim, and with η = 1 ddpm, whatever its code."""
-    assert sf.audit(Loop(), 12).passed and "ddim" in sf.audit(Loop(), 12).same
+    assert sf.audit(Loop(), 12).passed and sf.audit(Loop(), 12).same[0] == "ddim"
     found = sf.audit(Loop(eta=1.0), 12)
     assert found.passed and "ddpm" in found.same and "is " in str(found)
 
@@ -174,6 +174,8 @@ def test_schedulers():
     diffusers = pytest.importorskip("diffusers")
     ddim = sf.audit(diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing"), 10)
     assert ddim.passed and "ddim" in ddim.same
+    flow = sf.audit(diffusers.FlowMatchHeunDiscreteScheduler(), 6)
+    assert flow.passed and "pf-ode" in flow.same
     clips = sf.audit(diffusers.DDIMScheduler(), 10)
     assert {"affine", "levels"} <= {check.name for check in clips.failures}
     leading = sf.audit(diffusers.DDIMScheduler(clip_sample=False), 10)
@@ -212,3 +214,13 @@ def test_what_is_said(tmp_path):
     ):
         with pytest.raises(error, match=match):
             call()
+
+
+def test_the_fixture(scoreflow_audit):
+    """It gives the audit, and fails the test with the report."""
+    assert "ddim" in scoreflow_audit(Loop(), 6, same="ddim").same
+    scoreflow_audit(Loop("noise at the end"), 6, waive=["ends-at-data", "no-last-noise"])
+    with pytest.raises(pytest.fail.Exception, match="FAIL no-last-noise"):
+        scoreflow_audit(Loop("noise at the end"), 6)
+    with pytest.raises(pytest.fail.Exception, match="it is not ddpm"):
+        scoreflow_audit(Loop(), 6, same="ddpm")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -65,30 +65,24 @@ def of_reading(found: Reading, stranger: Stranger, steps: int) -> Iterator[Check
 
 def _levels(found: Reading, stranger: Stranger, told: list[float]) -> Iterator[Check]:
     """Where states stand, with data at a point."""
-    path, levels = stranger.path, found.levels(stranger.path, stranger.prediction, told, stranger.start)
-    inside = [0 < t <= 1 for t in told]
-    kappa = [path.kappa(t) if ok else math.nan for t, ok in zip(told, inside, strict=True)]
-    off = [abs(float(level[1] / level[0]) / k - 1) for level, k in zip(levels, kappa, strict=False)]
+    path, levels = stranger.path, found.levels(stranger.path, stranger.prediction, told, stranger.start).tolist()
+    right = [(path.alpha(t), path.sigma(t)) if 0 < t <= 1 + 1e-6 else (math.nan, math.nan) for t in told]
+    off = [_apart(level, at) for level, at in zip(levels, right, strict=False)]
     first = next((k for k, one in enumerate(off) if not one < LEVEL), None)
     if first is None:
         yield Check("levels", True, f"states stand where the network is told, to {max(off):.1e} of σ/α")
     else:
-        stands = float(levels[first][1] / levels[first][0])
-        yield Check(
-            "levels",
-            False,
-            f"at call {first} the network is told σ/α = {kappa[first]:.4g}, and stands at {stands:.4g}, {off[first]:.1e} off",
-            first,
-        )
-    scale = [abs(float(level[0]) / path.alpha(t) - 1) for level, t in zip(levels, told, strict=False)]
+        (alpha, sigma), (a, b) = levels[first], right[first]
+        stands, is_told = (s / c if c else math.inf for c, s in ((alpha, sigma), (a, b)))
+        says = f"at call {first} the network is told σ/α = {is_told:.4g}, and stands at {stands:.4g}, {off[first]:.1e} off"
+        yield Check("levels", False, says, first)
+    scale = [abs(level[0] - at[0]) / (at[0] or 1.0) for level, at in zip(levels, right, strict=False)]
     big = next((k for k, one in enumerate(scale) if not one < LEVEL), None)
     says = (
-        "as of the path"
-        if big is None
-        else f"at call {big} the signal is {float(levels[big][0]):.5g}, and α is {path.alpha(told[big]):.5g}"
+        "as of the path" if big is None else f"at call {big} the signal is {levels[big][0]:.5g}, and α is {right[big][0]:.5g}"
     )
     yield Check("signal", big is None, says, big)
-    alpha, sigma = (float(v) for v in levels[-1])
+    alpha, sigma = levels[-1]
     noise = _unseen(found)
     clean = sigma < 1e-3 * abs(alpha)
     yield Check(
@@ -102,6 +96,14 @@ def _levels(found: Reading, stranger: Stranger, told: list[float]) -> Iterator[C
         noise < 1e-6,
         "no draw after the last call" if noise < 1e-6 else f"noise of {noise:.3g} after the last call",
     )
+
+
+def _apart(level: Sequence[float], at: tuple[float, float]) -> float:
+    """How far σ/α of two levels are apart, relative; where α is 0, how large the other α is."""
+    (alpha, sigma), (a, b) = level, at
+    if a == 0:
+        return abs(alpha / sigma) if sigma else math.inf
+    return abs(sigma * a / (alpha * b) - 1) if alpha else math.inf
 
 
 def _unseen(found: Reading) -> float:

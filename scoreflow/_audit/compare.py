@@ -51,7 +51,7 @@ def nearest(found: Reading, stranger: Stranger, steps: int, most: int = 8) -> li
         if laid.nfe == found.nfe:
             made = {**made, repr(stranger.own): of_plan(laid, stranger.path, stranger.prediction)}
     near = [beside(name, found, reading) for name, reading in made.items()]
-    return sorted(near, key=lambda one: (one.step is not None, -_agreed(one), one.apart))[:most]
+    return sorted(near, key=lambda one: (-_agreed(one), 0.0 if one.step is None else one.apart))[:most]
 
 
 def _agreed(one: Near) -> int:

@@ -123,9 +123,9 @@ def _scheduler(scheduler: Any, options: dict[str, Any]) -> Stranger:
         def run(net: Callable[..., Tensor], x: Tensor) -> Tensor:
             own = copy.deepcopy(scheduler)
             own.set_timesteps(n)
-            x = x * own.init_noise_sigma
+            x = x * getattr(own, "init_noise_sigma", 1.0)
             for t in own.timesteps:
-                output = net(own.scale_model_input(x, t), t)
+                output = net(own.scale_model_input(x, t) if hasattr(own, "scale_model_input") else x, t)
                 x = own.step(output, t, x, return_dict=False, **options)[0]
             return x
 
