@@ -49,11 +49,14 @@ CASES = {
         r"did you mean digits\? Known: .*incep",
     ),
     "data": (partial(sf.data.load, "mnits"), r"did you mean mnist or digits\? Known: .*photos"),
-    "zoo": (partial(sf.studies.load, "zoo:digitss"), r"did you mean digits\? Known: digits, mnist"),
+    "zoo": (partial(sf.studies.load, "zoo:digitss"), r"did you mean digits or digits-map\? Known: digits, digits-map, mnist"),
     "oracle": (partial(sf.studies.load, "oracle:rnig"), r"did you mean ring\? Known: .*white"),
     "option of an oracle": (partial(sf.studies.load, "oracle:ring(mode=3)"), r"it has modes, .*, path; did you mean modes\?"),
     "path": (partial(sf.studies.load, "oracle:ring(path=cosin)"), r"one of vp, .*, got 'cosin'; did you mean cosine\?"),
-    "model without its kind": (partial(sf.studies.load, "digits"), r"got 'digits'; did you mean zoo:digits or oracle:digits\?"),
+    "model without its kind": (
+        partial(sf.studies.load, "digits"),
+        r"got 'digits'; did you mean zoo:digits, zoo:digits-map or oracle:digits\?",
+    ),
     "kind of model": (partial(sf.studies.load, "orcale:ring"), "cannot be loaded: .*; did you mean oracle:ring"),
     "network": (partial(checkpoint.make, "unet"), r"one of .*, got 'unet'; did you mean UNet\?"),
     "option of a network": (

@@ -222,9 +222,10 @@ class Contrast(Guided):
 def scale_at(scale: Scale, interval: tuple[float, float], t: float | Tensor) -> float | Tensor:
     """The scale at t, 1 outside the interval; for times (n,), one a sample."""
     if isinstance(scale, Tensor) or (isinstance(t, Tensor) and t.ndim and not callable(scale)):
-        times, given = torch.as_tensor(t), torch.as_tensor(scale, dtype=torch.float64)
-        inside = (times >= interval[0]) & (times <= interval[1])
-        return torch.where(inside.to(given.device) if given.ndim else inside, double(given), 1.0)
+        at: Any = scale if isinstance(scale, Tensor) else t
+        times = torch.as_tensor(t, device=at.device)
+        given = double(scale) if isinstance(scale, Tensor) else torch.as_tensor(scale, dtype=double_on(at.device)).to(at.device)
+        return torch.where((times >= interval[0]) & (times <= interval[1]), given, 1.0)
     if isinstance(t, Tensor) and t.ndim:
         if t.device.type == "meta":
             return double(t)
