@@ -38,7 +38,7 @@ LAYERS = [
     {"_audit"},
     {"training"},
     {"scoreflow"},
-    {"cli"},
+    {"cli", "_pytest"},
     {"__main__"},
 ]
 """From low to high. A module imports from lower layers only, and within a package no two need each other."""

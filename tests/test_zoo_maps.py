@@ -11,23 +11,23 @@ MAPS = {"digits": (1, 8, 8), "mnist": (1, 28, 28)}
 
 @pytest.mark.parametrize("name", MAPS)
 def test_one_jump(name):
-    """Of 40 samples at most 4 are of another class than was asked for, by a classifier that never saw one; the rest of the
+    """Of 20 samples at most 2 are of another class than was asked for, by a classifier that never saw one; the rest of the
     distance to the ODE from the same noise is under half of what the teacher's own first step leaves."""
     jumps, teacher, judge = getattr(sf.zoo, f"{name}_map")(), getattr(sf.zoo, name)(), getattr(sf.zoo, f"{name}_classifier")()
-    y, shape = torch.arange(10).repeat(4), (40, *MAPS[name])
-    ode = sf.sample(teacher, shape, "dpm-solver++", steps=20, seed=range(40), y=y)
+    y, shape = torch.arange(10).repeat(2), (20, *MAPS[name])
+    ode = sf.sample(teacher, shape, "dpm-solver++", steps=10, seed=range(20), y=y)
 
     def far(x):
         return float((x - ode).square().mean().sqrt())
 
-    one = sf.sample(jumps, shape, nfe=1, seed=range(40), y=y)
+    one = sf.sample(jumps, shape, nfe=1, seed=range(20), y=y)
     with torch.no_grad():
-        assert int((judge(one).argmax(1) != y).sum()) <= 4
-    assert far(one) < 0.5 * far(sf.sample(teacher, shape, "ddim", steps=1, seed=range(40), y=y))
-    guided = sf.sample(jumps, shape, nfe=2, seed=range(40), y=y, scale=3.0)
-    strong = sf.sample(sf.ClassifierFree(teacher, 3.0), shape, "dpm-solver++", steps=20, seed=range(40), y=y)
+        assert int((judge(one).argmax(1) != y).sum()) <= 2
+    assert far(one) < 0.5 * far(sf.sample(teacher, shape, "ddim", steps=1, seed=range(20), y=y))
+    guided = sf.sample(jumps, shape, nfe=2, seed=range(20), y=y, scale=3.0)
+    strong = sf.sample(sf.ClassifierFree(teacher, 3.0), shape, "dpm-solver++", steps=10, seed=range(20), y=y)
     assert float((guided - strong).square().mean().sqrt()) < 0.6 * float((ode - strong).square().mean().sqrt()) + 0.15
-    none = sf.sample(jumps, shape, nfe=1, seed=range(40))
+    none = sf.sample(jumps, shape, nfe=1, seed=range(20))
     assert none.isfinite().all() and float((none - one).square().mean()) > 0.01
 
 
