@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
 # The checks and the book go side by side.
-MAKEFLAGS += --jobs=2 --output-sync
+MAKEFLAGS += --jobs=2
 
 .PHONY: demo test check browser docs coverage reproduce clean
 
