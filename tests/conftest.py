@@ -1,5 +1,10 @@
 """Settings for all tests: reproducible examples, no time limits, one thread."""
 
+import importlib
+import importlib.util
+import sys
+import types
+
 import hypothesis
 import pytest
 import torch
@@ -10,7 +15,8 @@ hypothesis.settings.load_profile("scoreflow")
 
 SLOW = {
     "adaptive", "blackbox", "cli", "devices", "digits", "health", "image_conditions", "likelihood", "optimal", "orders",
-    "peers", "readme", "stochastic", "trainer", "training", "training_config", "training_pairs", "twelve_digits",
+    "peers", "readme", "stochastic", "trainer", "training", "training_config", "training_pairs", "training_reflow",
+    "twelve_digits",
 }  # fmt: skip
 """Modules that `pytest -m fast` leaves out, with those of studies."""
 
@@ -35,3 +41,21 @@ def one_thread():
 def no_global_randomness():
     """No test may depend on torch's global generator."""
     torch.manual_seed(20_261_122)
+
+
+@pytest.fixture
+def k_diffusion(monkeypatch):
+    """The package without what it imports to train; its `utils` asks for torchvision, for images only."""
+    found = importlib.util.find_spec("k_diffusion")
+    if found is None:
+        pytest.skip("k-diffusion is not installed")
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(found.submodule_search_locations)
+    monkeypatch.setitem(sys.modules, "k_diffusion", package)
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.transforms"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        sys.modules["torchvision.transforms"].functional = None
+    yield importlib.import_module("k_diffusion.sampling")
+    for name in ("sampling", "external", "utils"):
+        sys.modules.pop(f"k_diffusion.{name}", None)

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import math
 import re
-import sys
-import types
 from itertools import pairwise
 
 import pytest
@@ -146,24 +144,6 @@ def test_the_root_of_eta_is_no_ddim():
     assert torch.allclose(right.reading.covariance(), exact.reading.covariance(), atol=1e-12)
     ratio = found.reading.covariance()[1, 1] / exact.reading.covariance()[1, 1]
     assert float(ratio) == pytest.approx(2.0)
-
-
-@pytest.fixture
-def k_diffusion(monkeypatch):
-    """The samplers, without what the package imports to train."""
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
-    monkeypatch.setitem(sys.modules, "k_diffusion", package)
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("torchvision", "torchvision.transforms"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules["torchvision.transforms"].functional = None
-    yield importlib.import_module("k_diffusion.sampling")
-    for name in ("sampling", "external", "utils"):
-        sys.modules.pop(f"k_diffusion.{name}", None)
 
 
 def test_others(k_diffusion):

@@ -1,10 +1,7 @@
 """Pages for those who come from other libraries: their lines beside ours, their names and what they are here."""
 
 import ast
-import importlib.util
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -14,24 +11,6 @@ from scoreflow._core.aliases import PLAIN, plain
 from scoreflow._core.grid import GRIDS
 
 PAGES = Path(__file__).parent.parent / "docs/from"
-
-
-@pytest.fixture
-def k_diffusion(monkeypatch):
-    """The package without what it imports to train; its `utils` asks for torchvision, for images only."""
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
-    monkeypatch.setitem(sys.modules, "k_diffusion", package)
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("torchvision", "torchvision.transforms"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules["torchvision.transforms"].functional = None
-    yield importlib.import_module("k_diffusion.sampling")
-    for name in ("sampling", "external", "utils"):
-        sys.modules.pop(f"k_diffusion.{name}", None)
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Samplers read back by symbols: ours are what their plans say, others' are what ours of the same name are."""
 
-import importlib
-import importlib.util
 import math
-import sys
-import types
 
 import pytest
 import torch
 from problems import LINEAR, PATHS
 
 import scoreflow as sf
+from scoreflow._audit.audit import output_variance
+from scoreflow._audit.stranger import Stranger
 from scoreflow._uses.optimal import word_weights
 from scoreflow._uses.read_back import read_back
 from scoreflow.analysis import law
@@ -28,19 +26,6 @@ def ours(sampler, steps=STEPS, path=VP, prediction="eps", **options):
     return run
 
 
-def variance(found, path, times, prediction, v=0.5):
-    """Of the end on N(0, v) data, from the weights: outputs are what the exact network says of the states."""
-    every, K = torch.cat([found.states, found.end[None]]), found.nfe
-    made = torch.zeros(1 + K, 1 + found.draws, dtype=every.dtype)
-    made[0, 0] = path.prior_std(1.0)
-    for k, row in enumerate(every):
-        state = row[: 1 + k] @ made[: 1 + k]
-        state[1:] += row[1 + K :]
-        if k < K:
-            made[1 + k] = path.gaussian(times[k], prediction, v) * state
-    return float(state @ state)
-
-
 @pytest.mark.parametrize("case", LINEAR)
 def test_a_run_is_its_plan(case):
     """Affine; asked where the plan says, with its weights of the outputs, every draw used; its law is that of its rows."""
@@ -55,7 +40,8 @@ def test_a_run_is_its_plan(case):
     expected = [w / VP.convert("x0", plan.prediction, t)[1] for t, w in word_weights(plan, VP)]
     assert found.end[1 : 1 + found.nfe].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     exact = law(plan, VP, sf.Gaussian(torch.zeros(1), 0.5)).cov
-    assert variance(found, VP, times, plan.prediction) == pytest.approx(float(exact), rel=1e-6)
+    stranger = Stranger(case, VP, plan.prediction, "unit", ours)
+    assert output_variance(found, stranger, times) == pytest.approx(float(exact), rel=1e-6)
 
 
 @pytest.mark.parametrize("path", ["vp", "ve", "cosine", "flow"])
@@ -72,24 +58,6 @@ def test_levels(sampler, path):
 
 
 # -- others' ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def k_diffusion(monkeypatch):
-    """The samplers, without what the package imports to train."""
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None:
-        pytest.skip("k-diffusion is not installed")
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
-    monkeypatch.setitem(sys.modules, "k_diffusion", package)
-    if importlib.util.find_spec("torchvision") is None:
-        for name in ("torchvision", "torchvision.transforms"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules["torchvision.transforms"].functional = None
-    yield importlib.import_module("k_diffusion.sampling")
-    for name in ("sampling", "external", "utils"):
-        sys.modules.pop(f"k_diffusion.{name}", None)
 
 
 SIGMAS = torch.tensor([10.0, 5.0, 2.0, 0.8, 0.3, 0.1, 0.0], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""`audit`: what a sampler is, to how many digits, with which slips, and what they cost."""
+"""`audit`: what a sampler is, to how many digits, and where it slips."""
 
 from __future__ import annotations
 

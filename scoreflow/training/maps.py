@@ -164,7 +164,7 @@ class MapObjective(Objective):
 
     def rehearse(self, model: ScoreModel, x_0: Tensor, conditions: dict[str, Any]) -> None:
         """Raise ValueError if the network has no forward-mode derivatives and the loss needs them; of two samples x_0."""
-        if not self.kind.jvp:
+        if not self.kind.jvp or not x_0.is_floating_point():  # of such data the loop tells
             return
         draw = dataclasses.replace(self, diagonal=0.0).draw(model, x_0, 0)
         with torch.no_grad(), torch.random.fork_rng():
