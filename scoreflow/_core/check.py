@@ -88,7 +88,7 @@ def no_option(what: str, name: str, known: Iterable[str]) -> str:
 
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
-    if (value := _real(t)) is None:
+    if (value := t if type(t) is float else _real(t)) is None:
         raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")

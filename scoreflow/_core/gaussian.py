@@ -33,9 +33,7 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
     def method(self: Self, t: S) -> S:
         if isinstance(t, Tensor):
             return formula(self, double(t)).to(t.dtype)
-        if name != "time":
-            check.time("t", t)
-        number = float(t)
+        number = float(t) if name == "time" else check.time("t", t)
         return _once(self, (name, number), lambda: formula(self, torch.tensor(number, dtype=torch.float64)).item())
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
@@ -58,14 +56,18 @@ class Parameters:
     @property
     def stamp(self) -> Hashable:
         """What is another after every change: of an attribute, or, down to four levels, of its entries and parts, in place."""
-        parts: tuple[int, list[Tensor], list[Any]] | None = self.__dict__.get("_parts")
-        if parts is None or parts[0] != self._changes:
-            held = [value for name, value in vars(self).items() if name not in ("_changes", "_known", "_parts")]
-            held += [one for value in held if type(value) is tuple for one in value]
+        parts: tuple[list[Parameters], list[int], list[Tensor], list[Any]] | None = self.__dict__.get("_parts")
+        if parts is None or [one._changes for one in parts[0]] != parts[1]:
+            owners, held = [self], list[Any]()
+            for owner in owners:  # those it holds are among them as they are found
+                own = [value for name, value in vars(owner).items() if name not in ("_changes", "_known", "_parts")]
+                own += [one for value in own if type(value) is tuple for one in value]
+                owners += [one for one in own if isinstance(one, Parameters)]
+                held += [one for one in own if not isinstance(one, Parameters)]
             tensors = [one for one in held if isinstance(one, Tensor) and not one.is_inference()]
             rest = [one for one in held if not _still(one) and not isinstance(one, Tensor)]
-            parts = self.__dict__["_parts"] = (self._changes, tensors, rest)
-        return parts[0], *[one._version for one in parts[1]], *[_stamp(one, 4) for one in parts[2]]
+            parts = self.__dict__["_parts"] = owners, [one._changes for one in owners], tensors, rest
+        return *parts[1], *[one._version for one in parts[2]], *[_stamp(one, 4) for one in parts[3]]
 
 
 PLAIN = frozenset((float, int, bool, str, type(None)))
@@ -96,14 +98,20 @@ def _stamp(value: Any, levels: int) -> Hashable:
     return (id(value), _stamp(held, levels - 1)) if isinstance(held, dict) and levels else id(value)
 
 
-def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
-    """What `make` gives, kept with the path while its parameters stay: runs need the same numbers again and again."""
+def _known(path: Any) -> dict[tuple[Any, ...], Any]:
+    """What is kept with a path while its parameters stay: runs need the same numbers again and again."""
     stamp = path.stamp
-    held: tuple[Hashable, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
+    held: tuple[Hashable, dict[tuple[Any, ...], Any]] | None = path.__dict__.get("_known")
     if held is None or held[0] != stamp or len(held[1]) > 100_000:
         held = path.__dict__["_known"] = (stamp, {})
-    if (value := held[1].get(key)) is None:
-        value = held[1][key] = make()
+    return held[1]
+
+
+def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
+    """What `make` gives, kept with the path."""
+    known = _known(path)
+    if (value := known.get(key)) is None:
+        value = known[key] = make()
     return value
 
 
@@ -311,6 +319,8 @@ class GaussianPath(Parameters):
         Raises:
             ValueError: a prediction that is none of eps, x0, v, score, flow.
         """
+        if isinstance(t, float) and (known := _known(self).get((source, target, t))) is not None:
+            return known
         check.one_of("prediction", source, PREDICTIONS)
         check.one_of("target", target, PREDICTIONS)
         if source == target:

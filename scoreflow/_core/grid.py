@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from scoreflow._core import check
 from scoreflow._core.aliases import GRID_ALIASES, plain
 from scoreflow._core.gaussian import GaussianPath, _once
 
+T = TypeVar("T")
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
 NAMES = {plain(name): meant for name, meant in GRID_ALIASES.items()}
@@ -45,16 +46,21 @@ def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
         @functools.wraps(rule)
         def kept(path: GaussianPath, steps: int, start: float, stop: float, *values: Any, **options: Any) -> Tensor:
             key = (rule, steps, start, stop, values, *sorted(options.items()))
-            try:
-                hash(key)
-            except TypeError:  # an option that is a list
-                return rule(path, steps, start, stop, *values, **options)
-            return _once(path, key, lambda: rule(path, steps, start, stop, *values, **options)).clone()
+            return _kept(path, key, lambda: rule(path, steps, start, stop, *values, **options)).clone()
 
         GRIDS[name] = kept
         return kept
 
     return register
+
+
+def _kept(path: GaussianPath, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, kept with the path, unless an option is a list."""
+    try:
+        hash(key)
+    except TypeError:
+        return make()
+    return _once(path, key, make)
 
 
 def grid(
@@ -133,12 +139,15 @@ def build(
     if not isinstance(name, str) or name not in GRIDS:
         near = check.suggestion(name, GRIDS, also=GRID_ALIASES)
         raise ValueError(f"no grid is called {name!r}{near}; or give solve the times themselves")
-    known = list(inspect.signature(GRIDS[name]).parameters)[4:]
-    if unknown := set(options) - set(known):
+    if options and (unknown := set(options) - set(known := list(inspect.signature(GRIDS[name]).parameters)[4:])):
         raise ValueError(check.no_option(f"grid {name!r}", min(unknown), known))
-    nodes = GRIDS[name](path, steps, start, stop, **options)
-    nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
-    return check_times(nodes)
+
+    def made() -> tuple[float, ...]:
+        nodes = GRIDS[name](path, steps, start, stop, **options)
+        nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
+        return check_times(nodes)
+
+    return _kept(path, ("times", GRIDS[name], steps, start, stop, *sorted(options.items())), made)
 
 
 def named(name: Any) -> Any:
@@ -173,7 +182,9 @@ def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ..
     plain = plain.tolist() if isinstance(plain, Tensor | np.ndarray) else plain
     if not isinstance(plain, Sequence) or any(isinstance(t, Sequence) and not isinstance(t, str) for t in plain):
         raise TypeError(f"grid must be a name or a one-dimensional sequence of decreasing times, got {times!r}")
-    values = tuple(check.time(f"time {i} of the grid", t) for i, t in enumerate(plain))
+    values = tuple(
+        t if type(t) is float and 0 <= t <= 1 else check.time(f"time {i} of the grid", t) for i, t in enumerate(plain)
+    )
     if len(values) < 2:
         raise ValueError(f"a grid needs at least two times, got {len(values)}")
     for i, (a, b) in enumerate(pairwise(values), start=1):

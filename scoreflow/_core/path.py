@@ -13,7 +13,7 @@ from torch import Tensor
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.check import number, whole
 from scoreflow._core.deprecated import renamed
-from scoreflow._core.gaussian import GaussianPath, Parameters, _bisect, curve
+from scoreflow._core.gaussian import GaussianPath, Parameters, _bisect, _once, curve
 
 
 class AlphaBar(Parameters):
@@ -121,7 +121,7 @@ class Nodes(AlphaBar):
                 c[-1] = value
         self.T, self.y, self.betas = chain.T, torch.from_numpy(y), chain.beta
         self.nodes = torch.arange(self.T + 1, dtype=torch.float64) / self.T
-        self.cubic = tuple(torch.from_numpy(c) for c in cubic)
+        self.cubic = torch.from_numpy(np.stack(cubic))
 
     def __str__(self) -> str:
         digest = hashlib.blake2b(self.betas.numpy().tobytes(), digest_size=4).hexdigest()
@@ -131,7 +131,7 @@ class Nodes(AlphaBar):
         """The place within its cell, and the cell's cubic."""
         nodes = self.nodes.to(t)  # t·T may miss a node by a rounding; i/T does not
         i = (torch.searchsorted(nodes, t.detach().contiguous(), right=True) - 1).clamp(0, self.T - 1)
-        return ((t - nodes[i]) * self.T, *(c.to(t)[i] for c in self.cubic))
+        return ((t - nodes[i]) * self.T, *self.cubic.to(t)[:, i])
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         u, y, b, c, d = self._cell(t)
@@ -226,7 +226,7 @@ class VPSDE(GaussianPath):
     schedule = renamed("schedule", "noise_schedule")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}{self.noise_schedule}"
+        return _once(self, ("repr",), lambda: f"{type(self).__name__}{self.noise_schedule}")
 
     def discretize(self, N: int) -> DDPMChain:
         """The DDPM chain of N steps with this path's ᾱ at t = i/N: `β_i = 1 − ᾱ(t_i)/ᾱ(t_{i−1})`, never β(t)/N.
