@@ -187,6 +187,7 @@ REFUSED = [
         "callback must be a function of a State",
     ),
     (lambda: sf.Brownian(0, depth=2.5), TypeError, "depth must be a whole number ≥ 1, got 2.5"),
+    (lambda: sf.Brownian(0, times=(1.0, 2.0)), ValueError, r"times must lie between 0 \(data\) and 1 \(prior\), got 2.0"),
     (lambda: sf.Brownian(0, depth=-3), ValueError, "depth must be a whole number ≥ 1, got -3"),
     (lambda: sf.solve(MODEL, torch.zeros(2, 3, dtype=torch.int64), "ddim"), TypeError, r"got torch.int64 of shape \(2, 3\)"),
     (lambda: sf.solve(MODEL, [1.0], "ddim"), TypeError, "got list"),
