@@ -19,7 +19,8 @@ from torch import Tensor
 
 from scoreflow._core import check
 from scoreflow._core.aliases import GRID_ALIASES, plain
-from scoreflow._core.gaussian import GaussianPath, _once
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.known import once
 
 T = TypeVar("T")
 GridRule = Callable[..., Tensor]
@@ -60,7 +61,7 @@ def _kept(path: GaussianPath, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         hash(key)
     except TypeError:
         return make()
-    return _once(path, key, make)
+    return once(path, key, make)
 
 
 def grid(
