@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoreflow._core.chain import DDPMChain
 from scoreflow._core.check import number
-from scoreflow._core.elementary import constant, cos, detach, exp, log, log1p, sin, sqrt, tan, where
+from scoreflow._core.elementary import constant, cos, exp, log, log1p, sin, sqrt, tan, where
 from scoreflow._core.gaussian import bisect
 from scoreflow._core.known import Parameters
 
@@ -104,6 +104,8 @@ class Nodes(AlphaBar):
         A Method for Constructing Local Monotone Piecewise Cubic Interpolants (Fritsch & Butland, 1984).
     """
 
+    fixed = True
+
     def __init__(self, chain: DDPMChain) -> None:
         y = np.concatenate(([0.0], chain.log_alpha_bar.numpy()))
         self.to_zero = bool(y[-1] == -math.inf)
@@ -124,7 +126,10 @@ class Nodes(AlphaBar):
                 c[-1] = value
         self.T, self.y, self.betas = chain.T, torch.from_numpy(y), chain.beta
         self.nodes = torch.arange(self.T + 1, dtype=torch.float64) / self.T
-        self.cubic = torch.from_numpy(np.stack(cubic))
+        # At the last node a cell of its own, with its value to the last digit and the slope there.
+        _, rate, bend, turn = (float(part[-1]) for part in cubic)
+        end = (float(y[-2]) + rate if self.to_zero else y[-1], rate + 2 * bend + 3 * turn, 0.0, 0.0)
+        self.cubic = torch.from_numpy(np.concatenate([np.stack(cubic), np.array(end)[:, None]], 1))
 
     def __str__(self) -> str:
         digest = hashlib.blake2b(self.betas.numpy().tobytes(), digest_size=4).hexdigest()
@@ -134,9 +139,9 @@ class Nodes(AlphaBar):
         """The start of the cell that t is in, and the cell's cubic."""
         if isinstance(t, Tensor):  # t·T may miss a node by a rounding; i/T does not
             found = torch.searchsorted(self.nodes.to(t), t.detach().contiguous(), right=True) - 1
-            return self._at(found.clamp(0, self.T - 1), t)
+            return self._at(found.clamp(0, self.T), t)
         i = int(t * self.T)
-        return self._at(min(i + ((i + 1) / self.T <= t) - (i / self.T > t), self.T - 1), t)
+        return self._at(min(i + ((i + 1) / self.T <= t) - (i / self.T > t), self.T), t)
 
     def _at(self, i: Any, like: Any) -> tuple[Any, ...]:
         if isinstance(like, Tensor):
@@ -148,9 +153,7 @@ class Nodes(AlphaBar):
 
     def _value(self, t: Any, start: Any, y: Any, b: Any, c: Any, d: Any) -> Any:
         u = (t - start) * self.T
-        # The last node's value to the last digit, with the slope of its cell.
-        end = y + (b + c + d) + (u - detach(u)) * (b + 2 * c + 3 * d)
-        cubic = where(u >= 1, end, y + u * (b + u * (c + u * d)))
+        cubic = y + u * (b + u * (c + u * d))
         return cubic + 2 * log(self._line(t)[0]) if self.to_zero else cubic
 
     def beta(self, t: Any) -> Any:
@@ -185,6 +188,7 @@ class Nodes(AlphaBar):
             right = torch.searchsorted(-self.y.to(log_alpha_bar), -log_alpha_bar.contiguous()).clamp(1, self.T)
         else:
             right = min(max(bisect_left(self.y.numpy(), -log_alpha_bar, key=operator.neg), 1), self.T)
-        cell, tensor = self._at(right - 1, log_alpha_bar), isinstance(log_alpha_bar, Tensor)
-        end = self.nodes.to(log_alpha_bar)[right] if tensor else right / self.T
-        return bisect(lambda t: self._value(t, *cell), log_alpha_bar, cell[0], end, lambda t: self._rate(t, *cell))
+        cell, (end, *_) = self._at(right - 1, log_alpha_bar), self._at(right, log_alpha_bar)
+        return bisect(
+            self.log_alpha_bar, log_alpha_bar, cell[0], end, lambda t: self._rate(t, *cell), lambda t: self._value(t, *cell)
+        )

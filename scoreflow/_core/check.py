@@ -36,13 +36,14 @@ def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
     """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
+    x = value if type(value) is float else _real(value)
+    if x is not None and math.isfinite(x) and least <= x <= most and x > above:
+        return x
     limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
     allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
-    if (x := _real(value)) is None:
+    if x is None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if not (math.isfinite(x) and least <= x <= most and x > above):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return x
+    raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def scalar(value: Any) -> Any:

@@ -28,10 +28,8 @@ def _of(tensors: Callable[..., Any], numbers: Callable[..., Any]) -> Callable[..
 
 exp, expm1, log, log1p = (_of(getattr(torch, name), getattr(math, name)) for name in ("exp", "expm1", "log", "log1p"))
 sqrt, sin, cos, tan = (_of(getattr(torch, name), getattr(math, name)) for name in ("sqrt", "sin", "cos", "tan"))
-isfinite = _of(torch.isfinite, math.isfinite)
 some = _of(lambda holds: bool(holds.any()), bool)
 every = _of(lambda holds: bool(holds.all()), bool)
-detach = _of(Tensor.detach, float)
 clip = _of(lambda t: t.clamp(0, 1), lambda t: min(max(t, 0.0), 1.0))
 """To [0, 1]."""
 softplus = _of(lambda x: torch.nn.functional.softplus(x, threshold=800), lambda x: max(x, 0.0) + math.log1p(math.exp(-abs(x))))
@@ -50,13 +48,13 @@ def constant(value: float, like: S) -> S:
 
 def lift(formula: Callable[..., tuple[Any, ...]], *values: S) -> tuple[S, ...]:
     """A formula of several values, on numbers, or on tensors of any floating dtype in float64; it answers in kind."""
-    dtype = next((v.dtype for v in values if isinstance(v, Tensor)), None)  # type: ignore[attr-defined]
-    if dtype is None:
+    tensors: list[Any] = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
         try:
             out = formula(*values)
-            if all(isinstance(o, float) for o in out):
+            if all([type(o) is float for o in out]):  # a list is quicker
                 return out
         except REFUSALS:
             pass
-    out = formula(*(double(v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)) for v in values))
-    return cast("tuple[S, ...]", tuple(o.item() if dtype is None else o.to(dtype) for o in out))
+    found = formula(*(double(v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)) for v in values))
+    return cast("tuple[S, ...]", tuple(o.to(tensors[0].dtype) if tensors else o.item() for o in found))

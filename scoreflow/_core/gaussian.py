@@ -16,7 +16,7 @@ from torch import Tensor
 from scoreflow._core import check
 from scoreflow._core.check import hidden
 from scoreflow._core.deprecated import renamed
-from scoreflow._core.elementary import constant, every, exp, expm1, isfinite, lift, log, log1p, some, sqrt, where
+from scoreflow._core.elementary import constant, every, exp, expm1, lift, log, log1p, some, sqrt, where
 from scoreflow._core.known import Parameters, dual, known, once
 from scoreflow._core.row import Row
 
@@ -162,9 +162,9 @@ class GaussianPath(Parameters):
         """
         check.number("eta", eta, least=0)
         if eta == 0 and std is None:
-            return self.bridge(t, s, std=self.sigma(t) * 0.0)
+            std = self.sigma(t) * 0.0
 
-        def row(lam_t: Any, lam_s: Any, alpha_t: Any, alpha_s: Any, sigma_t: Any, sigma_s: Any, c: Any = None) -> Any:
+        def row(lam_t: Any, alpha_t: Any, sigma_t: Any, lam_s: Any, alpha_s: Any, sigma_s: Any, c: Any = None) -> Any:
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
             if c is None:
                 lost = -expm1(2 * (lam_t - lam_s))
@@ -180,9 +180,16 @@ class GaussianPath(Parameters):
             # Up to α_s = 0 the product below is 0 · ∞.
             return x, where(alpha_s > 0, -alpha_s * expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), z
 
-        curves = (of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s))
-        x, m, z = lift(row, *curves, *(() if std is None else (std,)))
+        x, m, z = lift(row, *self._levels(t), *self._levels(s), *(() if std is None else (std,)))
         return Row(x, (m,), z)
+
+    def _levels(self, t: S) -> tuple[S, S, S]:
+        """λ, α and σ."""
+
+        def found() -> tuple[S, S, S]:
+            return self.lam(t), self.alpha(t), self.sigma(t)
+
+        return found() if isinstance(t, Tensor) else once(self, ("levels", t), found)
 
     def below(self, t: float, s: float, eta: float = 1.0) -> float:
         """The time u ≤ s with `κ_u² = κ_s² − c²/α_s²`, c = η · `posterior_std(t, s)`: from there noise c leads up to s.
@@ -285,16 +292,32 @@ def _slope(of: Callable[[Any], Any], t: S) -> S:
     return cast(Tensor, value)
 
 
-def bisect(of: Callable[[Any], Any], value: S, lo: S, hi: S, rate: Callable[[Any], Any] | None = None) -> S:
-    """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function.
+def bisect(
+    of: Callable[[Any], Any],
+    value: S,
+    lo: S,
+    hi: S,
+    rate: Callable[[Any], Any] | None = None,
+    piece: Callable[[Any], Any] | None = None,
+) -> S:
+    """Where a falling curve takes a value, held to [lo, hi]; to the last digit of float64. Its gradient is that of the implicit
+    function.
 
-    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval.
+    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval. `piece` is the curve
+    between lo and hi, if that is quicker to have.
     """
+    near, tensor = piece or of, isinstance(value, Tensor)
+    eps = torch.finfo(value.dtype if isinstance(value, Tensor) else torch.float64).eps
     with torch.no_grad():
-        within = (of(hi) <= value) & (value <= of(lo)) & isfinite(value)
+        low, high = of(lo), of(hi)
+        beyond = (value >= low) | (value <= high)
         guess: Any = (lo + hi) / 2
+        if rate is not None:
+            secant = lo + (hi - lo) * ((low - value) / (low - high))
+            guess = where((lo <= secant) & (secant <= hi), secant, guess)
+        t: Any = where(value >= low, lo, hi)
         for _ in range(60):
-            off = of(guess) - value
+            off = near(guess) - value
             above = off > 0
             lo, hi = where(above, guess, lo), where(above, hi, guess)
             middle, last = (lo + hi) / 2, guess
@@ -303,14 +326,12 @@ def bisect(of: Callable[[Any], Any], value: S, lo: S, hi: S, rate: Callable[[Any
             else:
                 step = guess + off / rate(guess)
                 guess = where((lo <= step) & (step <= hi), step, middle)
-                if not _unseen(guess) and every(abs(guess - last) <= 2 * torch.finfo(torch.float64).eps * last):
+                if not (tensor and hidden(guess)) and every((abs(guess - last) <= 2 * eps * last) | beyond):
                     break
-        t: Any = where(of(lo) == value, lo, where(of(hi) == value, hi, guess))
-    return _implicit(of, value, t, within) if isinstance(value, Tensor) else t
-
-
-def _unseen(value: Any) -> bool:
-    return isinstance(value, Tensor) and hidden(value)
+        if rate is None:
+            guess = where(near(lo) == value, lo, where(near(hi) == value, hi, guess))
+        t = where(beyond, t, guess)
+    return _implicit(of, value, t, (high <= value) & (value <= low) & value.isfinite()) if isinstance(value, Tensor) else t
 
 
 def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:

@@ -178,9 +178,12 @@ def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ..
     Raises:
         ValueError: fewer than two, outside [0, 1], or not strictly decreasing. TypeError: no sequence of numbers.
     """
-    # One by one, as torch before 2.5 has no `tolist` inside `torch.func`.
-    plain = [t.item() for t in times] if isinstance(times, Tensor) and times.ndim == 1 else times
-    plain = plain.tolist() if isinstance(plain, Tensor | np.ndarray) else plain
+    plain: Any = times
+    if isinstance(times, Tensor | np.ndarray):
+        try:
+            plain = times.tolist()
+        except RuntimeError:  # torch before 2.5 has none inside `torch.func`
+            plain = [t.item() for t in times]
     if not isinstance(plain, Sequence) or any(isinstance(t, Sequence) and not isinstance(t, str) for t in plain):
         raise TypeError(f"grid must be a name or a one-dimensional sequence of decreasing times, got {times!r}")
     values = tuple(
@@ -276,10 +279,7 @@ def rectified(
     p falls they near those of logsnr.
     """
     power, shift = check.number("power", power, above=0), check.number("shift", shift, above=0)
-    centre = -math.log(shift)
-
-    def share(t: float) -> float:
-        return _logistic(power * (centre - path.lam(t)))
+    centre, share = -math.log(shift), _share(path, power, shift)
 
     def inverse(u: Tensor) -> Tensor:
         return path.time(centre + torch.log((1 - u) / u) / power)
@@ -287,6 +287,11 @@ def rectified(
     if t_min is None:
         return inverse(_even(share(start), share(stop), steps))
     return _through(path, steps, start, stop, t_min, share, inverse)
+
+
+def _share(path: GaussianPath, power: float, shift: float) -> Callable[[float], float]:
+    """κ^p/(c^p + κ^p) of t."""
+    return lambda t: _logistic(power * (-math.log(shift) - path.lam(t)))
 
 
 @grid_rule("ode")
@@ -299,10 +304,10 @@ def ode(
     `exact` score is right at all times, and its last node is always free. Power and shift were measured (docs/auto.md).
     """
     check.flag("exact", exact)
-    times = rectified(path, steps, start, stop, power, shift)
     low = min(default_t_min(path), start / 2)
-    if not exact and path.sigma(stop) == 0 and times[-2] < low:
-        times = rectified(path, steps, start, stop, power, shift, low)
+    share = _share(path, check.number("power", power, above=0), check.number("shift", shift, above=0))
+    free = exact or path.sigma(stop) > 0 or float(_even(share(start), share(stop), steps)[-2]) >= share(low)
+    times = rectified(path, steps, start, stop, power, shift, None if free else low)
     times[0] = start  # to the last digit, where a run calls this as a rule
     return times
 

@@ -22,11 +22,16 @@ class Parameters:
     """What has parameters that numbers are remembered for: it counts their changes, and leaves what it remembers behind when it
     is copied or pickled."""
 
+    changes = 0
+    """Of all."""
+    fixed = False
+    """Whether nothing that it holds is ever changed in place."""
     _changes = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         self.__dict__["_changes"] = self._changes + 1
+        Parameters.changes += 1
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_known", "_parts")}
@@ -38,7 +43,8 @@ class Parameters:
         if parts is None or [one._changes for one in parts[0]] != parts[1]:
             owners, held = [self], list[Any]()
             for owner in owners:  # those it holds are among them as they are found
-                own = [value for name, value in vars(owner).items() if name not in ("_changes", "_known", "_parts")]
+                names = () if owner.fixed else (name for name in vars(owner) if name not in ("_changes", "_known", "_parts"))
+                own = [vars(owner)[name] for name in names]
                 own += [one for value in own if type(value) is tuple for one in value]
                 owners += [one for one in own if isinstance(one, Parameters)]
                 held += [one for one in own if not isinstance(one, Parameters)]
@@ -78,11 +84,16 @@ def _stamp(value: Any, levels: int) -> Hashable:
 
 def known(path: Any) -> dict[tuple[Any, ...], Any]:
     """What is kept with a path while its parameters stay: runs need the same numbers again and again."""
-    stamp = path.stamp
-    held: tuple[Hashable, dict[tuple[Any, ...], Any]] | None = path.__dict__.get("_known")
-    if held is None or held[0] != stamp or len(held[1]) > 100_000:
-        held = path.__dict__["_known"] = (stamp, {})
-    return held[1]
+    held: tuple[int | None, Hashable, dict[tuple[Any, ...], Any]] | None = path.__dict__.get("_known")
+    if held is not None and len(held[2]) > 100_000:
+        held = None
+    if held is not None and held[0] == Parameters.changes:
+        return held[2]
+    now, stamp = Parameters.changes, path.stamp
+    kept = held[2] if held is not None and held[1] == stamp else {}
+    *_, tensors, rest = path.__dict__["_parts"]  # what may change in place is looked at every time
+    path.__dict__["_known"] = None if tensors or rest else now, stamp, kept
+    return kept
 
 
 def once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
@@ -110,7 +121,10 @@ def _method(formula: Callable[[Self, Any], Any], of_number: Callable[[Self, floa
         if isinstance(t, Tensor):
             return formula(self, double(t)).to(t.dtype)
         number = float(t) if name == "time" else check.time("t", t)
-        return once(self, (name, number), lambda: of_number(self, number))
+        kept, key = known(self), (name, number)
+        if (value := kept.get(key)) is None:
+            value = kept[key] = of_number(self, number)
+        return value
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
     return method

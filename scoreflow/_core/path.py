@@ -98,7 +98,7 @@ class VPSDE(GaussianPath):
     @dual
     def log_sigma(self, t: Any) -> Any:
         """½ log(1 − ᾱ)."""
-        return log(-expm1(self.noise_schedule.log_alpha_bar(t))) / 2
+        return log(-expm1(2 * self.log_alpha(t))) / 2
 
     @dual
     def f(self, t: Any) -> Any:
@@ -136,7 +136,7 @@ class SubVPSDE(VPSDE):
     @dual
     def log_sigma(self, t: Any) -> Any:
         """log(1 − ᾱ)."""
-        return log(-expm1(self.noise_schedule.log_alpha_bar(t)))
+        return log(-expm1(2 * self.log_alpha(t)))
 
     @dual
     def g2(self, t: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -113,6 +115,8 @@ def standard_error(each: Tensor) -> Tensor:
 
 
 LEGENDRE = np.polynomial.legendre.leggauss(32)
+NODES, MASSES = (LEGENDRE[0] + 1) / 2, LEGENDRE[1] / 2
+"""On [0, 1]."""
 
 
 def weights(
@@ -128,15 +132,20 @@ def weights(
     replaced by its interpolant through the outputs. Gauss–Legendre with 32 nodes, in float64; short intervals
     lose no digits.
     """
-    u, mass = lo + (hi - lo) * (LEGENDRE[0] + 1) / 2, (hi - lo) / 2 * LEGENDRE[1]
-    at, mass = u if variable is None else variable(u), mass * measure(u)
-    return tuple(float(sum(lagrange(knots, j, at) * mass)) for j in range(len(knots)))
+    u = lo + (hi - lo) * NODES
+    mass = (hi - lo) * MASSES * measure(u)
+    if len(knots) == 1:
+        return (float(mass.sum()),)
+    at = u if variable is None else variable(u)
+    off = [at - knot for knot in knots]
+    return tuple(float(_without(off, j) @ mass) / _without([here - knot for knot in knots], j) for j, here in enumerate(knots))
 
 
-def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> np.ndarray:
-    """ℓ_j(u)."""
-    value = np.ones_like(u)
-    for k, knot in enumerate(knots):
-        if k != j:
-            value = value * (u - knot) / (knots[j] - knot)
-    return value
+def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> Any:
+    """ℓ_j(u), of two knots or more."""
+    return _without([u - knot for knot in knots], j) / _without([knots[j] - knot for knot in knots], j)
+
+
+def _without(factors: list[Any], j: int) -> Any:
+    """The product of all but the j-th."""
+    return functools.reduce(operator.mul, factors[:j] + factors[j + 1 :])
