@@ -135,10 +135,15 @@ def weights(
     u = lo + (hi - lo) * NODES
     mass = (hi - lo) * MASSES * measure(u)
     if len(knots) == 1:
-        return (float(mass.sum()),)
+        return (_sum(mass),)
     at = u if variable is None else variable(u)
     off = [at - knot for knot in knots]
-    return tuple(float(_without(off, j) @ mass) / _without([here - knot for knot in knots], j) for j, here in enumerate(knots))
+    return tuple(_sum(_without(off, j) * mass) / _without([here - knot for knot in knots], j) for j, here in enumerate(knots))
+
+
+def _sum(values: np.ndarray) -> float:
+    """One after the other, on every machine."""
+    return float(np.add.accumulate(values)[-1])
 
 
 def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> Any:
