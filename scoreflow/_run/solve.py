@@ -20,6 +20,7 @@ from scoreflow._core.noise import Replay, Source, check_seed
 from scoreflow._core.projection import Project, free, projection
 from scoreflow._core.row import wide
 from scoreflow._run.auto import AUTO, choose
+from scoreflow._run.captured import captured
 from scoreflow._run.kept import beside, is_kept, kept, made_by, on_path
 from scoreflow._run.picard import Picard, picard
 from scoreflow._run.schedule import Grid, Schedule
@@ -85,6 +86,7 @@ def solve(
     progress: bool = False,
     grad: bool = False,
     project: Project | None = None,
+    capture: bool = False,
     conditions: Mapping[str, Any] | None = None,
     **keywords: Any,
 ) -> Solution:
@@ -117,6 +119,8 @@ def solve(
         grad: record the run for differentiation.
         project: a function of the states (B, ...), such as `lambda x: x - x.mean(1, keepdim=True)`, that holds the run in a
             subspace: of x_T and of every state that the rows make, stages and noise included. For samplers made of rows.
+        capture: play the run as one CUDA graph, which the first call captures and the model keeps for the next of the same
+            plan, shape and kind of conditions. For samplers made of rows, on a CUDA device; the network must stand it.
         conditions: of the network, by name: for names that are arguments here or options, such as `{"eta": 2.0}`.
         keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
             `sf.shared` say whether these have a row a sample.
@@ -133,7 +137,7 @@ def solve(
     return carry(
         model, x_T, prepared, source,
         parallel=parallel, seed=kept, trajectory=trajectory, callback=callback, progress=progress, grad=grad,
-        project=projection(project),
+        project=projection(project), capture=capture,
     )  # fmt: skip
 
 
@@ -231,6 +235,7 @@ def carry(
     progress: bool = False,
     grad: bool = False,
     project: Project = free,
+    capture: bool = False,
 ) -> Solution:
     """Walk, once all is checked; `steps` is what steps, if it is not the sampler that was asked for."""
     flag("trajectory", trajectory), flag("progress", progress), flag("grad", grad)
@@ -242,6 +247,11 @@ def carry(
         raise ValueError(f"parallel={parallel} takes the steps of a plan, and {prepared.sampler!r} is not made of rows")
     if isinstance(source, Replay):
         source.fit(x, None if prepared.plan is None else prepared.plan.noise_count)
+    if flag("capture", capture):
+        others = {"parallel": parallel, "trajectory": trajectory, "callback": callback, "progress": progress, "grad": grad}
+        if asked := [name for name, value in others.items() if value]:
+            raise ValueError(f"capture=True plays a run as one graph, which has no {asked[0]}")
+        return _played(model, x, prepared, source, project, seed)
     stepper = prepared.plan or steps or prepared.sampler
     begun, passes = model.begin(stepper).drawing(source.draws("model")), model.backward
     run, draws = Run(begun, prepared.conditions, len(x)), source.draws("step")
@@ -271,6 +281,22 @@ def carry(
     )  # fmt: skip
 
 
+def _played(
+    model: ScoreModel, x: Tensor, prepared: Prepared, source: Source, project: Project, seed: int | tuple[int, ...] | None
+) -> Solution:
+    """The run as a CUDA graph."""
+    if prepared.plan is None:
+        raise ValueError(f"capture=True plays the steps of a plan, and {prepared.sampler!r} is not made of rows")
+    if x.device.type != "cuda":
+        raise ValueError(f"capture=True needs states on a CUDA device, got {x.device.type}")
+    kept, draws = x.dtype, source.draws("step")
+    with torch.no_grad():
+        x = project(wide(x.detach().clone()))
+        graph = captured(model, prepared.plan, x, prepared.conditions, project)
+        x = graph.play(x, prepared.conditions, draws)
+    return prepared.solution(model, x.to(kept), graph.run.counts, draws.count, states=None, seed=seed)
+
+
 def sample(
     model: ScoreModel,
     shape: Sequence[int],
@@ -289,6 +315,7 @@ def sample(
     progress: bool = False,
     grad: bool = False,
     project: Project | None = None,
+    capture: bool = False,
     conditions: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -302,8 +329,8 @@ def sample(
     Args:
         shape: of the batch, B first.
         dtype, device: of the state; by default the network's, but a dtype of 32 bits at least.
-        sampler, steps, nfe, grid, start, stop, denoise, parallel, seed, noise, callback, progress, grad, project, conditions,
-            keywords: as of `solve`.
+        sampler, steps, nfe, grid, start, stop, denoise, parallel, seed, noise, callback, progress, grad, project, capture,
+            conditions, keywords: as of `solve`.
 
     Raises:
         As `solve`.
@@ -328,6 +355,7 @@ def sample(
     return carry(
         model, x_T, prepared, source,
         parallel=parallel, seed=kept, callback=callback, progress=progress, grad=grad, project=projection(project),
+        capture=capture,
     ).x  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from scoreflow._score.network import unwrapped
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
 """What its text says all of."""
 _KNOWN: weakref.WeakKeyDictionary[ScoreModel, tuple[Any, str]] = weakref.WeakKeyDictionary()
-COUNTERS = ("nfe", "plans", "_passes", "_matrices")
+COUNTERS = ("nfe", "_graphs", "plans", "_passes", "_matrices")
 """What changes when a model runs."""
 
 

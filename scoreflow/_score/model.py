@@ -78,6 +78,9 @@ class ScoreModel:
         self.net, self.path, self.prediction, self.time = net, path, prediction, check_label(time, path)
         self.nfe = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_graphs"}  # of its captured runs
+
     def __repr__(self) -> str:
         net = type(unwrapped(self.net)).__name__
         return f"ScoreModel({net}, {self.path}, prediction={self.prediction!r}, time={say(self.time)})"
@@ -159,7 +162,7 @@ class ScoreModel:
         label = self._label(x, t, dtype)
         self.count(t)
         given = x if dtype is None or dtype == x.dtype else x.to(dtype)
-        before = None if given.is_inference() else given._version
+        before = None if torch.compiler.is_compiling() or given.is_inference() else given._version
         output = self.net(given, label, **(plain(conditions) if conditions else conditions))
         if before is not None and given._version != before and given is x:
             raise RuntimeError(
