@@ -7,10 +7,11 @@ import torch
 from problems import LINEAR, PATHS
 
 import scoreflow as sf
-from scoreflow._audit.audit import output_variance
+from scoreflow._audit.consequences import output_variance
+from scoreflow._audit.rows import as_plan
 from scoreflow._audit.stranger import Stranger
 from scoreflow._uses.optimal import word_weights
-from scoreflow._uses.read_back import read_back
+from scoreflow._uses.read_back import read_back, read_plan
 from scoreflow.analysis import law
 
 VP = PATHS["vp"]
@@ -41,7 +42,20 @@ def test_a_run_is_its_plan(case):
     assert found.end[1 : 1 + found.nfe].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     exact = law(plan, VP, sf.Gaussian(torch.zeros(1), 0.5)).cov
     stranger = Stranger(case, VP, plan.prediction, "unit", ours)
-    assert output_variance(found, stranger, times) == pytest.approx(float(exact), rel=1e-6)
+    assert output_variance(found, times, stranger) == pytest.approx(float(exact), rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_reading_is_a_plan(case, prediction):
+    """Whose run has the coefficients that were read, draws and stages too, whatever is known of what made it."""
+    laid = sf.plan(sf.get_sampler(case.split()[0], **LINEAR[case]), VP, steps=STEPS)
+    if laid.analytic is not None:
+        pytest.skip("its noise depends on the outputs")
+    found = read_plan(laid, VP, "eps").among(VP, "eps", prediction, laid.evaluation_times)
+    made = as_plan(found, case, VP, prediction, laid.evaluation_times, laid.times[-1])
+    assert made.nfe == laid.nfe and made.evaluation_times == laid.evaluation_times
+    assert float((found.apart(read_plan(made, VP, prediction)) / found.every.abs().max()).max()) < 1e-9
 
 
 @pytest.mark.parametrize("path", ["vp", "ve", "cosine", "flow"])

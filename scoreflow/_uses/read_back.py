@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._samplers.plan import Plan, advance, drive
 
 Run = Callable[[Callable[..., Tensor], Tensor], Tensor]
 """From a network, called as `net(x, label, ...)`, and a first state to a last one."""
@@ -47,6 +48,11 @@ class Reading:
     errors: Tensor
 
     @property
+    def every(self) -> Tensor:
+        """Of the states and of the end, (K + 1, 1 + K + J)."""
+        return torch.cat([self.states, self.end[None]])
+
+    @property
     def nfe(self) -> int:
         """Calls of the network."""
         return len(self.labels)
@@ -59,7 +65,7 @@ class Reading:
     @property
     def unused(self) -> tuple[int, ...]:
         """Numbers of the draws that nothing depends on."""
-        weights = torch.cat([self.states, self.end[None]])[:, 1 + self.nfe :]
+        weights = self.every[:, 1 + self.nfe :]
         return tuple((weights == 0).all(0).nonzero().flatten().tolist())
 
     @property
@@ -70,7 +76,7 @@ class Reading:
 
     def covariance(self) -> Tensor:
         """Of the noise that draws put into the states and the end, (K + 1, K + 1): however the draws are split."""
-        noise = torch.cat([self.states, self.end[None]])[:, 1 + self.nfe :]
+        noise = self.every[:, 1 + self.nfe :]
         return noise @ noise.mT
 
     def apart(self, other: Reading) -> Tensor:
@@ -81,9 +87,31 @@ class Reading:
         """
         if self.nfe != other.nfe:
             raise ValueError(f"the readings have {self.nfe} and {other.nfe} calls of the network")
-        ours, theirs = (torch.cat([one.states, one.end[None]])[:, : 1 + one.nfe] for one in (self, other))
+        ours, theirs = (one.every[:, : 1 + one.nfe] for one in (self, other))
         noise = (self.covariance() - other.covariance()).abs().amax(1)
         return torch.maximum((ours - theirs).abs().amax(1), noise)
+
+    def among(self, path: GaussianPath, source: Prediction, target: Prediction, times: Sequence[float]) -> Reading:
+        """The same run of a network that gives another prediction.
+
+        Args:
+            source, target: what it gave, and gives. times: at which its outputs are to be read, one a call.
+        """
+        if source == target:
+            return self
+        every, K = self.every, self.nfe
+        given = torch.zeros(K, every.shape[1], dtype=every.dtype)  # the outputs of old, among those of now
+        rows = []
+        for k, row in enumerate(every):
+            state = row[1 : 1 + k] @ given[:k]
+            state[0] += row[0]
+            state[1 + K :] += row[1 + K :]
+            rows.append(state)
+            if k < K:
+                a, b = path.convert(target, source, times[k])
+                given[k] = a * state
+                given[k, 1 + k] += b
+        return replace(self, states=torch.stack(rows[:-1]), end=rows[-1])
 
     def levels(self, path: GaussianPath, prediction: Prediction, times: Sequence[float], start: float) -> Tensor:
         """(α, σ) of the states and the end, (K + 1, 2), where the data are one point, which the network knows.
@@ -91,7 +119,7 @@ class Reading:
         Args:
             prediction: of the network. times: at which its outputs are to be read, one a call. start: of the first state.
         """
-        every = torch.cat([self.states, self.end[None]])
+        every = self.every
         K, draws = self.nfe, every[:, 1 + self.nfe :]
         made = torch.zeros(1 + K, 2 + draws.shape[1], dtype=every.dtype)  # of x_0, the first noise and the draws
         made[0, 0], made[0, 1] = path.alpha(start), path.sigma(start)
@@ -147,6 +175,30 @@ def read_back(run: Run, *, dtype: torch.dtype = torch.float64, shape: tuple[int,
     expected = weights @ fed + offsets[:, None]
     errors = (found - expected).norm(dim=1) / expected.norm(dim=1)
     return Reading(tuple(symbols.labels), weights[:-1], weights[-1], offsets, errors)
+
+
+def read_plan(plan: Plan, path: GaussianPath, prediction: Prediction) -> Reading:
+    """The coefficients of a plan, of a network that gives this prediction; an analytic first output counts as one."""
+    calls, J = plan.nfe + (plan.analytic is not None), plan.noise_count
+    unit = torch.eye(1 + calls + J, dtype=torch.float64)
+    given, times = list[Tensor](), list[float]()
+    draws = iter(unit[1 + calls :, None])
+
+    class Outputs:
+        def __init__(self) -> None:
+            self.path, self.prediction = path, prediction
+
+        def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
+            a, b = path.convert(self.prediction, prediction, t)
+            times.append(t)
+            given.append(x)
+            return a * x + b * unit[len(times)]
+
+    model, x, memory = Outputs(), unit[:1], ()
+    for step in plan.steps:
+        x, memory, _ = drive(advance(step, plan, model, x, memory, lambda *_: next(draws)), model)  # type: ignore[assignment]
+    none = torch.zeros(calls + 1, dtype=torch.float64)
+    return Reading(tuple(times), torch.cat([*given, x])[:-1], x[0], none, none)
 
 
 class Feed(TorchFunctionMode):

@@ -21,6 +21,7 @@ def audit(
     path: Annotated[str | None, named(f"Of a function: one of {known('paths')}; vp.", "paths")] = None,
     prediction: Annotated[str | None, typer.Option(help="Of a function's network: eps, x0, v, score, flow.")] = None,
     time: Annotated[str | None, typer.Option(help="What a function tells its network: unit, index, sigma, log-snr.")] = None,
+    most: Annotated[int, typer.Option(help="Steps up to which runs are looked at; fewer take less time.")] = 1000,
     waive: Annotated[list[str] | None, typer.Option(help="A check to leave out; may be given again.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -42,7 +43,7 @@ def audit(
     on = None if path is None else PATHS[path]()
     counts = [_number(text) for text in steps.split(",")]
     found = [
-        sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), **options)  # type: ignore[arg-type]
+        sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), most=most, **options)  # type: ignore[arg-type]
         for n in counts
     ]
     if as_json:
