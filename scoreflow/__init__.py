@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, posterior, studies, training, zoo
-    from scoreflow._audit.audit import Audit, audit
+    from scoreflow._audit.audit import audit
+    from scoreflow._audit.result import Audit
     from scoreflow._catalogue import Table
     from scoreflow._core.chain import DDPMChain
     from scoreflow._core.gaussian import GaussianPath
@@ -93,7 +94,8 @@ __all__ = [
 ]  # fmt: skip
 
 PLACES = {
-    "_audit.audit": "Audit audit",
+    "_audit.audit": "audit",
+    "_audit.result": "Audit",
     "_catalogue": "Table",
     "_core.chain": "DDPMChain",
     "_core.gaussian": "GaussianPath",

@@ -247,7 +247,10 @@ def test_the_command(tmp_path, monkeypatch):
     runner = CliRunner()
     bad = runner.invoke(cli.app, ["audit", f"{tmp_path / 'mine.py'}:noisy", "--steps", "1,2", "--most", "20"])
     assert bad.exit_code == 1 and bad.output.count("FAIL no-last-noise") == 2
-    good = runner.invoke(cli.app, ["audit", "ddim(eta=0.5)", "--steps", "5", "--json", "--most", "20"])
+    good = runner.invoke(
+        cli.app, ["audit", "ddim(eta=0.5)", "--steps", "5", "--json", "--most", "20", "--out", str(tmp_path / "r.html")]
+    )
+    assert (tmp_path / "r.html").exists()
     assert good.exit_code == 0 and json.loads(good.output)[0]["passed"] is True
     for words, says in (
         (["audit", "ddim", "--steps", "5,x"], "steps must be whole numbers with commas between, got 'x'"),
@@ -261,12 +264,19 @@ def test_the_command(tmp_path, monkeypatch):
 def test_what_is_said(tmp_path):
     found = sf.audit(Loop("noise at the end"), 6, waive=["ends-at-data"], most=MOST)
     said = json.loads(found.to_json())
+    assert json.loads(found.save(tmp_path / "one.json").read_text())[0] == said
+    page = found.save(tmp_path / "one.html").read_text()
+    assert page.count("<img") == 4 and "1 checks fail" in page and "no-last-noise" in page and found.head in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page) and "FAIL" not in page
+    assert "no-last-noise" in found._repr_html_() and str(found).splitlines()[-len(found.checks)].startswith("FAIL no-last")
     assert said["passed"] is False and said["nfe"] == 6 and len(said["times"]) == 6
     assert {check["name"] for check in said["checks"]} >= {"affine", "batch", "law"} and "ends-at-data" not in str(found)
     for call, error, match in (
         (lambda: sf.audit(3), TypeError, "sampler must be a name, a Sampler, a scheduler or a function, got int"),
         (lambda: sf.audit("ddim", 0), ValueError, "steps must be a whole number ≥ 1, got 0"),
         (lambda: sf.audit("ddim", waive=["levls"]), ValueError, "waive must be one of affine, .* got 'levls'"),
+        (lambda: found.save(tmp_path / "one.txt"), ValueError, "the ending of out must be one of .html, .json, got '.txt'"),
+        (lambda: found.save(tmp_path / "no" / "one.html"), FileNotFoundError, "no"),
         (lambda: sf.audit("ddin"), ValueError, "no sampler is called 'ddin'"),
     ):
         with pytest.raises(error, match=match):

@@ -1,15 +1,12 @@
-"""`audit`: what a sampler is, to how many digits, where it slips, and what comes of it."""
+"""`audit`: what a sampler is, to how many digits, where it slips."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from scoreflow._audit.checks import Check, odd, of_reading, of_runs
-from scoreflow._audit.compare import Near, candidates, nearest, times_of
+from scoreflow._audit.checks import COUNTS, Check, odd, of_reading, of_runs
+from scoreflow._audit.compare import candidates, nearest, times_of
 from scoreflow._audit.consequences import (
     VARIANCE,
     Reader,
@@ -19,16 +16,16 @@ from scoreflow._audit.consequences import (
     output_variance,
     plan_of,
     slope,
-    weak_order,
 )  # fmt: skip
 from scoreflow._audit.mend import Mend, mends
+from scoreflow._audit.result import Audit
 from scoreflow._audit.stranger import Stranger, found
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._run.solve import plan
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Linear, get_sampler
-from scoreflow._uses.read_back import Reading, read_back, read_plan
+from scoreflow._uses.read_back import read_back, read_plan
 
 CHECKS = (
     "affine", "no-constant", "draws-used", "steps", "counts", "labels", "labels-fall", "calls-differ", "levels", "signal",
@@ -40,112 +37,8 @@ DESIGNED = ("levels", "signal", "labels-fall", "calls-differ", "steps", "counts"
 """Checks that a registered sampler may fail by design."""
 MOST = 1000
 """Steps up to which runs are looked at."""
-NAMED, LISTED = 3, 8
-"""Names that are printed, and samplers that are kept."""
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was found of a sampler.
-
-    Attributes:
-        name: of the sampler. steps: it was read at. path: of its states. reading: its coefficients.
-        times: that the network was told, call by call.
-        plan: it as a plan, that runs here; None if its coefficients are none of a run on the path.
-        nearest: registered samplers on the same times, from the nearest on. right: the plan of the nearest.
-        mends: the weights by which it differs from the nearest, if they are few.
-        checks: what holds and what does not; those that were waived are left out.
-        law: by steps, the variance of its outputs over that of the data, on N(0, ½) data with the exact network; empty where it
-            is not affine. right_law: at `steps`, that of the nearest.
-        distances: by steps, how far it and the nearest are from the ODE on a mixture; empty of runs with noise.
-    """
-
-    name: str
-    steps: int
-    path: GaussianPath
-    reading: Reading = field(repr=False)
-    times: tuple[float, ...] = field(repr=False)
-    plan: Plan | None = field(repr=False)
-    nearest: tuple[Near, ...]
-    right: Plan | None = field(repr=False)
-    mends: tuple[Mend, ...]
-    checks: tuple[Check, ...]
-    law: dict[int, float] = field(repr=False)
-    right_law: float | None
-    distances: dict[int, tuple[float, float]] = field(repr=False)
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The checks that do not hold."""
-        return tuple(check for check in self.checks if not check.holds)
-
-    @property
-    def passed(self) -> bool:
-        """Whether all checks hold."""
-        return not self.failures
-
-    @property
-    def same(self) -> tuple[str, ...]:
-        """The registered samplers that it is, coefficient by coefficient."""
-        return tuple(one.name for one in self.nearest if one.step is None)
-
-    @property
-    def limit(self) -> float | None:
-        """What the variance of its outputs over the data's tends to; None if it does not settle."""
-        return limit(self.law)
-
-    @property
-    def order(self) -> float | None:
-        """Observed: without noise by the distances to the ODE, with noise by the variance; None if too little is known."""
-        return (
-            slope({n: theirs for n, (theirs, _) in self.distances.items()})
-            if self.distances
-            else weak_order(self.law)
-            if self.limit
-            else None
-        )
-
-    def says(self) -> list[str]:
-        """What it is and what comes of it, a sentence a line."""
-        lines = []
-        if self.same:
-            off = max(one.apart for one in self.nearest if one.step is None)
-            more = f", and {len(self.same) - NAMED} more names" if len(self.same) > NAMED else ""
-            lines.append(f"is {', '.join(self.same[:NAMED])}{more}: all coefficients to {off:.1e}")
-        elif self.nearest:
-            near = self.nearest[0]
-            where = "the end" if near.step == self.reading.nfe else f"call {near.step}"
-            lines.append(f"nearest is {near.name}, from which it differs at {where} first, by {near.apart:.2g} at most")
-            lines += map(str, self.mends)
-        else:
-            lines.append("no registered sampler asks at its times")
-        if self.law:
-            lines.append("variance over the data's: " + ", ".join(f"{ratio:.4g} at {n}" for n, ratio in self.law.items()))
-        if self.order is not None:
-            what = "on a mixture" if self.distances else "of the variance on Gaussian data"
-            lines.append(f"observed order {self.order:.2f} {what}")
-        if not self.same and self.right_law is not None and self.steps in self.law:
-            cost = f"variance {self.law[self.steps]:.4g} of the data's, {self.right_law:.4g} by {self.nearest[0].name}"
-            if (pair := self.distances.get(self.steps)) is not None and math.isfinite(pair[1]):
-                cost = f"distance to the ODE {pair[0]:.3g} on a mixture, {pair[1]:.3g} by {self.nearest[0].name}; {cost}"
-            lines.append(f"at the same {self.reading.nfe} evaluations: {cost}")
-        return lines
-
-    def __str__(self) -> str:
-        head = f"{self.name}, {self.steps} steps: {self.reading.nfe} calls of the network, {self.reading.draws} draws"
-        return "\n".join([head, *self.says(), *map(str, self.checks)])
-
-    def to_json(self) -> str:
-        """All of it, as JSON; the coefficients are those of its plan."""
-        return json.dumps(
-            {
-                "name": self.name, "steps": self.steps, "path": repr(self.path), "nfe": self.reading.nfe,
-                "draws": self.reading.draws, "passed": self.passed, "times": list(self.times), "same": list(self.same),
-                "nearest": [one._asdict() for one in self.nearest], "mends": [one._asdict() for one in self.mends],
-                "checks": [check._asdict() for check in self.checks], "law": self.law, "limit": self.limit,
-                "order": self.order, "distances": self.distances, "plan": self.plan and json.loads(self.plan.to_json()),
-            }
-        )  # fmt: skip
+LISTED = 8
+"""Near samplers that are kept."""
 
 
 def audit(
@@ -197,28 +90,27 @@ def audit(
     law = laws(reader, most, steps) if reading.breaks is None else {}
     checks += [_tends(law)] if law else []
     sampler = None if right is None else get_sampler(right.sampler, **dict(right.options))
-    lasting = [one for one in mended if one.lasting]
-    if near:
-        checks.append(
-            Check(
-                "weights",
-                not lasting,
-                str(lasting[0]) if lasting else "none is off at many calls",
-                lasting[0].calls[0] if lasting else None,
-            )
-        )
+    checks += _weights(mended) if near else []
     far, right_law = dict[int, tuple[float, float]](), None
     if isinstance(sampler, Linear) and right is not None:
         far = distances(reader, sampler, most, steps)
         other = read_plan(right, stranger.path, stranger.prediction)
         right_law = output_variance(other, right.evaluation_times, stranger) / VARIANCE
     checks += _orders(far, None if known else names[0].name if names else None)
-    checks = [_by_design(check, known, reading.nfe, stranger, steps) if known else check for check in checks]
+    checks = [_by_design(check, known, reading.nfe, stranger, steps, most) if known else check for check in checks]
     kept = tuple(check for check in checks if check.name not in waive)
     laid = plan_of(reading, times, stranger)
     return Audit(
-        stranger.name, steps, stranger.path, reading, times.told, laid, names, right, mended, kept, law, right_law, far
-    )
+        stranger.name, steps, stranger.path, stranger.prediction, stranger.start, reading, times.told, laid, names, right,
+        mended, kept, law, right_law, far,
+    )  # fmt: skip
+
+
+def _weights(wrong: Sequence[Mend]) -> list[Check]:
+    """Whether a weight is off throughout."""
+    lasting = [one for one in wrong if one.lasting]
+    says = str(lasting[0]) if lasting else "none is off at many calls"
+    return [Check("weights", not lasting, says, lasting[0].calls[0] if lasting else None)]
 
 
 def _options(given: dict[str, Any], right: Plan | None) -> list[Check]:
@@ -255,7 +147,7 @@ def _orders(far: dict[int, tuple[float, float]], right: str | None) -> list[Chec
     return [Check("order", ours > other - 0.4, f"{ours:.2f} on a mixture, {other:.2f} of {right} on the same times")]
 
 
-def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: int) -> Check:
+def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: int, most: int) -> Check:
     """Of a registered sampler, what it does by design: rows that miss the levels by their order, levels that rise by noise."""
     sampler = candidates().get(known)
     if (
@@ -268,6 +160,8 @@ def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: 
         return check
     if check.name == "steps" and plan(sampler, stranger.path, steps, start=stranger.start).nfe != calls:
         return check
-    if check.name == "counts" and not odd({n: plan(sampler, stranger.path, n, start=stranger.start).nfe for n in range(4, 21)}):
-        return check
+    if check.name == "counts":
+        counts = [n for n in COUNTS if n <= most]
+        if not odd({n: plan(sampler, stranger.path, n, start=stranger.start).nfe for n in counts}):
+            return check
     return check._replace(holds=True, says=f"{check.says}, as in {known}", step=None)

@@ -23,9 +23,12 @@ def audit(
     time: Annotated[str | None, typer.Option(help="What a function tells its network: unit, index, sigma, log-snr.")] = None,
     most: Annotated[int, typer.Option(help="Steps up to which runs are looked at; fewer take less time.")] = 1000,
     waive: Annotated[list[str] | None, typer.Option(help="A check to leave out; may be given again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A page with charts, .html; or .json.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read anyone's sampler back as coefficients: which one is it, and where does it slip? Exit code 1 if a check fails."""
+    from scoreflow._audit.result import as_json as as_json_text
+    from scoreflow._audit.result import check_out, save
     from scoreflow._core.check import one_of
     from scoreflow._core.path import PATHS
     from scoreflow.studies.named import imported
@@ -33,6 +36,8 @@ def audit(
 
     if path is not None:
         one_of("path", path, PATHS)
+    if out is not None:
+        check_out(out)
     options: dict[str, Any] = {}
     if ":" in sampler:
         module, name = sampler.rsplit(":", 1)
@@ -46,10 +51,9 @@ def audit(
         sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), most=most, **options)  # type: ignore[arg-type]
         for n in counts
     ]
-    if as_json:
-        typer.echo(json.dumps([json.loads(one.to_json()) for one in found]))
-    else:
-        typer.echo("\n\n".join(map(str, found)))
+    if out is not None:
+        save(found, out)
+    typer.echo(as_json_text(found) if as_json else "\n\n".join(map(str, found)))
     if not all(one.passed for one in found):
         raise typer.Exit(1)
 
