@@ -38,7 +38,7 @@ DESIGNED = ("levels", "signal", "labels-fall", "calls-differ", "steps", "counts"
 MOST = 1000
 """Steps up to which runs are looked at."""
 LISTED = 8
-"""Near samplers that are kept."""
+"""Near samplers that are kept, where fewer are the same."""
 
 
 def audit(
@@ -84,7 +84,8 @@ def audit(
     mended = () if known else mends(reading, times, near, stranger.prediction)
     if mended:
         near.sort(key=lambda pair: pair[0].name != mended[0].right)
-    names, right = tuple(one for one, _ in near[:LISTED]), near[0][1] if near else None
+    alike = sum(one.step is None for one, _ in near)
+    names, right = tuple(one for one, _ in near[: max(alike, LISTED)]), near[0][1] if near else None
     checks = [*of_reading(reading, stranger, times), *of_runs(reading, stranger, steps, most)]
     checks += _options(options, right if known else None)
     law = laws(reader, most, steps) if reading.breaks is None else {}

@@ -96,7 +96,8 @@ def nearest(found: Reading, stranger: Stranger, times: Times) -> list[tuple[Near
         return []
     plans = dict(_plans(times))
     if stranger.own is not None and (laid := laid_out(stranger.own, times)) is not None:
-        plans.setdefault(repr(stranger.own), laid)
+        registered = stranger.name in VARIANTS and get_sampler(stranger.name) == stranger.own
+        plans.setdefault(stranger.name if registered else repr(stranger.own), laid)
 
     def placed() -> list[tuple[Near, Plan]]:
         pairs = [(beside(name, found, read_plan(p, times.path, stranger.prediction)), p) for name, p in plans.items()]
