@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,11 @@ from scoreflow.cli.typed import AsJson, known, named
 
 def audit(
     sampler: Annotated[
-        str, typer.Argument(help="file.py:function or package.module:function, a scheduler's class, or a sampler of ours.")
+        str,
+        typer.Argument(
+            help="file.py:name or package.module:name of a function or a class, with options as in name(order=2), or a sampler "
+            "of ours."
+        ),
     ],
     steps: Annotated[str, typer.Option(help="Numbers of steps, with commas between.")] = "20",
     path: Annotated[str | None, named(f"Of a function: one of {known('paths')}; vp.", "paths")] = None,
@@ -32,19 +37,18 @@ def audit(
 
     if path is not None:
         one_of("path", path, PATHS)
-    options: dict[str, Any] = {}
-    if ":" in sampler:
-        module, name = sampler.rsplit(":", 1)
-        thing: Any = imported(module, name, "sampler")
-        thing = thing() if inspect.isclass(thing) else thing
-    else:
-        thing, options, _ = parse(sampler)
+    thing: Any
+    thing, options, _ = parse(sampler)
+    if ":" in thing:
+        module, name = thing.rsplit(":", 1)
+        thing = imported(module, name, "sampler")
     on = None if path is None else PATHS[path]()
     counts = [_number(text) for text in steps.split(",")]
-    found = [
-        sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), **options)  # type: ignore[arg-type]
-        for n in counts
-    ]
+    with contextlib.redirect_stdout(sys.stderr):  # for those that print
+        found = [
+            sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), **options)  # type: ignore[arg-type]
+            for n in counts
+        ]
     if as_json:
         typer.echo(json.dumps([json.loads(one.to_json()) for one in found]))
     else:
