@@ -17,9 +17,10 @@ from scoreflow._audit.consequences import (
     plan_of,
     slope,
 )  # fmt: skip
+from scoreflow._audit.found import found
 from scoreflow._audit.mend import Mend, mends
 from scoreflow._audit.result import Audit
-from scoreflow._audit.stranger import Stranger, found
+from scoreflow._audit.stranger import Stranger
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._run.solve import plan
@@ -59,18 +60,19 @@ def audit(
     vectors. Nothing is assumed of its code; draws of torch and Brownian paths of torchsde are handed to it.
 
     Args:
-        sampler: a name or a `Sampler` or `Plan` of ours; a scheduler of diffusers; a function of k-diffusion,
-            `sample(model, x, sigmas)`; or any function `run(net, x_T, n)`, which calls `net(x, label)`.
+        sampler: any function `run(net, x_T, n)`, which calls `net(x, label)`; a name, a `Sampler` or a `Plan` of ours; or what
+            is recognised by what it takes: schedulers of diffusers and functions of their step, samplers of azula, DPM-Solver,
+            UniPC, predictors of score_sde, EDM's and k-diffusion's functions.
         steps: at which it is read.
         path, prediction, time, start: of a function, as of `ScoreModel`: by default `VPSDE()`, "eps", "unit" and 1. A scheduler
-            says them by its configuration; functions of k-diffusion stand on σ.
+            says them by its configuration, or they are given; the others say them by their options.
         waive: checks that are left out, by name.
         most: steps up to which laws and errors are taken and runs are to be finite; fewer take less time.
-        options: of the sampler.
+        options: of the sampler: of its class, of the call, and of what it stands on, as `schedule=`, `noise_schedule=`, `sde=`.
 
     Raises:
-        ValueError: it asks the network otherwise from run to run, changes the shape of states, or a check that does not exist.
-        TypeError: it is no sampler.
+        ValueError: it asks the network otherwise from run to run, changes the shape of states, is no sampler of a path, or a
+            check that does not exist. TypeError: it is no sampler, or has no such option.
     """
     for name in waive:
         one_of("waive", name, CHECKS)

@@ -58,7 +58,7 @@ def of_reading(found: Reading, stranger: Stranger, times: Times) -> Iterator[Che
     per = found.nfe / steps
     whole = found.nfe % steps == 0 or (found.nfe + 1) % steps == 0
     yield Check("steps", whole, f"{found.nfe} calls of the network for {steps} steps ({per:.3g} a step)")
-    wrong = next((k for k, (a, b) in enumerate(pairwise(told), 1) if not b <= a), None)
+    wrong = next((k for k, (a, b) in enumerate(pairwise(told), 1) if not b <= a + 1e-9), None)
     if not all(map(math.isfinite, told)):
         yield Check("labels", False, "the network is told no numbers")
         return
@@ -74,7 +74,8 @@ def of_reading(found: Reading, stranger: Stranger, times: Times) -> Iterator[Che
 def _levels(found: Reading, stranger: Stranger, told: Sequence[float]) -> Iterator[Check]:
     """Where states stand, with data at a point."""
     path, levels = stranger.path, found.levels(stranger.path, stranger.prediction, told, stranger.start).tolist()
-    right = [(path.alpha(t), path.sigma(t)) if 0 < t <= 1 + 1e-6 else (math.nan, math.nan) for t in told]
+    least = 0.0 if path.sigma(0.0) > 0 else 1e-300  # others' paths may begin with noise
+    right = [(path.alpha(t), path.sigma(t)) if least <= t <= 1 + 1e-6 else (math.nan, math.nan) for t in told]
     off = [_apart(level, at) for level, at in zip(levels, right, strict=False)]
     first = next((k for k, one in enumerate(off) if not one < LEVEL), None)
     if first is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,11 @@ from scoreflow.cli.typed import AsJson, known, named
 
 def audit(
     sampler: Annotated[
-        str, typer.Argument(help="file.py:function or package.module:function, a scheduler's class, or a sampler of ours.")
+        str,
+        typer.Argument(
+            help="file.py:name or package.module:name of a function or a class, with options as in name(order=2), or a sampler "
+            "of ours."
+        ),
     ],
     steps: Annotated[str, typer.Option(help="Numbers of steps, with commas between.")] = "20",
     path: Annotated[str | None, named(f"Of a function: one of {known('paths')}; vp.", "paths")] = None,
@@ -38,19 +43,18 @@ def audit(
         one_of("path", path, PATHS)
     if out is not None:
         check_out(out)
-    options: dict[str, Any] = {}
-    if ":" in sampler:
-        module, name = sampler.rsplit(":", 1)
-        thing: Any = imported(module, name, "sampler")
-        thing = thing() if inspect.isclass(thing) else thing
-    else:
-        thing, options, _ = parse(sampler)
+    thing: Any
+    thing, options, _ = parse(sampler)
+    if ":" in thing:
+        module, name = thing.rsplit(":", 1)
+        thing = imported(module, name, "sampler")
     on = None if path is None else PATHS[path]()
     counts = [_number(text) for text in steps.split(",")]
-    found = [
-        sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), most=most, **options)  # type: ignore[arg-type]
-        for n in counts
-    ]
+    with contextlib.redirect_stdout(sys.stderr):  # for those that print
+        found = [
+            sf.audit(thing, n, path=on, prediction=prediction, time=time, waive=waive or (), most=most, **options)  # type: ignore[arg-type]
+            for n in counts
+        ]
     if out is not None:
         save(found, out)
     typer.echo(as_json_text(found) if as_json else "\n\n".join(map(str, found)))
