@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/published.py --write docs/published.md --peers folder
 
 All schedulers of the installed diffusers, all samplers of k-diffusion and azula; in the folder checkouts of what no registry
-has: dpm-solver, UniPC, score_sde_pytorch, edm, flow_grpo. About half an hour; 10 steps each unless said, and at most 320. Without
---write the tables are printed. They say what the installed code does, right ones too, and not what it was meant to do.
+has: dpm-solver, UniPC, score_sde_pytorch, edm, flow_grpo. About half an hour; 10 steps each unless said, and at most 320.
+Without --write the tables are printed. They say what the code does, right ones too, and not what it was meant to do.
 """
 
 import contextlib
@@ -93,6 +93,7 @@ FILES = {
 @functools.cache
 def k_diffusion():
     """Its samplers, without what the package imports to train."""
+    importlib.import_module("diffusers")  # which looks for torchvision, before something stands in for it
     package = types.ModuleType("k_diffusion")
     package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)
     sys.modules["k_diffusion"] = package

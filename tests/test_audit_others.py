@@ -1,6 +1,6 @@
 """Samplers of other projects, read by what their classes and functions take: right ones are ours of the same name, slips show.
 
-Their code is not here: `benchmarks/audits.py --path` reads it. These are the same signatures in our words.
+Their code is not here: `benchmarks/published.py --peers` reads it. These are the same signatures in our words.
 """
 
 import json
