@@ -379,7 +379,8 @@ def _bisect(
 ) -> Tensor:
     """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function.
 
-    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval.
+    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval; and the gradient is
+    by it.
     """
     with torch.no_grad():
         within = (of(hi) <= value) & (value <= of(lo)) & value.isfinite()
@@ -397,13 +398,20 @@ def _bisect(
                 if not hidden(guess) and bool(((guess - last).abs() <= 2 * torch.finfo(guess.dtype).eps * last).all()):
                     break
         t = torch.where(of(lo) == value, lo, torch.where(of(hi) == value, hi, guess))
-    return _implicit(of, value, t, within)
+    return _implicit(of, value, t, within, rate)
 
 
-def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:
+def _implicit(
+    of: Callable[[Tensor], Tensor],
+    value: Tensor,
+    t: Tensor,
+    within: Tensor,
+    rate: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The t of `of(t) = value`, found without a graph, with the gradient `dt = (dvalue − dof)/of'(t)`; 0 where t is held."""
     off = value - of(t)
     if not off.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(off):
         return t
     left = torch.where(within, off, 0.0)
-    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach()
+    slope = _slope(of, t) if rate is None else -rate(t)
+    return t + (left - left.detach()) / torch.where(within, slope, 1.0).detach()

@@ -139,9 +139,9 @@ def _within(
             )
         return count
 
-    # Most take the same at every step: the guess by proportion is the answer then.
+    # Most take the same at every step: the guess by proportion is the answer then. One more step takes one more or several.
     guess = nfe * nfe // max(cost(nfe), 1)
-    if guess and cost(guess) <= nfe < cost(guess + 1):
+    if guess and (cost(guess) == nfe or cost(guess) < nfe < cost(guess + 1)):
         return guess
     if nfe < cost(1):
         raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")
