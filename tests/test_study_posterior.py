@@ -184,7 +184,7 @@ def test_a_cell_is_a_run_with_these_measurements():
     x = torch.from_numpy(study.store.samples(cell["key"]))
     prior = sf.White(4).draws("prior")(torch.empty(12, D, dtype=torch.float64)) * VP.prior_std(1.0)
     for j, y in enumerate(what.simulate(12, 4).observation.y):
-        own = sf.solve(GAUSSIAN.posterior(SEEN.given(y)).model(VP), prior, "ddpm", nfe=5, seed=4, noise="brownian").x
+        own = sf.solve(GAUSSIAN.posterior(SEEN.given(y)).model(VP), prior, "ddpm", nfe=5, noise=sf.Brownian(4)).x
         torch.testing.assert_close(x[3 * j : 3 * j + 3], own[3 * j : 3 * j + 3], rtol=1e-7, atol=1e-8)
 
 

@@ -36,13 +36,14 @@ def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
     """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
+    x = value if type(value) is float else _real(value)
+    if x is not None and math.isfinite(x) and least <= x <= most and x > above:
+        return x
     limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
     allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
-    if (x := _real(value)) is None:
+    if x is None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if not (math.isfinite(x) and least <= x <= most and x > above):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return x
+    raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def scalar(value: Any) -> Any:
@@ -88,7 +89,7 @@ def no_option(what: str, name: str, known: Iterable[str]) -> str:
 
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
-    if (value := _real(t)) is None:
+    if (value := t if type(t) is float else _real(t)) is None:
         raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")

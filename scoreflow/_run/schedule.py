@@ -139,8 +139,10 @@ def _within(
             )
         return count
 
-    # Most take the same at every step: the guess by proportion is the answer then. One more step takes one more or several.
-    guess = nfe * nfe // max(cost(nfe), 1)
+    if (taken := cost(nfe)) == nfe:  # a step more would take one more at least
+        return nfe
+    # Most take the same at every step: the guess by proportion is the answer then.
+    guess = nfe * nfe // max(taken, 1)
     if guess and (cost(guess) == nfe or cost(guess) < nfe < cost(guess + 1)):
         return guess
     if nfe < cost(1):

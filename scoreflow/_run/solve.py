@@ -107,7 +107,8 @@ def solve(
         parallel: take so many steps at once, by Picard iteration, with the sequential result; or `Picard(window, tol)`. For
             samplers made of rows.
         seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
-        noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
+        noise: "white" (the default), "brownian" (one path for all samplers, and for all step counts to a step of the
+            coarser), a source, such as `Brownian(seed)` (one path to 2^−18 of [0, 1], at twenty times the cost), or the draws
             themselves, (count, B, ...), replayed in order.
         trajectory: keep all states.
         callback: called with the `State` at every time. The run goes on from what it leaves in `state.x`: an edit in place is
@@ -157,7 +158,7 @@ class Prepared:
     ) -> tuple[Source, int | tuple[int, ...] | None]:
         """The source of the run's noise, and the seed to remember."""
         drawn = self.sampler.stochastic_on(path) if self.plan is None else self.plan.noise_count > 0
-        return source_of(noise, seed, batch, self.sampler, drawn)
+        return source_of(noise, seed, batch, self.sampler, drawn, None if self.plan is None else self.times)
 
     def solution(
         self, model: ScoreModel, x: Tensor, counts: np.ndarray, noise_count: int, *, rounds: int | None = None, **more: Any

@@ -24,7 +24,7 @@ from scoreflow._score.network import unwrapped
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, GaussianPath)
 """What its text says all of."""
 _KNOWN: weakref.WeakKeyDictionary[ScoreModel, tuple[Any, str]] = weakref.WeakKeyDictionary()
-COUNTERS = ("nfe", "_labels", "plans", "_passes", "_matrices")
+COUNTERS = ("nfe", "plans", "_passes", "_matrices")
 """What changes when a model runs."""
 
 
@@ -183,7 +183,8 @@ def _object(value: Any, seen: dict[int, Any]) -> Iterator[str | bytes]:
     elif hasattr(value, "__dict__"):
         if callable(value):
             yield from _methods(kind, seen)
-        yield from _parts({name: v for name, v in vars(value).items() if name not in COUNTERS}, seen)
+        kept = {name for name, one in vars(kind).items() if isinstance(one, functools.cached_property)}
+        yield from _parts({name: v for name, v in vars(value).items() if name not in COUNTERS and name not in kept}, seen)
     else:
         try:
             yield pickle.dumps(value)
