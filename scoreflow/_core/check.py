@@ -95,6 +95,14 @@ def time(name: str, t: Any) -> float:
     return value
 
 
+def placed(device: Any) -> torch.device | None:
+    """The device by its name. Raises ValueError if torch knows none of it."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
+
+
 def check_state(name: str, x: Any) -> None:
     """Raise TypeError unless it can be the state of a run, ValueError unless it is finite."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1 or x.is_nested:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import check_state, flag, whole
+from scoreflow._core.check import check_state, flag, placed, whole
 from scoreflow._core.check import options as check_options
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_path
@@ -29,7 +29,6 @@ from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel, check_model, check_settled
-from scoreflow._score.network import placed
 
 
 def plan(
