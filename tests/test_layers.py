@@ -32,7 +32,7 @@ LAYERS = [
     {"_uses"},
     {"analysis", "nets", "data", "path"},
     {"checkpoint", "latent"},
-    {"zoo"},
+    {"zoo", "_sets"},
     {"studies", "interop"},
     {"tuning"},
     {"_audit"},
