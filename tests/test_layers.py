@@ -58,6 +58,8 @@ LAZY = (
     "torch_fidelity",
     "lightning_fabric",
     "PIL",
+    "distributed",
+    "submitit",
 )
 """Loaded on use only."""
 

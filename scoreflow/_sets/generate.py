@@ -34,7 +34,7 @@ class Generated(NamedTuple):
     """What a call of `generate` did.
 
     Attributes:
-        folder: where the samples are. sampler: what makes them. nfe: evaluations of a run, the most of any; 0 where none was made.
+        folder: where the samples are. sampler: what makes them. nfe: evaluations of a run, the most of any; 0 if none was made.
         made: samples that this call made. there: that it found. failed: that are not finite; the log names their seeds.
         seconds: it took.
     """

@@ -18,7 +18,8 @@ FOLDER = "log"
 class Log:
     """The log of one of n processes: `log/00002-of-00008.jsonl`, to which a run that goes on adds.
 
-    Every line has the time, what happened (`start`, `batch`, `error`, `end`), and how many samples were made, are left and failed.
+    Every line has the time, what happened (`start`, `batch`, `error`, `stopped`, `end`), and how many samples were made, are
+    left, and failed.
     """
 
     def __init__(self, folder: Path, shard: tuple[int, int], left: int) -> None:

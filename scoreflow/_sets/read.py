@@ -24,8 +24,8 @@ class Kept(Dataset[Any]):
     """Samples in files, in the order of their seeds, or of their names where these are no numbers.
 
     Args:
-        place: a folder of images, of arrays in .npy, one a sample, or of shards, .safetensors with a tensor `x`, or .tar of images or
-            arrays, in subfolders too; or one shard.
+        place: a folder of images, of arrays in .npy, one a sample, or of shards, .safetensors with a tensor `x`, or .tar of
+            images or arrays, in subfolders too; or one shard.
         size: a side of the images, which are then cut square and scaled; None: as they are.
         channels: of the images, 1 for grey or 3 for colour; None: as the first has.
 
@@ -33,8 +33,8 @@ class Kept(Dataset[Any]):
         shape: of a sample.
 
     Raises:
-        FileNotFoundError: nothing is there. ValueError: no samples, or several kinds of files; when an item is read, a file that
-            is damaged, or a sample of another shape than the first.
+        FileNotFoundError: nothing is there. ValueError: no samples, or several kinds of files; when an item is read, a file
+            that is damaged, or a sample of another shape than the first.
     """
 
     def __init__(self, place: str | Path, size: int | None = None, channels: int | None = None) -> None:
@@ -79,7 +79,7 @@ class Kept(Dataset[Any]):
             yield from sorted(
                 (one for one in self._opened(file).getnames() if PurePath(one).suffix.lower() in SINGLE), key=_order
             )
-        else:
+        elif "x" in self._opened(file).keys():
             yield from range(self._opened(file).get_slice("x").get_shape()[0])
 
     def _opened(self, file: Path) -> Any:

@@ -99,8 +99,8 @@ class Condition(NamedTuple):
     """A condition of the network as a function of seeds.
 
     Attributes:
-        of: from seeds to what the network is given for their batch. rows: the same as a tensor (b, ...), or None if it belongs to
-            all. mark: a hash that tells it from others.
+        of: from seeds to what the network is given for their batch. rows: the same as a tensor (b, ...), or None if it
+            belongs to all. mark: a hash that tells it from others.
     """
 
     of: Callable[[Sequence[int]], Any]
