@@ -108,6 +108,12 @@ def generate(
     if format in ("png", "tar"):
         needs("data", "PIL")
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop), keywords, conditions)
+    steps_by, known = prepared.sampler, prepared.sampler.evaluations(model.path, prepared.times) is not None
+    if batch > 1 and getattr(steps_by, "control", "") == "batch" and not known:
+        raise ValueError(
+            f"{steps_by!r} sets its steps by all of a batch, and a sample must depend on its own seed only: take batch=1, or "
+            "control='sample' where it has that option"
+        )
     told = {name: by_seed(name, value) for name, value in sorted(prepared.conditions.items())}
     drawn_on = placed(noise_device) or model.device or torch.device("cpu")
     maker = _Maker(model, prepared, event, dtype, told, drawn_on)

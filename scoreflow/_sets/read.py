@@ -76,14 +76,14 @@ class Kept(Dataset[Any]):
         if file.suffix.lower() in SINGLE:
             yield None
         elif file.suffix.lower() == ".tar":
-            yield from sorted(
-                (one for one in self._opened(file).getnames() if PurePath(one).suffix.lower() in SINGLE), key=_order
-            )
-        elif "x" in self._opened(file).keys():
-            yield from range(self._opened(file).get_slice("x").get_shape()[0])
+            with opened(file) as found:
+                members = [one for one in found if one.isfile() and PurePath(one.name).suffix.lower() in SINGLE]
+            yield from sorted(((one.name, one.offset_data, one.size) for one in members), key=lambda one: _order(one[0]))
+        elif "x" in self._mapped(file).keys():
+            yield from range(self._mapped(file).get_slice("x").get_shape()[0])
 
-    def _opened(self, file: Path) -> Any:
-        """A shard; the last is kept open."""
+    def _mapped(self, file: Path) -> Any:
+        """A safetensors file, mapped into memory; the last stays so."""
         if self._open is None or self._open[0] != file:
             self._open = file, opened(file)
         return self._open[1]
@@ -93,8 +93,11 @@ class Kept(Dataset[Any]):
         if member is None:
             return self._decoded(file, file.name, str(file))
         if isinstance(member, int):
-            return self._opened(file).get_slice("x")[member : member + 1][0]
-        return self._decoded(io.BytesIO(self._opened(file).extractfile(member).read()), member, f"{member} in {file}")
+            return self._mapped(file).get_slice("x")[member : member + 1][0]
+        name, offset, size = member
+        with open(file, "rb") as held:
+            held.seek(offset)
+            return self._decoded(io.BytesIO(held.read(size)), name, f"{name} in {file}")
 
     def _decoded(self, file: Path | IO[bytes], name: str, called: str) -> Tensor:
         """A file with one sample."""

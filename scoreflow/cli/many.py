@@ -32,7 +32,7 @@ def of_seeds(
             parts = _handed_out(request, executor, jobs, options_of(options))
         else:
             (i, n), rank, world = _shard(shard), _ranks("RANK", 0), _ranks("WORLD_SIZE", 1)
-            parts = [part(request, (i * world + rank, n * world), progress=rank == 0 and sys.stderr.isatty())]
+            parts = [part(request, (i + n * rank, n * world), progress=rank == 0 and sys.stderr.isatty())]
     except KeyboardInterrupt:
         typer.echo(f"scoreflow: stopped; the samples so far are in {request['out']}, and the same command goes on", err=True)
         raise typer.Exit(130) from None
