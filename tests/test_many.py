@@ -127,6 +127,9 @@ def test_the_noise_of_one_kind_of_device_is_that_of_all(whole, tmp_path):
     made(tmp_path, noise_device="cpu")
     assert content(tmp_path) == whole["npy"]
     assert json.loads((tmp_path / "samples.json").read_text())["noise"] == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):
+            made(tmp_path / "other", noise_device="cuda")
 
 
 # -- killed -------------------------------------------------------------------------------------------------------------
