@@ -105,7 +105,7 @@ def generate(
     one_of("format", format, FORMATS)
     if format == "png" and not (drawable(event) and len(event) == 3):
         raise ValueError(f"format='png' is for images, (1, H, W) or (3, H, W), and samples have the shape {event}")
-    if format in ("png", "tar"):
+    if format == "png" or (format == "tar" and len(event) == 3):
         needs("data", "PIL")
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop), keywords, conditions)
     steps_by, known = prepared.sampler, prepared.sampler.evaluations(model.path, prepared.times) is not None
@@ -178,7 +178,7 @@ class _Maker:
         source = replace(source, device=self.noise_device)
         like = torch.empty(len(seeds), *self.event, dtype=self.dtype, device=self.model.device)
         x_T = source.draws("prior")(like) * self.model.path.prior_std(self.prepared.times[0])
-        conditions = {name: one.of(seeds) for name, one in self.told.items()}
+        conditions = {name: one.of(seeds, like.device) for name, one in self.told.items()}
         sol = carry(self.model, x_T, replace(self.prepared, conditions=conditions), source)
         return sol.x.to("cpu"), sol.nfe
 

@@ -99,13 +99,17 @@ class Condition(NamedTuple):
     """A condition of the network as a function of seeds.
 
     Attributes:
-        of: from seeds to what the network is given for their batch. rows: the same as a tensor (b, ...), or None if it
-            belongs to all. mark: a hash that tells it from others.
+        rows: from seeds (b,) to their rows (b, ...); None if it belongs to all. value: what then all have.
+        mark: a hash that tells it from others.
     """
 
-    of: Callable[[Sequence[int]], Any]
     rows: Callable[[Sequence[int]], Tensor] | None
+    value: Any
     mark: str
+
+    def of(self, seeds: Sequence[int], device: torch.device) -> Any:
+        """What the network is given for a batch."""
+        return shared(self.value) if self.rows is None else each(self.rows(seeds).to(device))
 
 
 def by_seed(name: str, value: Any) -> Condition:
@@ -125,9 +129,9 @@ def by_seed(name: str, value: Any) -> Condition:
         def in_turn(seeds: Sequence[int]) -> Tensor:
             return values[torch.tensor(seeds) % len(values)]
 
-        return Condition(lambda seeds: each(in_turn(seeds)), in_turn, fingerprint(values))
+        return Condition(in_turn, None, fingerprint(values))
     if not callable(value):
-        return Condition(lambda seeds: shared(value), None, fingerprint(value))
+        return Condition(None, value, fingerprint(value))
     function: Callable[[Tensor], Any] = value
 
     def called(seeds: Sequence[int]) -> Tensor:
@@ -137,7 +141,7 @@ def by_seed(name: str, value: Any) -> Condition:
             raise ValueError(f"condition {name!r} must give a tensor with a row for each of {len(seeds)} seeds, got {got}")
         return found
 
-    return Condition(lambda seeds: each(called(seeds)), called, fingerprint(called(range(PROBED))))
+    return Condition(called, None, fingerprint(called(range(PROBED))))
 
 
 def one_by_one(function: Callable[[int, int], Tensor]) -> Callable[[Tensor], Tensor]:

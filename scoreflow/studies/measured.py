@@ -33,7 +33,7 @@ class Measured:
         n: samples. m: data; None of statistics. features: where they were judged.
         figures: of all samples, by name; of several processes only the first has them.
         blocks: the same of each block; empty where there is but one. sizes: samples in a block.
-        moments: of the features of the samples.
+        moments: of the features of the samples; of a further process those of its own.
     """
 
     n: int
