@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import scoreflow as sf
 from scoreflow._core.files import whole_file
 from scoreflow._sets import log as logs
+from scoreflow._sets.files import Shards
 from scoreflow._sets.log import Log, Progress
 from scoreflow._sets.read import Kept
 from scoreflow._sets.seeds import Uniform, check_shard, classes_in, parse, share
@@ -95,8 +96,8 @@ def test_shards_too(whole, tmp_path, format, world, batch):
 def test_a_sample_is_that_of_its_seed(tmp_path):
     """To the bit that of `sample`, alone, with noise on its way, on a Brownian path or white."""
     for sampler in ("ddpm", "er-sde", "euler-maruyama"):
-        made(tmp_path / sampler, sampler=sampler, seeds=[3, 12_345], batch=2)
-        for k, seed in enumerate((3, 12_345)):
+        made(tmp_path / sampler, sampler=sampler, seeds=[3, 12_345, 999_999, 1_000_000], batch=3)
+        for k, seed in enumerate((3, 12_345, 999_999, 1_000_000)):
             x = sf.sample(ORACLE, (1, 2), sampler, steps=4, seed=[seed], dtype=torch.float64)
             assert torch.equal(Kept(tmp_path / sampler)[k], x[0])
     assert (tmp_path / "ddpm/012000/012345.npy").is_file()
@@ -185,8 +186,6 @@ def test_killed_ten_times_and_made_again(tmp_path):
 
 def test_a_shard_whose_parts_were_all_there_when_it_was_killed(whole, tmp_path, monkeypatch):
     """Before the shard was made, and before the parts were taken away."""
-    from scoreflow._sets.files import Shards
-
     with monkeypatch.context() as patched:
         patched.setattr(Shards, "_pack", lambda self, first: None)
         made(tmp_path, format="tar")
@@ -198,6 +197,21 @@ def test_a_shard_whose_parts_were_all_there_when_it_was_killed(whole, tmp_path, 
     assert len([*(tmp_path / "other").glob(".parts/*/*.npy")]) == 45
     assert made(tmp_path / "other", format="tar").there == 45 and not [*(tmp_path / "other").glob(".parts/*/*.npy")]
     assert content(tmp_path / "other") == whole["tar"]
+
+
+def test_a_shard_that_another_made_at_that_moment(whole, tmp_path, monkeypatch):
+    """Two see that all is there; one takes the parts away before the other has read them."""
+    made(tmp_path, seeds=SEEDS[:20], format="tar")
+    (late,) = [Shards(tmp_path, "tar", SEEDS, lambda seeds: {}, {})]
+    made(tmp_path, format="tar")
+    monkeypatch.setattr(late.parts, "within", lambda first: {*SEEDS})
+    late._pack(0)
+    late._pack(1000)
+    assert late.packed == {*SEEDS} and len(Kept(tmp_path)) == 45
+    other = Shards(tmp_path / "other", "tar", SEEDS, lambda seeds: {}, {})
+    monkeypatch.setattr(other.parts, "within", lambda first: {*SEEDS})
+    with pytest.raises(FileNotFoundError):
+        other._pack(1000)
 
 
 def test_who_comes_first_writes(tmp_path):
@@ -238,6 +252,11 @@ def test_a_folder_of_other_classes(tmp_path):
     more = {"model": net, "seeds": [1]}
     made(tmp_path, **more, y=Uniform(10))
     assert made(tmp_path, **more, y=lambda seeds: Uniform(10)(seeds)).there == 1  # the same, by another name
+    rows, others = torch.arange(100), torch.arange(100)
+    others[80] = 7
+    made(tmp_path / "rows", **more, y=rows)
+    with pytest.raises(ValueError, match=r"holds other samples: conditions=.*there"):
+        made(tmp_path / "rows", **more, y=others)
     for other in (Uniform(9), torch.arange(10), 3):
         with pytest.raises(ValueError, match=r"holds other samples: conditions=.*there"):
             made(tmp_path, **more, y=other)

@@ -196,6 +196,13 @@ def test_blocks_and_parts():
     )
 
 
+def test_samples_that_are_not_finite():
+    x = X.clone()
+    x[3, 0, 0, 0], x[7, 0, 0, 1] = torch.nan, torch.inf
+    with pytest.raises(ValueError, match="2 of 30 samples have features that are not finite"):
+        sf.measure(x, X, features=mean_and_spread, batch=40)
+
+
 def test_images_of_several_sizes(tmp_path):
     for i, (high, wide) in enumerate([(4, 4), (6, 8)]):
         Image.fromarray(np.full((high, wide), 50 * i, np.uint8)).save(tmp_path / f"{i}.jpg", quality=100)

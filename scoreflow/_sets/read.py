@@ -55,7 +55,7 @@ class Kept(Dataset[Any]):
             raise ValueError(f"{self.place} holds no samples")
         first = self._at(0)
         self.shape = tuple(first.shape)
-        self.channels = channels or self.shape[0]
+        self.channels = channels or (self.shape[0] if len(self.shape) == 3 else None)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": None}

@@ -90,7 +90,7 @@ class Judge:
         span = range(len(states)) if span is None else span
         rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
         own = span[rank * len(span) // world : (rank + 1) * len(span) // world]
-        made = [self._features(_stacked(states, some)) for some in self._batches(own, rank == 0)]
+        made = [self._made(_stacked(states, some)) for some in self._batches(own, rank == 0)]
         features = np.concatenate(made) if made else np.empty((0, 0))
         if world > 1:
             parts: list[Any] | None = [None] * world if rank == 0 else None
@@ -98,10 +98,17 @@ class Judge:
             features = np.concatenate([one for one in parts if len(one)]) if parts is not None else features
         return Judged(features, _stacked(states, span) if keep and rank == 0 else None)
 
-    def _features(self, x: Tensor) -> np.ndarray:
+    def _made(self, x: Tensor) -> np.ndarray:
+        """The features of a batch.
+
+        Raises:
+            ValueError: some are not finite.
+        """
         with torch.no_grad():
             found = x if self.features is None else self.features(x.to(self.device))
         flat = found.flatten(1).to("cpu")
+        if wrong := int((~flat.isfinite().all(1)).sum()):
+            raise ValueError(f"{wrong} of {len(x)} samples have features that are not finite")
         return (flat if flat.dtype.itemsize > 2 else flat.float()).numpy()
 
     def _batches(self, own: range, shown: bool) -> Any:
