@@ -1,10 +1,11 @@
 """What a sampler costs beside its network: ours and diffusers', for a network that returns a tensor it already has.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py
 
-50 steps on (16, 3, 64, 64) in float32. The two take turns in one run, and the least time of each counts. `passes` is our
-time over that of one torch.add for every tensor that the rows read or write. The draws of ddpm are made by one and the
-same generator of torch, which takes longer than all else; the columns "without draws" leave their time out on both sides.
+Runs of 50 steps in float32, small states and large. Ours and diffusers' take turns in one run; the least time of each counts,
+the processor's own. `floor` is the arithmetic of our rows alone, a product and a sum for each weight, and their draws, which are
+made by one and the same generator of torch on both sides; "without draws" leaves them out on both. Plans are laid on a path that
+was never used.
 
 The ratios to diffusers without draws are kept in overhead.json (`--store`). They vary by a quarter from run to run; one of more
 than 1.5 times what is kept ends the command with an error.
@@ -14,6 +15,8 @@ import argparse
 import json
 import math
 import time
+import weakref
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,47 +24,133 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import scoreflow as sf
 
 BASELINE = Path(__file__).with_suffix(".json")
-STEPS, SHAPE = 50, (16, 3, 64, 64)
-PATH = sf.VPSDE.from_betas(sf.DDPMChain.linear().beta)
+STEPS, SHAPES = 50, {(1, 3, 32, 32): 8, (16, 3, 64, 64): 1}
+"""Sizes, and how many times as often the small ones run."""
+BETAS = sf.DDPMChain.linear().beta
 PAIRS = {
-    "ddim": DDIMScheduler(),
-    "dpm-solver++": DPMSolverMultistepScheduler(),
-    "unipc": UniPCMultistepScheduler(),
-    "ddpm": DDPMScheduler(),
+    "ddim": DDIMScheduler,
+    "dpm-solver++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "ddpm": DDPMScheduler,
 }
-
-
-def ours(model, name, x):
-    sf.solve(model, x, name, steps=STEPS, seed=0)
 
 
 def theirs(output, scheduler, x):
     scheduler.set_timesteps(STEPS)
     generator = torch.Generator().manual_seed(0)
+    given = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
     for t in scheduler.timesteps:
-        given = {"generator": generator} if isinstance(scheduler, DDPMScheduler) else {}
         x = scheduler.step(output, t, x, **given).prev_sample
 
 
-def touched(plan):
-    """Tensors of the size of the state that the rows read or write: what they weigh, each draw, and the result."""
-    rows = [row for step in plan.steps for _, row in step.stages]
-    return sum((row.x != 0) + sum(m != 0 for m in row.m) + len(row.draws) + 1 for row in rows)
+def alone(plan, output, x):
+    """The rows' arithmetic and their draws, without anything around."""
+    generator = torch.Generator().manual_seed(0)
+    for step in plan.steps:
+        for _, row in step.stages:
+            y = x * row.x
+            for weight in row.m:
+                y.add_(output, alpha=weight)
+            for _, weight in row.draws:
+                y.add_(torch.empty_like(y).normal_(generator=generator), alpha=weight)
 
 
 def least(calls, repeats):
-    """The least seconds of each call, taken in turns."""
+    """The least seconds of each call, of the processor's time, taken in turns."""
     best = [float("inf")] * len(calls)
     for _ in range(repeats):
         for i, call in enumerate(calls):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             call()
-            best[i] = min(best[i], time.perf_counter() - begun)
+            best[i] = min(best[i], time.thread_time() - begun)
     return best
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of this size or more that are alive at once, among those made within."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.live, self.peak = size, set(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor) and (held := one.untyped_storage()).nbytes() >= self.size:
+                if held._cdata not in self.live:
+                    self.live.add(held._cdata)
+                    weakref.finalize(held, self.live.discard, held._cdata)
+        self.peak = max(self.peak, len(self.live))
+        return out
+
+
+def steps(repeats, kept):
+    """µs a step, ours and theirs; the ratios without draws, by sampler and size."""
+    heads = ("sampler", "states", "ours, µs a step", "diffusers", "ratio", "without draws", "floor", "baseline")
+    table, seen = Table(*heads, box=box.MARKDOWN), {}
+    path = sf.VPSDE.from_betas(BETAS)
+    for shape, often in SHAPES.items():
+        x, output = torch.randn(shape), torch.randn(shape)
+        for name, scheduler in PAIRS.items():
+            model = sf.ScoreModel(lambda x, t, output=output: output, path, prediction="eps", time="index")
+            plan, draw, peer = sf.plan(name, path, steps=STEPS), sf.White(0).draws(), scheduler()
+            calls = [
+                lambda: sf.solve(model, x, name, steps=STEPS, seed=0),  # noqa: B023
+                lambda: theirs(output, peer, x),  # noqa: B023
+                lambda: alone(plan, output, x),  # noqa: B023
+                lambda: [draw(x) for _ in range(plan.noise_count)],  # noqa: B023
+            ]
+            mine, other, floor, draws = (1e6 / STEPS * seconds for seconds in least(calls, repeats * often))
+            ratio, key = (mine - draws) / (other - draws), f"{name} {'x'.join(map(str, shape))}"
+            seen[key] = round(ratio, 3)
+            ratios = (f"{r:.2f}" for r in (mine / other, ratio))
+            before = f"{kept[key]:.2f}" if key in kept else "none"
+            table.add_row(name, str(shape), f"{mine:.0f}", f"{other:.0f}", *ratios, f"{floor:.0f}", before)
+    return table, seen
+
+
+def plans(repeats):
+    """Milliseconds to lay a plan of 50 steps, and diffusers' run of as many beside it."""
+    table = Table("sampler", "plan, ms", "µs a step", "diffusers' run, ms", box=box.MARKDOWN)
+    x = torch.randn(1, 3, 32, 32)
+    for name in (*PAIRS, "auto"):
+        asked = {"nfe": STEPS} if name == "auto" else {"steps": STEPS}
+        fresh = iter([sf.VPSDE.from_betas(BETAS) for _ in range(repeats)])
+        peer = PAIRS.get(name, UniPCMultistepScheduler)()
+        lay, run = least([lambda: sf.plan(name, next(fresh), **asked), lambda: theirs(x, peer, x)], repeats)  # noqa: B023
+        table.add_row(name, f"{1e3 * lay:.2f}", f"{1e6 * lay / STEPS:.0f}", f"{1e3 * run:.2f}")
+    return table
+
+
+def noise(repeats):
+    """Milliseconds of a draw of a run of 50 steps, and the most states that it holds."""
+    heads = ("states", "white, ms a draw", "brownian", "ratio", "states held", "sf.Brownian(seed)", "states held")
+    table = Table(*heads, box=box.MARKDOWN)
+    times = sf.plan("ddpm", sf.VPSDE.from_betas(BETAS), STEPS).times
+    for shape, often in SHAPES.items():
+        x, sources = torch.randn(shape), (sf.White(0), sf.Brownian(0, times=times), sf.Brownian(0))
+
+        def run(source, x=x):
+            draws = source.draws()
+            for t, s in pairwise(times):
+                draws(x, t, s)
+
+        calls = [lambda source=source: run(source) for source in sources]
+        white, brownian = (1e3 / STEPS * seconds for seconds in least(calls[:2], max(2, repeats // 4) * often))
+        (tree,) = (1e3 / STEPS * seconds for seconds in least(calls[2:], 1))
+        held = []
+        for call in calls[1:]:
+            with Live(4 * x.numel()) as live:
+                call()
+            held.append(str(live.peak))
+        cells = (f"{white:.3f}", f"{brownian:.3f}", f"{brownian / white:.1f}", held[0], f"{tree:.2f}", held[1])
+        table.add_row(str(shape), *cells)
+    return table
 
 
 if __name__ == "__main__":
@@ -69,31 +158,14 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--store", action="store_true", help="keep these ratios as the baseline")
     chosen = parser.parse_args()
-    repeats, kept = chosen.repeats, json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-    x, output = torch.randn(SHAPE), torch.randn(SHAPE)
-    other, out = torch.randn(SHAPE), torch.empty(SHAPE)
-    heads = ("sampler", "ours / diffusers", "without draws", "tensors", "passes", "without draws", "baseline")
-    table, seen = Table(*heads, box=box.MARKDOWN), {}
+    kept = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    torch.set_num_threads(1)
+    console = Console(width=140)
     with torch.no_grad():
-        for name, scheduler in PAIRS.items():
-            model = sf.ScoreModel(lambda x, t: output, PATH, prediction="eps", time="index")
-            plan = sf.plan(name, PATH, steps=STEPS)
-            draw = sf.White(0).draws()
-            calls = [
-                lambda name=name, model=model: ours(model, name, x),
-                lambda scheduler=scheduler: theirs(output, scheduler, x),
-                lambda: torch.add(x, other, out=out),
-                lambda draw=draw: draw(x),
-            ]
-            mine, peer, one, normal = least(calls, repeats)
-            count = touched(plan)
-            draws = plan.noise_count * normal
-            ratios = mine / peer, (mine - draws) / (peer - draws), mine / (count * one), (mine - draws) / (count * one)
-            first, second, third, fourth = (f"{r:.2f}" for r in ratios)
-            seen[name] = round(ratios[1], 3)
-            table.add_row(name, first, second, str(count), third, fourth, f"{kept[name]:.2f}" if name in kept else "none")
-    Console(width=120).print(table)
+        table, seen = steps(chosen.repeats, kept)
+        for each in (table, plans(chosen.repeats), noise(chosen.repeats)):
+            console.print(each)
     if chosen.store:
         BASELINE.write_text(json.dumps(seen, indent=1) + "\n")
-    elif slower := [name for name, ratio in seen.items() if ratio > 1.5 * kept.get(name, math.inf)]:
+    elif slower := [key for key, ratio in seen.items() if ratio > 1.5 * kept.get(key, math.inf)]:
         raise SystemExit(f"more than 1.5 times the baseline: {', '.join(slower)}")

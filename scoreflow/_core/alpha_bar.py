@@ -124,12 +124,12 @@ class Nodes(AlphaBar):
         if self.to_zero:
             for c, value in zip(cubic[1:], last, strict=True):
                 c[-1] = value
-        self.T, self.y, self.betas = chain.T, torch.from_numpy(y), chain.beta
-        self.nodes = torch.arange(self.T + 1, dtype=torch.float64) / self.T
+        self.T, self.y, self.betas = chain.T, y, chain.beta
+        self.nodes = np.arange(self.T + 1) / self.T
         # At the last node a cell of its own, with its value to the last digit and the slope there.
         _, rate, bend, turn = (float(part[-1]) for part in cubic)
         end = (float(y[-2]) + rate if self.to_zero else y[-1], rate + 2 * bend + 3 * turn, 0.0, 0.0)
-        self.cubic = torch.from_numpy(np.concatenate([np.stack(cubic), np.array(end)[:, None]], 1))
+        self.cubic = np.concatenate([np.stack(cubic), np.array(end)[:, None]], 1)
 
     def __str__(self) -> str:
         digest = hashlib.blake2b(self.betas.numpy().tobytes(), digest_size=4).hexdigest()
@@ -138,15 +138,15 @@ class Nodes(AlphaBar):
     def _cell(self, t: Any) -> tuple[Any, ...]:
         """The start of the cell that t is in, and the cell's cubic."""
         if isinstance(t, Tensor):  # t·T may miss a node by a rounding; i/T does not
-            found = torch.searchsorted(self.nodes.to(t), t.detach().contiguous(), right=True) - 1
+            found = torch.searchsorted(torch.from_numpy(self.nodes).to(t), t.detach().contiguous(), right=True) - 1
             return self._at(found.clamp(0, self.T), t)
         i = int(t * self.T)
         return self._at(min(i + ((i + 1) / self.T <= t) - (i / self.T > t), self.T), t)
 
     def _at(self, i: Any, like: Any) -> tuple[Any, ...]:
         if isinstance(like, Tensor):
-            return self.nodes.to(like)[i], *self.cubic.to(like)[:, i]
-        return i / self.T, *self.cubic.numpy()[:, i].tolist()
+            return torch.from_numpy(self.nodes).to(like)[i], *torch.from_numpy(self.cubic).to(like)[:, i]
+        return i / self.T, *self.cubic[:, i].tolist()
 
     def log_alpha_bar(self, t: Any) -> Any:
         return self._value(t, *self._cell(t))
@@ -185,9 +185,10 @@ class Nodes(AlphaBar):
     def time(self, log_alpha_bar: Any) -> Any:
         right: Any
         if isinstance(log_alpha_bar, Tensor):
-            right = torch.searchsorted(-self.y.to(log_alpha_bar), -log_alpha_bar.contiguous()).clamp(1, self.T)
+            falls = -torch.from_numpy(self.y).to(log_alpha_bar)
+            right = torch.searchsorted(falls, -log_alpha_bar.contiguous()).clamp(1, self.T)
         else:
-            right = min(max(bisect_left(self.y.numpy(), -log_alpha_bar, key=operator.neg), 1), self.T)
+            right = min(max(bisect_left(self.y, -log_alpha_bar, key=operator.neg), 1), self.T)
         cell, (end, *_) = self._at(right - 1, log_alpha_bar), self._at(right, log_alpha_bar)
         return bisect(
             self.log_alpha_bar, log_alpha_bar, cell[0], end, lambda t: self._rate(t, *cell), lambda t: self._value(t, *cell)

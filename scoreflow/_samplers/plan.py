@@ -354,7 +354,7 @@ def _fits(value: Any) -> bool:
 Question = tuple[Tensor, float, Prediction]
 """What a step asks: at the states x (B, ...) and the time t this prediction."""
 Stepped = tuple[Tensor, Memory, Tensor | None]
-"""The new state, what the next step may use, an embedded error estimate or None."""
+"""The new state, what the next step may use, an embedded solution of lower order or None."""
 
 
 def advance(
@@ -401,7 +401,7 @@ def advance(
                 seen = ((u, outputs[0]), *seen)
     last = step.stages[-1].row
     x_s = project(last(x, outputs[: len(last.m)], draw))
-    return x_s, seen, None if lower is None else x_s - lower
+    return x_s, seen, lower
 
 
 def drive(step: Generator[Question, Tensor, Stepped], model: Callable[[Tensor, float, Prediction], Tensor]) -> Stepped:

@@ -198,10 +198,10 @@ class Linear(Sampler):
         return self._planned(path, tuple(steps))
 
     def step(self, model: Network, x: Tensor, t: float, s: float, memory: tuple[Any, ...], noise: Draws) -> Step:
-        plan, error = self._planned(None, self.build(model.path, tuple(u for u, _ in memory), t, s)), None
+        plan, lower = self._planned(None, self.build(model.path, tuple(u for u, _ in memory), t, s)), None
         for planned in plan.steps:
-            x, memory, error = drive(advance(planned, plan, model, x, memory, noise), model)
-        return Step(x, memory, error)
+            x, memory, lower = drive(advance(planned, plan, model, x, memory, noise), model)
+        return Step(x, memory, None if lower is None else x - lower)
 
     def evaluations(self, path: GaussianPath, times: tuple[float, ...]) -> int:
         return self.plan(path, times).nfe
