@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import scoreflow as sf
 from scoreflow import cli
+from scoreflow._audit.compare import times_of
 from scoreflow._audit.found import found
 from scoreflow._audit.stranger import Curves, Stranger
 from scoreflow._uses.read_back import read_back
@@ -96,6 +97,7 @@ def test_azula():
     for theirs, (name, options) in AZULA.items():
         stranger = found(getattr(sample, theirs))
         assert repr(stranger.path) == "the path of VPSchedule" and apart(stranger, name, 0.0, **options) < 1e-10, theirs
+        assert times_of(read_back(stranger.build(6)), stranger, 6).end == 0.0  # where their path begins, not at data
     assert apart(found(sample.DDIMSampler, eta=0.5), "ddim", 0.0, eta=0.5) > 0.1
     assert apart(found(sample.DDIMSampler, eta=0.5), "ddim", 0.0, eta=math.sqrt(0.5)) < 1e-10
     assert apart(found(sample.REABSampler), "reab", 0.0) > 0.1
@@ -324,7 +326,10 @@ def test_steps_that_are_functions():
         ).x
     )  # fmt: skip
     torch.testing.assert_close(reading.states[:, :-1], own.states, rtol=1e-12, atol=1e-12)
-    assert float(reading.end[-1]) > 0.05 and own.draws == 4  # noise after the last call
+    assert float(reading.end[-1]) > 0.05 and own.draws == 4
+    audit = sf.audit(step_with_density, 5, **words, most=5)
+    assert audit.nearest[0].name == "flow-sde" and audit.nearest[0].step == 5  # noise after the last call, nothing else
+    assert {"no-last-noise", "ends-at-data"} <= {check.name for check in audit.failures}
     with pytest.raises(TypeError, match="<lambda> is the step of a scheduler, its 'self': give scheduler="):
         found(lambda self, model_output, timestep, sample: sample, **words)
 

@@ -81,8 +81,12 @@ def times_of(found: Reading, stranger: Stranger, steps: int) -> Times:
     """When a run that was read back asks."""
     told, end = tuple(stranger.time_of(label) for label in found.labels), math.nan
     if told and all(math.isfinite(t) and 0 <= t <= 1 + 1e-6 for t in told):
-        alpha, sigma = found.levels(stranger.path, stranger.prediction, told, told[0])[-1].tolist()
-        end = 0.0 if sigma < 1e-5 * abs(alpha) else stranger.path.time(math.log(alpha / sigma)) if alpha > 0 else math.nan
+        path = stranger.path
+        alpha, sigma = found.levels(path, stranger.prediction, told, told[0])[-1].tolist()
+        # Where the path begins, whose level may not be 0; where the last state has more noise than the network was told, too.
+        begins = sigma < (1e-5 + path.kappa(0.0) * (1 + 1e-6)) * abs(alpha)
+        end = 0.0 if begins else path.time(math.log(alpha / sigma)) if alpha > 0 else math.nan
+        end = 0.0 if end >= min(told) else end
     return Times(told, end, steps, stranger.start, stranger.path)
 
 
