@@ -4,6 +4,7 @@ A path defines `log_alpha(self, t)` and `log_sigma(self, t)` on float64 tensors,
 numbers and tensors of any dtype. All else follows.
 """
 
-from scoreflow._core.gaussian import GaussianPath, curve
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.known import curve
 
 __all__ = ["GaussianPath", "curve"]

@@ -32,7 +32,7 @@ LAYERS = [
     {"_uses"},
     {"analysis", "nets", "data", "path"},
     {"checkpoint", "latent"},
-    {"zoo"},
+    {"zoo", "_sets"},
     {"studies", "interop"},
     {"tuning"},
     {"_audit"},
@@ -58,6 +58,8 @@ LAZY = (
     "torch_fidelity",
     "lightning_fabric",
     "PIL",
+    "distributed",
+    "submitit",
 )
 """Loaded on use only."""
 

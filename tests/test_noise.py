@@ -3,6 +3,7 @@
 Tests of a law state one false-alarm rate for all their statistics together; the seeds are fixed.
 """
 
+import functools
 import math
 from itertools import pairwise
 
@@ -19,7 +20,7 @@ from scoreflow._core.noise import check_seed
 RATE = 1e-6
 CELL = 2.0**-18
 SHAPES = [(), (3,), (2, 4, 4)]
-SOURCES = [sf.White, sf.Brownian]
+SOURCES = [sf.White, sf.Brownian, functools.partial(sf.Brownian, times=(1.0, 0.7, 0.3, 0.1, 0.0))]
 
 
 def like(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -102,6 +103,24 @@ def test_white_dtypes_are_the_same_numbers(seeds, shape):
         other = sf.White(seeds).draws("step")(like(2, *shape, dtype=dtype))
         assert other.dtype == dtype
         assert torch.equal(other, single.to(dtype))
+
+
+def test_the_device_of_the_draws():
+    """Where none is named that of the states; a source names another, and the draws come back to the states."""
+    like = torch.zeros(2, 3, dtype=torch.float64)
+    for source in (sf.White, sf.Brownian):
+        here, told = source((4, 5)), source((4, 5), device="cpu")
+        assert torch.equal(here.draws()(like, 0.9, 0.4), told.draws()(like, 0.9, 0.4)) and told.device.type == "cpu"
+    assert sf.Brownian((4, 5), device="cpu").draws().of(1).source.device.type == "cpu"
+    elsewhere = sf.White(4, device="cuda")
+    if torch.cuda.is_available():
+        drawn = elsewhere.normal(like)
+        assert drawn.device == like.device and not torch.equal(drawn, sf.White(4).normal(like))
+    else:
+        with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):
+            elsewhere.normal(like)
+    with pytest.raises(ValueError, match="device must be one of torch's, such as 'cpu' or 'cuda', got 'abacus'"):
+        sf.White(4, device="abacus")
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -216,10 +235,10 @@ GRIDS = {
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@pytest.mark.parametrize("depth", [18, 6])
-def test_brownian_draws_are_standard_normal(name, depth):
+@pytest.mark.parametrize(("depth", "known"), [(18, False), (6, False), (18, True), (6, True)])
+def test_brownian_draws_are_standard_normal(name, depth, known):
     """Along any grid the normalised draws are independent N(0, 1), above the tree's cells and inside them."""
-    cursor, x = sf.Brownian(4, depth=depth).draws("step"), like(40_000)
+    cursor, x = sf.Brownian(4, depth=depth, times=GRIDS[name] if known else None).draws("step"), like(40_000)
     z = torch.stack([cursor(x, t, s) for t, s in pairwise(GRIDS[name])]).numpy()
     assert_standard_normal(z)
     assert min(stats.kstest(row, "norm").pvalue for row in z) > RATE / len(z)
@@ -264,6 +283,64 @@ def test_brownian_batch_split(times):
         z = whole(like(5, 3), t, s)
         for rows, cursor in parts:
             assert torch.equal(z[rows], cursor(like(rows.stop - rows.start, 3), t, s))
+
+
+# -- along known times ------------------------------------------------------------------------------------------------
+
+
+def uniform(n):
+    return (*(1 - i / n for i in range(n)), 0.0)
+
+
+def test_known_times_have_one_path():
+    """Whatever else a sampler asks between them, and though some of the times are not asked."""
+    times, x = GRIDS["non-dyadic"], like(3, 2)
+    source = sf.Brownian((1, 2, 3), times=times)
+    plain, asked = source.draws(), source.draws()
+    for t, s in pairwise(times):
+        middle = 0.3 * t + 0.7 * s
+        parts = asked.increment(x, t, middle) + asked.increment(x, middle, s)
+        torch.testing.assert_close(plain.increment(x, t, s), parts, rtol=0, atol=1e-14)
+    whole = source.draws().increment(x, 0.7, 0.1)
+    parts = sum(source.draws().increment(x, t, s) for t, s in pairwise(times[2:7]))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-14)
+
+
+def test_known_times_share_the_path_to_a_step_of_the_coarser():
+    """All at the sixteenths, to rounding; those of 50 and 100 steps elsewhere too, to less than the noise of a step."""
+    x, runs = like(2000), {n: sf.Brownian(3, times=uniform(n)).draws() for n in (16, 50, 100, 1000)}
+    for t, s in pairwise(uniform(16)):
+        first, *others = (run.increment(x, t, s) for run in runs.values())
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=0, atol=1e-14)
+    coarse, fine = (sf.Brownian(3, times=uniform(n)).draws() for n in (50, 100))
+    off = torch.stack([coarse.increment(x, t, 0.0) - fine.increment(x, t, 0.0) for t in uniform(50)[:-1]])
+    # In a cell as wide as a step the two have bridges of their own: of variance h/4 at most, each.
+    assert float(off.square().mean(1).max()) < 1.2 * 0.02 / 2 and float(off.square().mean()) < 0.02 / 4
+
+
+def test_known_times_take_few_normals_and_hold_few_states(monkeypatch):
+    """Two or three a draw, where the tree takes 25; ten states at most, in what is kept."""
+    taken, normal = [], sf.White.normal
+    monkeypatch.setattr(sf.White, "normal", lambda *args: taken.append(args[2:]) or normal(*args))
+    for n, most, states in ((10, 3.0, 6), (50, 2.0, 8), (1000, 2.0, 10)):
+        taken.clear()
+        cursor, x, held = sf.Brownian(0, times=uniform(n)).draws(), like(1), []
+        for t, s in pairwise(uniform(n)):
+            cursor(x, t, s)
+            held.append(len({id(w) for cell in cursor._cells for w in (cell.w_lo, cell.w_hi)}))
+        assert len(taken) == len(set(taken)) <= most * n and max(held) <= states
+
+
+def test_areas_along_known_times_have_their_law():
+    """Increments and areas of three steps, of which cells are a part: independent, 21 comparisons at 1e-9 each."""
+    x, times = like(40_000), (0.83, 0.61, 0.37, 0.36)
+    cursor = sf.Brownian(7, times=times).draws()
+    parts = torch.stack([cursor(x, a, b, area) for a, b in pairwise(times) for area in (False, True)])
+    moments, bound = parts @ parts.mT / x.numel(), stats.norm.isf(1e-9) / math.sqrt(x.numel())
+    off = (moments - torch.eye(6, dtype=torch.float64)).abs()
+    assert float(off.fill_diagonal_(0).max()) < bound
+    assert float((moments.diag() - 1).abs().max()) < math.sqrt(2) * bound
 
 
 # -- replay ----------------------------------------------------------------------------------------------------------

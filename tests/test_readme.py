@@ -70,8 +70,8 @@ def test_the_blocks_on_studies(capsys):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in OWN and blocks(page)])
-def test_the_blocks_on(page):
-    """They run as printed, one after the other."""
+def test_the_blocks_on(page, few_grids):
+    """They run as printed, one after the other; tuning runs fewer of the samplers that there are."""
     names = {}
     for code in blocks(page):
         exec(compile(code, page, "exec"), names)

@@ -62,7 +62,7 @@ def test_sample_with_draws_too_few_or_too_many():
             sf.sample(VP, (2, 3), "ddpm", steps=5, noise=states(count, 2, 3), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("noise", [sf.White(3), sf.Brownian(3)])
+@pytest.mark.parametrize("noise", [sf.White(3), sf.Brownian(3, times=sf.plan("ddpm", VP.path, 5).times)])
 def test_sample_takes_a_source(noise):
     name = type(noise).__name__.lower()
     want = sf.sample(VP, (2, 3), "ddpm", steps=5, noise=name, seed=3, dtype=torch.float64)
@@ -125,16 +125,33 @@ def test_a_sample_depends_on_its_own_seed_only(case, noise):
 
 
 def test_brownian_runs_of_two_step_counts_are_near():
-    """Euler–Maruyama of 64 and 128 steps on one path: strong order 1; with white noise two unrelated samples."""
+    """Euler–Maruyama of n and 2n steps on one path: strong order 1; with white noise two unrelated samples."""
     model = sf.Gaussian(torch.zeros(3), 1.5).model(sf.VPSDE(0.1, 10.0))
 
-    def apart(noise):
+    def apart(n, noise):
+        seed = 1 if isinstance(noise, str) else None
         runs = [
-            sf.sample(model, (500, 3), "euler-maruyama", steps=n, seed=1, noise=noise, dtype=torch.float64) for n in (64, 128)
+            sf.sample(model, (500, 3), "euler-maruyama", steps=k, seed=seed, noise=noise, dtype=torch.float64)
+            for k in (n, 2 * n)
         ]
         return (runs[0] - runs[1]).square().mean().sqrt().item()
 
-    assert apart("white") > 5 * apart("brownian")
+    assert apart(64, "white") > 5 * apart(64, "brownian")
+    white, known, tree = (apart(50, noise) for noise in ("white", "brownian", sf.Brownian(1)))
+    assert white > 10 * known and known > 1.2 * tree
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "sde-dpm-solver++-2m", "sra1", "seeds-2"])
+def test_a_brownian_run_knows_its_times(sampler):
+    """`noise="brownian"` is the path of the run's own times, the same when it is asked."""
+    model, x = sf.Gaussian(torch.zeros(3), 1.5).model(VP.path), torch.randn(4, 3, dtype=torch.float64)
+    plan = sf.plan(sampler, model.path, 7, start=0.9)
+    x_0 = sf.solve(model, x, sampler, steps=7, start=0.9, seed=3, noise="brownian").x
+    assert torch.equal(x_0, sf.solve(model, x, plan, noise=sf.Brownian(3, times=plan.times)).x)
+    run = sf.ask(plan, x, path=model.path, prediction=model.prediction, noise="brownian", seed=3)
+    while not run.done:
+        run.tell(model.evaluate(run.x, run.t)[0])
+    assert torch.equal(x_0, run.x)
 
 
 def test_threads_share_a_sampler_and_a_model():

@@ -42,7 +42,7 @@ def test_a_cell_is_the_run_that_solve_makes(ring):
         blocks = ring.blocks(Spec(name, options.get("grid"), nfe=10), "trajectory/median")
         assert blocks[2] == pytest.approx(float(off.quantile(0.5)), rel=1e-12)
     spec = Spec("ddpm", nfe=10)
-    x = sf.solve(what.model, x_T, "ddpm", nfe=10, seed=2, noise="brownian").x
+    x = sf.solve(what.model, x_T, "ddpm", nfe=10, noise=sf.Brownian(2)).x
     key = ring.cells.query("sampler == 'ddpm' and nfe == 10 and seed == 2 and kind == 'cell'")["key"].iloc[0]
     assert np.array_equal(ring.store.samples(key), x.numpy())
     assert spec in ring.specs

@@ -157,9 +157,9 @@ def _seeded(seed: int) -> Iterator[None]:
     """Every global source of random numbers begins here, and is as before afterwards."""
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        np.random.set_state(np.random.RandomState(seed).get_state())
+        random.setstate(random.Random(seed).getstate())
         yield
     finally:
         torch.set_rng_state(kept[0])

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from scoreflow._core.check import options as check_options
-from scoreflow._core.gaussian import GaussianPath, Prediction, _bisect, curve
+from scoreflow._core.gaussian import GaussianPath, Prediction, bisect
+from scoreflow._core.known import curve
 from scoreflow._core.path import PATHS, Flow
 from scoreflow._samplers.step import Linear
 from scoreflow._uses.read_back import Run
@@ -106,7 +107,7 @@ class Curves(GaussianPath):
         cell = torch.searchsorted(-self.known, -lam.contiguous()).clamp(1, CELLS)
         rate = (self.known[cell - 1] - self.known[cell]) * CELLS
         rate = torch.where(rate.isfinite(), rate, 0.0)  # by halves, where λ is not finite at an end
-        return _bisect(self.lam, lam, self.nodes[cell - 1], self.nodes[cell], lambda t: rate)
+        return bisect(self.lam, lam, self.nodes[cell - 1], self.nodes[cell], lambda t: rate)
 
 
 def path_of(of: Callable[[Tensor], tuple[Tensor, Tensor]], name: str) -> GaussianPath:

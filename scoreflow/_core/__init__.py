@@ -4,5 +4,5 @@ from scoreflow._core import chain_grid, tool_grid
 
 __all__ = ["NUMERICS", "chain_grid", "tool_grid"]
 
-NUMERICS = 2
+NUMERICS = 3
 """Raised when the same call gives other numbers. Stores of studies are of one such version; tests/test_numerics.py holds it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeGuard
 
 import torch
@@ -36,13 +36,14 @@ def is_whole(value: Any) -> TypeGuard[SupportsIndex]:
 
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: float = -math.inf) -> float:
     """The value as a float. Raises TypeError unless it is a number, ValueError unless finite and in range."""
+    x = value if type(value) is float else _real(value)
+    if x is not None and math.isfinite(x) and least <= x <= most and x > above:
+        return x
     limits = (f"> {above:g}", above > -math.inf), (f"≥ {least:g}", least > -math.inf), (f"≤ {most:g}", most < math.inf)
     allowed = " ".join(["a finite number", " and ".join(text for text, holds in limits if holds)]).strip()
-    if (x := _real(value)) is None:
+    if x is None:
         raise TypeError(f"{name} must be {allowed}, got {value!r}")
-    if not (math.isfinite(x) and least <= x <= most and x > above):
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return x
+    raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 def scalar(value: Any) -> Any:
@@ -88,11 +89,33 @@ def no_option(what: str, name: str, known: Iterable[str]) -> str:
 
 def time(name: str, t: Any) -> float:
     """The time as a float. Raises TypeError if it is no number, ValueError outside [0, 1]."""
-    if (value := _real(t)) is None:
+    if (value := t if type(t) is float else _real(t)) is None:
         raise TypeError(f"{name} must be a number between 0 (data) and 1 (prior), got {t!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
     return value
+
+
+def event_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one sample. Raises TypeError unless it is a sequence of whole numbers, ValueError for one below 1."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or not all(is_whole(size) for size in shape):
+        raise TypeError(f"shape must be a sequence of whole numbers, that of one sample, got {shape!r}")
+    return tuple(whole("shape", size) for size in shape)
+
+
+def floating(dtype: Any) -> torch.dtype:
+    """The dtype. Raises TypeError unless it is a floating-point one of torch's."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    return dtype
+
+
+def placed(device: Any) -> torch.device | None:
+    """The device by its name. Raises ValueError if torch knows none of it."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
 
 
 def check_state(name: str, x: Any) -> None:

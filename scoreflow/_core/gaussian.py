@@ -7,104 +7,22 @@ A path is the two curves log α and log σ. All that a sampler needs is derived 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar, cast, get_args
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scoreflow._core import check
 from scoreflow._core.check import hidden
 from scoreflow._core.deprecated import renamed
-from scoreflow._core.row import Row, double
+from scoreflow._core.elementary import constant, every, exp, expm1, lift, log, log1p, some, sqrt, where
+from scoreflow._core.known import Parameters, dual, known, once
+from scoreflow._core.row import Row
 
 S = TypeVar("S", float, Tensor)
-Self = TypeVar("Self")
-V = TypeVar("V")
 Prediction = Literal["eps", "x0", "v", "score", "flow"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
-
-
-def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
-    """Let a formula for float64 tensors take a number, or a tensor of any floating dtype, and answer in kind."""
-    name = formula.__name__
-
-    def method(self: Self, t: S) -> S:
-        if isinstance(t, Tensor):
-            return formula(self, double(t)).to(t.dtype)
-        if name != "time":
-            check.time("t", t)
-        number = float(t)
-        return _once(self, (name, number), lambda: formula(self, torch.tensor(number, dtype=torch.float64)).item())
-
-    method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__
-    return method
-
-
-class Parameters:
-    """What has parameters that numbers are remembered for: it counts their changes, and leaves what it remembers behind when it
-    is copied or pickled."""
-
-    _changes = 0
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        self.__dict__["_changes"] = self._changes + 1
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_known", "_parts")}
-
-    @property
-    def stamp(self) -> Hashable:
-        """What is another after every change: of an attribute, or, down to four levels, of its entries and parts, in place."""
-        parts: tuple[int, list[Tensor], list[Any]] | None = self.__dict__.get("_parts")
-        if parts is None or parts[0] != self._changes:
-            held = [value for name, value in vars(self).items() if name not in ("_changes", "_known", "_parts")]
-            held += [one for value in held if type(value) is tuple for one in value]
-            tensors = [one for one in held if isinstance(one, Tensor) and not one.is_inference()]
-            rest = [one for one in held if not _still(one) and not isinstance(one, Tensor)]
-            parts = self.__dict__["_parts"] = (self._changes, tensors, rest)
-        return parts[0], *[one._version for one in parts[1]], *[_stamp(one, 4) for one in parts[2]]
-
-
-PLAIN = frozenset((float, int, bool, str, type(None)))
-
-
-def _still(value: Any) -> bool:
-    """Whether it can change by a new value alone: a number, a text, or a tuple of such and of tensors."""
-    kind = type(value)
-    return kind in PLAIN or (kind is tuple and all(type(one) in PLAIN or isinstance(one, Tensor) for one in value))
-
-
-def _stamp(value: Any, levels: int) -> Hashable:
-    kind: type = type(value)
-    if kind in PLAIN:
-        return cast(Hashable, value)
-    if isinstance(value, Tensor):
-        return (id(value), -1 if value.is_inference() else value._version)
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, Parameters):
-        return value.stamp
-    if isinstance(value, nn.Module):
-        numbers = (one for layer in value.modules() for one in vars(layer).values() if type(one) in PLAIN)
-        return (*((id(p), p._version) for p in (*value.parameters(), *value.buffers())), *numbers)
-    if isinstance(value, tuple | list | dict) and levels:
-        return tuple(_stamp(one, levels - 1) for one in (value.values() if isinstance(value, dict) else value))
-    held = getattr(value, "__dict__", None)
-    return (id(value), _stamp(held, levels - 1)) if isinstance(held, dict) and levels else id(value)
-
-
-def _once(path: Any, key: tuple[Any, ...], make: Callable[[], V]) -> V:
-    """What `make` gives, kept with the path while its parameters stay: runs need the same numbers again and again."""
-    stamp = path.stamp
-    held: tuple[Hashable, dict[tuple[Any, ...], V]] | None = path.__dict__.get("_known")
-    if held is None or held[0] != stamp or len(held[1]) > 100_000:
-        held = path.__dict__["_known"] = (stamp, {})
-    if (value := held[1].get(key)) is None:
-        value = held[1][key] = make()
-    return value
 
 
 class GaussianPath(Parameters):
@@ -134,66 +52,66 @@ class GaussianPath(Parameters):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     # -- the curves --------------------------------------------------------------------------------------------------
-    @curve
-    def log_alpha(self, t: Tensor) -> Tensor:
+    @dual
+    def log_alpha(self, t: Any) -> Any:
         """log α; every path defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define log_alpha")
 
-    @curve
-    def log_sigma(self, t: Tensor) -> Tensor:
+    @dual
+    def log_sigma(self, t: Any) -> Any:
         """log σ; every path defines it."""
         raise NotImplementedError(f"{type(self).__name__} must define log_sigma")
 
-    @curve
-    def alpha(self, t: Tensor) -> Tensor:
+    @dual
+    def alpha(self, t: Any) -> Any:
         """α."""
-        return self.log_alpha(t).exp()
+        return exp(self.log_alpha(t))
 
-    @curve
-    def sigma(self, t: Tensor) -> Tensor:
+    @dual
+    def sigma(self, t: Any) -> Any:
         """σ."""
-        return self.log_sigma(t).exp()
+        return exp(self.log_sigma(t))
 
-    @curve
-    def lam(self, t: Tensor) -> Tensor:
+    @dual
+    def lam(self, t: Any) -> Any:
         """λ = log α − log σ."""
         return self.log_alpha(t) - self.log_sigma(t)
 
-    @curve
-    def kappa(self, t: Tensor) -> Tensor:
+    @dual
+    def kappa(self, t: Any) -> Any:
         """κ = σ/α."""
-        return (-self.lam(t)).exp()
+        return exp(-self.lam(t))
 
     # -- the forward SDE ---------------------------------------------------------------------------------------------
-    @curve
-    def f(self, t: Tensor) -> Tensor:
+    @dual
+    def f(self, t: Any) -> Any:
         """f = d log α/dt."""
         return _slope(self.log_alpha, t)
 
-    @curve
-    def g2(self, t: Tensor) -> Tensor:
+    @dual
+    def g2(self, t: Any) -> Any:
         """g² = dσ²/dt − 2 f σ² = −2 σ² dλ/dt."""
         return -2 * self.sigma(t) ** 2 * _slope(self.lam, t)
 
-    @curve
-    def alpha_slope(self, t: Tensor) -> Tensor:
+    @dual
+    def alpha_slope(self, t: Any) -> Any:
         """dα/dt = f α."""
         return self.f(t) * self.alpha(t)
 
-    @curve
-    def sigma_slope(self, t: Tensor) -> Tensor:
+    @dual
+    def sigma_slope(self, t: Any) -> Any:
         """dσ/dt = f σ + g²/(2σ); infinite where σ = 0 and g > 0."""
         return self.f(t) * self.sigma(t) + self.g2(t) / (2 * self.sigma(t))
 
-    @curve
-    def lam_slope(self, t: Tensor) -> Tensor:
+    @dual
+    def lam_slope(self, t: Any) -> Any:
         """dλ/dt = −g²/(2σ²)."""
         return -self.g2(t) / (2 * self.sigma(t) ** 2)
 
-    @curve
-    def time(self, lam: Tensor) -> Tensor:
+    @dual
+    def time(self, lam: Any) -> Any:
         """The t with λ(t) = lam, held to [0, 1]; by bisection unless the path has a closed form."""
-        return _bisect(self.lam, lam, torch.zeros_like(lam), torch.ones_like(lam))
+        return bisect(self.lam, lam, constant(0.0, lam), constant(1.0, lam))
 
     # -- transitions -------------------------------------------------------------------------------------------------
     def prior_std(self, t: S) -> S:
@@ -201,7 +119,7 @@ class GaussianPath(Parameters):
 
         It is 1 on a VP path. The prior at t is N(0, prior_std² I).
         """
-        return _lift(torch.hypot, self.alpha(t), self.sigma(t))
+        return _lift(_hypot, self.alpha(t), self.sigma(t))
 
     def forward(self, t: S, u: S) -> Row:
         """`q(x_u | x_t)` for u ≥ t: `x_u = (α_u/α_t) x_t + √(σ_u² − (α_u σ_t/α_t)²) ε`.
@@ -209,7 +127,7 @@ class GaussianPath(Parameters):
         Raises:
             ValueError: u < t.
         """
-        x = _lift(lambda a, b: (a - b).exp(), self.log_alpha(u), self.log_alpha(t))
+        x = _lift(lambda a, b: exp(a - b), self.log_alpha(u), self.log_alpha(t))
         return Row(x, (), _lift(_spread, self.sigma(u), self.lam(u), self.lam(t)))
 
     noised = renamed("noised", "q_sample")
@@ -244,30 +162,34 @@ class GaussianPath(Parameters):
         """
         check.number("eta", eta, least=0)
         if eta == 0 and std is None:
-            return self.bridge(t, s, std=self.sigma(t) * 0.0)
+            std = self.sigma(t) * 0.0
 
-        def row(
-            lam_t: Tensor, lam_s: Tensor, alpha_t: Tensor, alpha_s: Tensor, sigma_t: Tensor, sigma_s: Tensor,
-            c: Tensor | None = None,
-        ) -> Any:  # fmt: skip
+        def row(lam_t: Any, alpha_t: Any, sigma_t: Any, lam_s: Any, alpha_s: Any, sigma_s: Any, c: Any = None) -> Any:
             # With r = √(1 − c²/σ_s²): x = r σ_s/σ_t, and m = α_s − x α_t = −α_s expm1(−h + log r).
             if c is None:
-                lost = -torch.expm1(2 * (lam_t - lam_s))
-                z, gone = eta * sigma_s * lost.sqrt(), eta**2 * lost
-                left = (1 - eta) * (1 + eta) + eta**2 * torch.exp(2 * (lam_t - lam_s))  # 1 − gone, to its last digit
+                lost = -expm1(2 * (lam_t - lam_s))
+                z, gone = eta * sigma_s * sqrt(lost), eta**2 * lost
+                left = (1 - eta) * (1 + eta) + eta**2 * exp(2 * (lam_t - lam_s))  # 1 − gone, to its last digit
             else:
-                z, gone = c, torch.where(c > 0, c / sigma_s, 0.0) ** 2
+                z, gone = c, where(c > 0, c / sigma_s, 0.0) ** 2
                 left = 1 - gone
-            log_r = torch.where(gone < 0.5, torch.log1p(-gone), left.log()) / 2
-            if bool((log_r + z).isnan().any()):
+            log_r = where(gone < 0.5, log1p(-gone), log(left)) / 2
+            if some(log_r + z != log_r + z):  # NaN
                 raise ValueError(f"eta={eta}, std={std} must leave a variance ≥ 0 from t={t} to s={s}")
-            x = log_r.exp() * sigma_s / sigma_t
+            x = exp(log_r) * sigma_s / sigma_t
             # Up to α_s = 0 the product below is 0 · ∞.
-            return x, torch.where(alpha_s > 0, -alpha_s * torch.expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), z
+            return x, where(alpha_s > 0, -alpha_s * expm1(lam_t - lam_s + log_r), alpha_s - x * alpha_t), z
 
-        curves = (of(u) for of in (self.lam, self.alpha, self.sigma) for u in (t, s))
-        x, m, z = _lift_many(row, *curves, *(() if std is None else (std,)))
+        x, m, z = lift(row, *self._levels(t), *self._levels(s), *(() if std is None else (std,)))
         return Row(x, (m,), z)
+
+    def _levels(self, t: S) -> tuple[S, S, S]:
+        """λ, α and σ."""
+
+        def found() -> tuple[S, S, S]:
+            return self.lam(t), self.alpha(t), self.sigma(t)
+
+        return found() if isinstance(t, Tensor) else once(self, ("levels", t), found)
 
     def below(self, t: float, s: float, eta: float = 1.0) -> float:
         """The time u ≤ s with `κ_u² = κ_s² − c²/α_s²`, c = η · `posterior_std(t, s)`: from there noise c leads up to s.
@@ -292,7 +214,7 @@ class GaussianPath(Parameters):
     def gaussian(self, t: S, prediction: Prediction = "x0", v: float = 1.0) -> S:
         """The exact prediction on N(0, v I) data, over the state: `x̂_0 = α v/(α² v + σ²) · x_t`, as `prediction`."""
 
-        def gain(alpha: Tensor, sigma: Tensor) -> Tensor:
+        def gain(alpha: Any, sigma: Any) -> Any:
             return alpha * v / (alpha**2 * v + sigma**2)
 
         a, b = self.convert("x0", prediction, t)
@@ -311,27 +233,28 @@ class GaussianPath(Parameters):
         Raises:
             ValueError: a prediction that is none of eps, x0, v, score, flow.
         """
+        if isinstance(t, float) and (found := known(self).get((source, target, t))) is not None:
+            return found
         check.one_of("prediction", source, PREDICTIONS)
         check.one_of("target", target, PREDICTIONS)
         if source == target:
             one = self.alpha(t) * 0.0 + 1.0
             return one * 0.0, one
 
-        def det(u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]) -> Tensor:
+        def det(u: tuple[Any, Any], v: tuple[Any, Any]) -> Any:
             return u[0] * v[1] - u[1] * v[0]
 
-        def solve(u: Tensor) -> tuple[Tensor, Tensor]:
+        def solve(u: Any) -> tuple[Any, Any]:
             x, on_source, on_target = (self.alpha(u), self.sigma(u)), self.basis(source, u), self.basis(target, u)
             return det(on_target, on_source) / det(x, on_source), det(x, on_target) / det(x, on_source)
 
         if isinstance(t, Tensor):
-            a, b = solve(double(t))
-            return a.to(t.dtype), b.to(t.dtype)
-        return _once(self, (source, target, float(t)), lambda: _lift_many(solve, t))  # type: ignore[return-value]
+            return lift(solve, t)  # type: ignore[return-value]
+        return once(self, (source, target, float(t)), lambda: lift(solve, float(t)))  # type: ignore[return-value]
 
-    def basis(self, kind: Prediction, t: Tensor) -> tuple[Tensor, Tensor]:
+    def basis(self, kind: Prediction, t: S) -> tuple[S, S]:
         """What the prediction is of: its weights on x_0 and on ε."""
-        zero, one = torch.zeros_like(t), torch.ones_like(t)
+        zero, one = constant(0.0, t), constant(1.0, t)
         if kind == "eps":
             return zero, one
         if kind == "x0":
@@ -343,67 +266,86 @@ class GaussianPath(Parameters):
         return self.alpha_slope(t), self.sigma_slope(t)
 
 
-def _spread(std: Tensor, lo: Tensor, hi: Tensor, rate: float = 1.0) -> Tensor:
+def _hypot(a: Any, b: Any) -> Any:
+    return torch.hypot(a, b) if isinstance(a, Tensor) else math.hypot(a, b)
+
+
+def _spread(std: Any, lo: Any, hi: Any, rate: float = 1.0) -> Any:
     """`std √(1 − e^{−2·rate·(hi − lo)})` of two λ; the noise between them."""
-    if bool((lo > hi).any()):
+    if some(lo > hi):
         raise ValueError(
             "a transition must go from more signal to less, or its posterior back: the times are in the wrong order"
         )
-    return std * (-torch.expm1(2 * rate * (lo - hi))).sqrt()
+    return std * sqrt(-expm1(2 * rate * (lo - hi)))
 
 
-def _lift(formula: Callable[..., Tensor], *values: S) -> S:
-    (out,) = _lift_many(lambda *tensors: (formula(*tensors),), *values)
+def _lift(formula: Callable[..., Any], *values: S) -> S:
+    (out,) = lift(lambda *each: (formula(*each),), *values)
     return out
 
 
-def _lift_many(formula: Callable[..., tuple[Tensor, ...]], *values: S) -> tuple[S, ...]:
-    """A formula for float64 tensors, on numbers or tensors."""
-    out = formula(*(double(v if isinstance(v, Tensor) else torch.tensor(v, dtype=torch.float64)) for v in values))
-    dtype = next((v.dtype for v in values if isinstance(v, Tensor)), None)  # type: ignore[attr-defined]
-    return cast("tuple[S, ...]", tuple(o.item() if dtype is None else o.to(dtype) for o in out))
-
-
-def _slope(of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+def _slope(of: Callable[[Any], Any], t: S) -> S:
     """The derivative of an elementwise curve."""
+    if not isinstance(t, Tensor):
+        return _slope(of, torch.tensor(t, dtype=torch.float64)).item()
     value: Any = torch.func.jvp(of, (t,), (torch.ones_like(t),))[1]
     return cast(Tensor, value)
 
 
-def _bisect(
-    of: Callable[[Tensor], Tensor],
-    value: Tensor,
-    lo: Tensor,
-    hi: Tensor,
-    rate: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """Where a falling curve takes a value; to the last digit of float64. Its gradient is that of the implicit function.
+def bisect(
+    of: Callable[[Any], Any],
+    value: S,
+    lo: S,
+    hi: S,
+    rate: Callable[[Any], Any] | None = None,
+    piece: Callable[[Any], Any] | None = None,
+) -> S:
+    """Where a falling curve takes a value, held to [lo, hi]; to the last digit of float64. Its gradient is that of the implicit
+    function.
 
-    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval.
+    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval; and the gradient is
+    by it. `piece` is the curve between lo and hi, if that is quicker to have.
     """
+    near, tensor = piece or of, isinstance(value, Tensor)
+    eps = torch.finfo(value.dtype if isinstance(value, Tensor) else torch.float64).eps
     with torch.no_grad():
-        within = (of(hi) <= value) & (value <= of(lo)) & value.isfinite()
-        guess = (lo + hi) / 2
+        low, high = of(lo), of(hi)
+        beyond = (value >= low) | (value <= high)
+        guess: Any = (lo + hi) / 2
+        if rate is not None:
+            secant = lo + (hi - lo) * ((low - value) / (low - high))
+            guess = where((lo <= secant) & (secant <= hi), secant, guess)
+        t: Any = where(value >= low, lo, hi)
         for _ in range(60):
-            off = of(guess) - value
+            off = near(guess) - value
             above = off > 0
-            lo, hi = torch.where(above, guess, lo), torch.where(above, hi, guess)
+            lo, hi = where(above, guess, lo), where(above, hi, guess)
             middle, last = (lo + hi) / 2, guess
             if rate is None:
                 guess = middle
             else:
                 step = guess + off / rate(guess)
-                guess = torch.where((lo <= step) & (step <= hi), step, middle)
-                if not hidden(guess) and bool(((guess - last).abs() <= 2 * torch.finfo(guess.dtype).eps * last).all()):
+                guess = where((lo <= step) & (step <= hi), step, middle)
+                if not (tensor and hidden(guess)) and every((abs(guess - last) <= 2 * eps * last) | beyond):
                     break
-        t = torch.where(of(lo) == value, lo, torch.where(of(hi) == value, hi, guess))
-    return _implicit(of, value, t, within)
+        if rate is None:
+            guess = where(near(lo) == value, lo, where(near(hi) == value, hi, guess))
+        t = where(beyond, t, guess)
+    within = (high <= value) & (value <= low)
+    return _implicit(of, value, t, within & value.isfinite(), rate) if isinstance(value, Tensor) else t
 
 
-def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:
+def _implicit(
+    of: Callable[[Tensor], Tensor],
+    value: Tensor,
+    t: Tensor,
+    within: Tensor,
+    rate: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The t of `of(t) = value`, found without a graph, with the gradient `dt = (dvalue − dof)/of'(t)`; 0 where t is held."""
     off = value - of(t)
     if not off.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(off):
         return t
     left = torch.where(within, off, 0.0)
-    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach()
+    slope = _slope(of, t) if rate is None else -rate(t)
+    return t + (left - left.detach()) / torch.where(within, slope, 1.0).detach()

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from scoreflow._core import check
 from scoreflow._core.aliases import GRID_ALIASES, plain
-from scoreflow._core.gaussian import GaussianPath, _once
+from scoreflow._core.gaussian import GaussianPath
+from scoreflow._core.known import once
 
+T = TypeVar("T")
 GridRule = Callable[..., Tensor]
 GRIDS: dict[str, GridRule] = {}
 NAMES = {plain(name): meant for name, meant in GRID_ALIASES.items()}
@@ -45,16 +47,21 @@ def grid_rule(name: str) -> Callable[[GridRule], GridRule]:
         @functools.wraps(rule)
         def kept(path: GaussianPath, steps: int, start: float, stop: float, *values: Any, **options: Any) -> Tensor:
             key = (rule, steps, start, stop, values, *sorted(options.items()))
-            try:
-                hash(key)
-            except TypeError:  # an option that is a list
-                return rule(path, steps, start, stop, *values, **options)
-            return _once(path, key, lambda: rule(path, steps, start, stop, *values, **options)).clone()
+            return _kept(path, key, lambda: rule(path, steps, start, stop, *values, **options)).clone()
 
         GRIDS[name] = kept
         return kept
 
     return register
+
+
+def _kept(path: GaussianPath, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What `make` gives, kept with the path, unless an option is a list."""
+    try:
+        hash(key)
+    except TypeError:
+        return make()
+    return once(path, key, make)
 
 
 def grid(
@@ -133,12 +140,15 @@ def build(
     if not isinstance(name, str) or name not in GRIDS:
         near = check.suggestion(name, GRIDS, also=GRID_ALIASES)
         raise ValueError(f"no grid is called {name!r}{near}; or give solve the times themselves")
-    known = list(inspect.signature(GRIDS[name]).parameters)[4:]
-    if unknown := set(options) - set(known):
+    if options and (unknown := set(options) - set(known := list(inspect.signature(GRIDS[name]).parameters)[4:])):
         raise ValueError(check.no_option(f"grid {name!r}", min(unknown), known))
-    nodes = GRIDS[name](path, steps, start, stop, **options)
-    nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
-    return check_times(nodes)
+
+    def made() -> tuple[float, ...]:
+        nodes = GRIDS[name](path, steps, start, stop, **options)
+        nodes[0], nodes[-1] = start if name not in CHAIN_GRIDS else nodes[0], stop
+        return check_times(nodes)
+
+    return _kept(path, ("times", GRIDS[name], steps, start, stop, *sorted(options.items())), made)
 
 
 def named(name: Any) -> Any:
@@ -168,12 +178,17 @@ def check_times(times: Sequence[float] | np.ndarray | Tensor) -> tuple[float, ..
     Raises:
         ValueError: fewer than two, outside [0, 1], or not strictly decreasing. TypeError: no sequence of numbers.
     """
-    # One by one, as torch before 2.5 has no `tolist` inside `torch.func`.
-    plain = [t.item() for t in times] if isinstance(times, Tensor) and times.ndim == 1 else times
-    plain = plain.tolist() if isinstance(plain, Tensor | np.ndarray) else plain
+    plain: Any = times
+    if isinstance(times, Tensor | np.ndarray):
+        try:
+            plain = times.tolist()
+        except RuntimeError:  # torch before 2.5 has none inside `torch.func`
+            plain = [t.item() for t in times]
     if not isinstance(plain, Sequence) or any(isinstance(t, Sequence) and not isinstance(t, str) for t in plain):
         raise TypeError(f"grid must be a name or a one-dimensional sequence of decreasing times, got {times!r}")
-    values = tuple(check.time(f"time {i} of the grid", t) for i, t in enumerate(plain))
+    values = tuple(
+        t if type(t) is float and 0 <= t <= 1 else check.time(f"time {i} of the grid", t) for i, t in enumerate(plain)
+    )
     if len(values) < 2:
         raise ValueError(f"a grid needs at least two times, got {len(values)}")
     for i, (a, b) in enumerate(pairwise(values), start=1):
@@ -264,10 +279,7 @@ def rectified(
     p falls they near those of logsnr.
     """
     power, shift = check.number("power", power, above=0), check.number("shift", shift, above=0)
-    centre = -math.log(shift)
-
-    def share(t: float) -> float:
-        return _logistic(power * (centre - path.lam(t)))
+    centre, share = -math.log(shift), _share(path, power, shift)
 
     def inverse(u: Tensor) -> Tensor:
         return path.time(centre + torch.log((1 - u) / u) / power)
@@ -275,6 +287,11 @@ def rectified(
     if t_min is None:
         return inverse(_even(share(start), share(stop), steps))
     return _through(path, steps, start, stop, t_min, share, inverse)
+
+
+def _share(path: GaussianPath, power: float, shift: float) -> Callable[[float], float]:
+    """κ^p/(c^p + κ^p) of t."""
+    return lambda t: _logistic(power * (-math.log(shift) - path.lam(t)))
 
 
 @grid_rule("ode")
@@ -287,10 +304,10 @@ def ode(
     `exact` score is right at all times, and its last node is always free. Power and shift were measured (docs/auto.md).
     """
     check.flag("exact", exact)
-    times = rectified(path, steps, start, stop, power, shift)
     low = min(default_t_min(path), start / 2)
-    if not exact and path.sigma(stop) == 0 and times[-2] < low:
-        times = rectified(path, steps, start, stop, power, shift, low)
+    share = _share(path, check.number("power", power, above=0), check.number("shift", shift, above=0))
+    free = exact or path.sigma(stop) > 0 or float(_even(share(start), share(stop), steps)[-2]) >= share(low)
+    times = rectified(path, steps, start, stop, power, shift, None if free else low)
     times[0] = start  # to the last digit, where a run calls this as a rule
     return times
 

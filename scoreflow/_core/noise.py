@@ -6,18 +6,21 @@ float32 and cast, so that runs in different dtypes see the same noise.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import is_whole, whole
+from scoreflow._core.check import is_whole, placed, whole
+from scoreflow._core.check import time as check_time
 
 Purpose = Literal["prior", "step", "probe", "data", "model"]
 Seeds = int | tuple[int, ...]
@@ -52,12 +55,16 @@ class White:
     Args:
         seeds: an int, one stream for the whole batch; or one int a sample, so that a sample's noise depends on its
             own seed only and not on its place in the batch, its batch-mates or the process.
+        device: where draws are made, before they go to that of the states; None: there. Generators of other kinds of device
+            draw other numbers from a seed, so with "cpu" a run has the same noise on each.
     """
 
     seeds: int | Sequence[int]
+    device: torch.device | str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", check_seed(self.seeds))
+        object.__setattr__(self, "device", placed(self.device))
 
     def draws(self, purpose: Purpose = "step") -> Draws:
         """A cursor over the stream of this purpose, at its beginning."""
@@ -67,15 +74,16 @@ class White:
         """Standard normals of the shape, dtype and device of `like`, the same whenever the key is the same."""
         if like.device.type == "meta":
             return torch.empty_like(like)
-        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-        generator = torch.Generator(like.device)
+        device = like.device if self.device is None else self.device
+        out = torch.empty(like.shape, dtype=torch.float32, device=device)
+        generator = torch.Generator(device)
         if isinstance(self.seeds, int):
             out.normal_(generator=generator.manual_seed(stream_key(self.seeds, *key)))
         else:
             check_seed(self.seeds, len(out))
             for sample, seed in zip(out, self.seeds, strict=True):
                 sample.normal_(generator=generator.manual_seed(stream_key(seed, *key)))
-        return out.to(like.dtype)
+        return out.to(like)
 
 
 class Draws:
@@ -111,9 +119,15 @@ class Brownian(White):
     runs with several times in one cell of 2^−depth share it to that resolution. A draw costs about
     `2 (depth − log2(steps) + 2)` normals for each number.
 
+    With `times`, those of a run, it is another path, of W alone, whose cells are halved no further than it takes to tell these
+    times apart, from one sixteenth of [0, 1] to the next. A draw costs two or three normals. Its draws are as exact, and every
+    sampler with these times has the same; runs with other times share it at the ends of the cells that both have, so to a step
+    of the coarser.
+
     Args:
         seeds: as for `White`; the path depends on nothing else.
-        depth: the tree has 2^depth cells.
+        depth: the tree has 2^depth cells at most.
+        times: of the run, if they are known.
 
     Reference:
         Virtual Brownian trees: Scalable Gradients for SDEs (Li et al., 2020), Section 4; with areas: Single-seed Generation
@@ -121,14 +135,19 @@ class Brownian(White):
     """
 
     depth: int = 18
+    times: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole("depth", self.depth)
+        if self.times is not None:
+            object.__setattr__(self, "times", tuple(sorted({check_time("times", t) for t in self.times})))
 
     def draws(self, purpose: Purpose = "step") -> Draws:
         """A cursor; its draw for t → s is `(W_t − W_s)/√(t − s)`, or the area over its standard deviation √((t − s)³/12)."""
-        return BrownianDraws(self, purpose) if purpose == "step" else Draws(self, purpose)
+        if purpose != "step":
+            return Draws(self, purpose)
+        return BrownianDraws(self, purpose) if self.times is None else KnownDraws(self, purpose)
 
 
 class Cell(NamedTuple):
@@ -138,16 +157,21 @@ class Cell(NamedTuple):
     hi: float
     w_lo: Tensor
     w_hi: Tensor
-    area: Tensor
+    area: Tensor | None = None
+    """None where W is drawn alone."""
 
-    def split(self, at: float, on_left: Tensor, on_right: Tensor) -> tuple[Cell, Cell]:
-        """The two parts, given two standard normals: the law of W at `at` and of the parts' areas, given the whole.
+    def split(self, at: float, normal: Callable[[str], Tensor]) -> tuple[Cell, Cell]:
+        """The two parts, given standard normals by name: the law of W at `at` and of the parts' areas, given the whole.
 
         Over the chord, W at `at` and the two areas are independent, of variances v below, but for what they add up to:
         `½ h W + A₁ + A₂ = A`. In units of their standard deviations that fixes their share along c; the normals fill
         the plane across it.
         """
         a, b, h = at - self.lo, self.hi - at, self.hi - self.lo
+        if self.area is None:
+            w = torch.lerp(self.w_lo, self.w_hi, a / h).add_(normal("w"), alpha=math.sqrt(a * b / h))
+            return Cell(self.lo, at, self.w_lo, w), Cell(at, self.hi, w, self.w_hi)
+        on_left, on_right = normal("left"), normal("right")
         std = (math.sqrt(a * b / h), math.sqrt(a**3 / 12), math.sqrt(b**3 / 12))
         total = math.sqrt(h**3 / 12)
         c = (std[0] * h / 2 / total, std[1] / total, std[2] / total)
@@ -157,6 +181,9 @@ class Cell(NamedTuple):
         left = std[1] * (c[1] * whole + c[2] / across * on_left - c[0] * c[1] / across * on_right)
         right = std[2] * (c[2] * whole - c[1] / across * on_left - c[0] * c[2] / across * on_right)
         return Cell(self.lo, at, self.w_lo, w, left), Cell(at, self.hi, w, self.w_hi, right)
+
+
+_low = operator.attrgetter("lo")
 
 
 class BrownianDraws(Draws):
@@ -182,14 +209,14 @@ class BrownianDraws(Draws):
         """
         seeds = self.source.seeds
         own = seeds[sample] if isinstance(seeds, tuple) else stream_key(seeds, "sample", sample)
-        return BrownianDraws(Brownian((own,), self.source.depth), self.purpose)
+        return BrownianDraws(replace(self.source, seeds=(own,)), self.purpose)
 
     def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         if t <= s:  # a draw that is no step down, such as a corrector's
             return self.source.normal(like, self.purpose, "at", t, self.count)
         if area:
-            return (self.area(like, t, s) / math.sqrt((t - s) ** 3 / 12)).to(like.dtype)
-        return (self.increment(like, t, s) / math.sqrt(t - s)).to(like.dtype)
+            return self.area(like, t, s).div_(math.sqrt((t - s) ** 3 / 12)).to(like.dtype)
+        return self.increment(like, t, s).div_(math.sqrt(t - s)).to(like.dtype)
 
     def increment(self, like: Tensor, t: float, s: float) -> Tensor:
         """`W_t − W_s`, of variance |t − s|, in at least float32."""
@@ -205,29 +232,64 @@ class BrownianDraws(Draws):
         area = torch.zeros_like(w_s)
         for cell in between:
             ends = [w - torch.lerp(w_s, w_t, (u - s) / (t - s)) for u, w in ((cell.lo, cell.w_lo), (cell.hi, cell.w_hi))]
-            area -= cell.area + (cell.hi - cell.lo) / 2 * (ends[0] + ends[1])
+            area -= self._area(cell) + (cell.hi - cell.lo) / 2 * (ends[0] + ends[1])
         return area
 
     def _between(self, like: Tensor, t: float, s: float) -> list[Cell]:
         """The cells from s up to t; those above are let go, and a later time up there finds its way from the whole."""
         wide = like.float() if like.dtype.itemsize < 4 else like
-        if not self._cells or self._cells[-1].hi < t:
-            w, area = (self._node(wide, 1.0, which) for which in ("w", "area"))
-            self._cells = [Cell(0.0, 1.0, torch.zeros_like(wide), w, area / math.sqrt(12))]
-        self._cut(wide, t)
-        self._cut(wide, s)
-        self._cells = [cell for cell in self._cells if cell.hi <= t]
-        return [cell for cell in self._cells if cell.lo >= s]
+        self._reach(wide, t, s)
+        cells = self._cells
+        for u in (t, s):  # make it an end of cells, so that lower times condition on it
+            while (i := bisect_left(cells, u, key=_low) - 1) >= 0 and u < cells[i].hi:
+                at = self._place(cells[i], u)
+                cells[i : i + 1] = cells[i].split(at, functools.partial(self._node, wide, at))
+            while cells[-1].hi > t:
+                cells.pop()
+        return cells[bisect_left(cells, s, key=_low) :]
 
-    def _cut(self, like: Tensor, t: float) -> None:
-        """Make t an end of cells: halve them down to the finest, and split that at t, so that lower times condition on it."""
-        while (i := next((i for i, cell in enumerate(self._cells) if cell.lo < t < cell.hi), None)) is not None:
-            lo, hi, *_ = cell = self._cells[i]
-            at = t if (hi - lo) * 2**self.source.depth <= 1 else (lo + hi) / 2
-            self._cells[i : i + 1] = cell.split(at, *(self._node(like, at, which) for which in ("left", "right")))
+    def _reach(self, like: Tensor, t: float, s: float) -> None:
+        """Have cells from s up to t."""
+        if not self._cells or self._cells[-1].hi < t:
+            w, area = (self._node(like, 1.0, which) for which in ("w", "area"))
+            self._cells = [Cell(0.0, 1.0, torch.zeros_like(like), w, area / math.sqrt(12))]
+
+    def _place(self, cell: Cell, t: float) -> float:
+        """Where a cell is split on the way to t: halved down to the finest, and that at t."""
+        return t if (cell.hi - cell.lo) * 2**self.source.depth <= 1 else (cell.lo + cell.hi) / 2
+
+    def _area(self, cell: Cell) -> Tensor:
+        assert cell.area is not None
+        return cell.area
 
     def _node(self, like: Tensor, t: float, which: str) -> Tensor:
         return self.source.normal(like, "brownian", t, which)
+
+
+class KnownDraws(BrownianDraws):
+    """One run along a path of known times: W alone, a part of [0, 1] after the other, each halved while two times are in it."""
+
+    PARTS = 16
+
+    def _reach(self, like: Tensor, t: float, s: float) -> None:
+        if not self._cells or self._cells[-1].hi < t:
+            self._cells = []
+        while not self._cells or self._cells[0].lo > s:
+            hi = self._cells[0].lo if self._cells else math.ceil(t * self.PARTS) / self.PARTS
+            w = self._cells[0].w_lo if self._cells else like.new_zeros(()).expand_as(like)  # only differences are asked for
+            below = torch.sub(w, self._node(like, hi, "w"), alpha=math.sqrt(1 / self.PARTS))
+            self._cells.insert(0, Cell(hi - 1 / self.PARTS, hi, below, w))
+
+    def _place(self, cell: Cell, t: float) -> float:
+        """The highest of the known times in the cell, once it is alone or the cell is of the finest; t, where there is none."""
+        known = self.source.times or ()
+        inside = known[bisect_right(known, cell.lo) : bisect_left(known, cell.hi)]
+        first = inside[-1] if inside else t
+        return super()._place(cell, first) if len(inside) > 1 else first
+
+    def _area(self, cell: Cell) -> Tensor:
+        """It is independent of W at the ends, and of all other cells."""
+        return self._node(cell.w_lo, cell.lo, f"area below {cell.hi}") * math.sqrt((cell.hi - cell.lo) ** 3 / 12)
 
 
 class Replay:

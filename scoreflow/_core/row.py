@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -31,8 +33,9 @@ class Row(NamedTuple):
     @property
     def draws(self) -> tuple[tuple[int, Scalar], ...]:
         """(k, weight) of each of the step's draws that the row takes."""
-        weights = self.z if isinstance(self.z, tuple) else (self.z,)
-        return tuple((k, z) for k, z in enumerate(weights) if isinstance(z, Tensor) or z != 0)
+        if not isinstance(self.z, tuple):
+            return ((0, self.z),) if isinstance(self.z, Tensor) or self.z != 0 else ()
+        return tuple((k, z) for k, z in enumerate(self.z) if isinstance(z, Tensor) or z != 0)
 
     def __call__(self, x_t: Tensor, outputs: Sequence[Tensor] = (), draw: Callable[[int], Tensor] | None = None) -> Tensor:
         """Apply the row to a state (B, ...), the outputs it weighs and standard normal draws, all of that shape.
@@ -45,24 +48,26 @@ class Row(NamedTuple):
         if len(outputs) != len(self.m):
             raise ValueError(f"this row weighs {len(self.m)} outputs, got {len(outputs)}")
         x_s = x_t * per_sample(self.x, x_t)
-        for weight, output in zip(self.m, outputs, strict=True):
-            if isinstance(weight, Tensor):
-                x_s.add_(output * per_sample(weight, output))
-            elif weight != 0:
-                x_s.add_(output, alpha=weight)
+        for weight, output in zip(self.m, outputs):  # noqa: B905 (as many, as was seen)
+            _add(x_s, weight, output)
         for k, z in self.draws:
             if draw is None:
                 raise ValueError("this row adds noise: give draw")
-            if isinstance(z, Tensor):
-                x_s.add_(draw(k) * per_sample(z, x_t))
-            else:
-                x_s.add_(draw(k), alpha=z)
+            _add(x_s, z, draw(k))
         return x_s
 
     def through(self, a: Scalar, b: Scalar) -> Row:
         """The same step for another prediction N, where `M_0 = a·x_t + b·N_0` (one output only)."""
         (m,) = self.m
         return Row(self.x + m * a, (m * b,), self.z)
+
+
+def _add(x: Tensor, weight: Scalar, other: Tensor) -> None:
+    """`x += weight · other`, in one pass."""
+    if isinstance(weight, Tensor):
+        x.add_(other * per_sample(weight, other))
+    elif weight != 0:
+        x.add_(other, alpha=weight)
 
 
 @overload
@@ -110,6 +115,8 @@ def standard_error(each: Tensor) -> Tensor:
 
 
 LEGENDRE = np.polynomial.legendre.leggauss(32)
+NODES, MASSES = (LEGENDRE[0] + 1) / 2, LEGENDRE[1] / 2
+"""On [0, 1]."""
 
 
 def weights(
@@ -125,15 +132,25 @@ def weights(
     replaced by its interpolant through the outputs. Gauss–Legendre with 32 nodes, in float64; short intervals
     lose no digits.
     """
-    u, mass = lo + (hi - lo) * (LEGENDRE[0] + 1) / 2, (hi - lo) / 2 * LEGENDRE[1]
-    at, mass = u if variable is None else variable(u), mass * measure(u)
-    return tuple(float(sum(lagrange(knots, j, at) * mass)) for j in range(len(knots)))
+    u = lo + (hi - lo) * NODES
+    mass = (hi - lo) * MASSES * measure(u)
+    if len(knots) == 1:
+        return (_sum(mass),)
+    at = u if variable is None else variable(u)
+    off = [at - knot for knot in knots]
+    return tuple(_sum(_without(off, j) * mass) / _without([here - knot for knot in knots], j) for j, here in enumerate(knots))
 
 
-def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> np.ndarray:
-    """ℓ_j(u)."""
-    value = np.ones_like(u)
-    for k, knot in enumerate(knots):
-        if k != j:
-            value = value * (u - knot) / (knots[j] - knot)
-    return value
+def _sum(values: np.ndarray) -> float:
+    """One after the other, on every machine."""
+    return float(np.add.accumulate(values)[-1])
+
+
+def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> Any:
+    """ℓ_j(u), of two knots or more."""
+    return _without([u - knot for knot in knots], j) / _without([knots[j] - knot for knot in knots], j)
+
+
+def _without(factors: list[Any], j: int) -> Any:
+    """The product of all but the j-th."""
+    return functools.reduce(operator.mul, factors[:j] + factors[j + 1 :])

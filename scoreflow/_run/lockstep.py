@@ -106,6 +106,6 @@ def _answer(model: ScoreModel, together: Sequence[tuple[int, AskedRun, Run, Prep
     conditions, passes = together[0][2].conditions, model.backward
     outputs = model.evaluate_some(x, t, samples.repeat(len(together)), len(samples), conditions)[0]
     for (_, asking, run, *_), output in zip(together, torch.split(outputs, len(samples)), strict=True):
-        run.counts += int(model.evaluations(asking.t))
+        run.calls += int(model.evaluations(asking.t))
         run.backward += model.backward - passes
         asking.tell(output)

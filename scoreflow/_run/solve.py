@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import check_state, flag, whole
+from scoreflow._core.check import check_state, flag, floating, placed, whole
 from scoreflow._core.check import options as check_options
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_path
@@ -29,7 +29,6 @@ from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel, check_model, check_settled
-from scoreflow._score.network import placed
 
 
 def plan(
@@ -107,7 +106,8 @@ def solve(
         parallel: take so many steps at once, by Picard iteration, with the sequential result; or `Picard(window, tol)`. For
             samplers made of rows.
         seed: an int, one stream for the batch; a sequence, one stream a sample; None, from torch's global generator.
-        noise: "white" (the default), "brownian" (one path, shared by runs of any step count), a source, or the draws
+        noise: "white" (the default), "brownian" (one path for all samplers, and for all step counts to a step of the
+            coarser), a source, such as `Brownian(seed)` (one path to 2^−18 of [0, 1], at twenty times the cost), or the draws
             themselves, (count, B, ...), replayed in order.
         trajectory: keep all states.
         callback: called with the `State` at every time. The run goes on from what it leaves in `state.x`: an edit in place is
@@ -157,7 +157,7 @@ class Prepared:
     ) -> tuple[Source, int | tuple[int, ...] | None]:
         """The source of the run's noise, and the seed to remember."""
         drawn = self.sampler.stochastic_on(path) if self.plan is None else self.plan.noise_count > 0
-        return source_of(noise, seed, batch, self.sampler, drawn)
+        return source_of(noise, seed, batch, self.sampler, drawn, None if self.plan is None else self.times)
 
     def solution(
         self, model: ScoreModel, x: Tensor, counts: np.ndarray, noise_count: int, *, rounds: int | None = None, **more: Any
@@ -311,9 +311,7 @@ def sample(
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
     size = tuple(whole("shape", n, 0 if i == 0 else 1) for i, n in enumerate(shape))  # a batch of 0 gives 0 samples
-    dtype = dtype or model.state_dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    dtype = floating(dtype or model.state_dtype)
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
     like = torch.empty(size, dtype=dtype, device=placed(device) or model.device)
     if noise is None or isinstance(noise, str):

@@ -14,9 +14,10 @@ Noise = str | Tensor | White | Replay | None
 
 
 def source_of(
-    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None, drawn: bool = True
-) -> tuple[Source, int | tuple[int, ...] | None]:
-    """The noise source of a run, and the seed to remember."""
+    noise: Noise, seed: int | Sequence[int] | None, batch: int, sampler: Sampler | None, drawn: bool = True,
+    times: tuple[float, ...] | None = None,
+) -> tuple[Source, int | tuple[int, ...] | None]:  # fmt: skip
+    """The noise source of a run, and the seed to remember; `times` are its own, if all are known."""
     if noise is None or isinstance(noise, str):
         if noise is not None:
             one_of("noise", noise, ("white", "brownian"))
@@ -24,7 +25,7 @@ def source_of(
             return White(0), None  # nothing is drawn, and torch's generator stays where it is
         kept = check_seed(seed, batch)
         along = noise == "brownian" or (noise is None and sampler is not None and sampler.brownian)
-        return (Brownian(kept) if along else White(kept)), kept
+        return (Brownian(kept, times=times) if along else White(kept)), kept
     if seed is not None and sampler is not None:
         raise ValueError(f"seed={seed!r} and noise exclude each other: a source has its own seeds, draws need none")
     if isinstance(noise, White):

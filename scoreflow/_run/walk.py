@@ -35,7 +35,9 @@ class Run:
     def __init__(self, model: ScoreModel, conditions: dict[str, Any], batch: int, counts: np.ndarray | None = None) -> None:
         self.model, self.path, self.prediction = model, model.path, model.prediction
         self.conditions, self.batch = conditions, batch
-        self.counts = np.zeros(batch, dtype=int) if counts is None else counts
+        self._counts = np.zeros(batch, dtype=int) if counts is None else counts
+        self.calls = 0
+        """Evaluations of all samples, beside those that are counted sample by sample."""
         self.samples: Tensor | None = None
         """Which of the batch it is for, by number; None for all."""
         self.finite_check = FiniteCheck()
@@ -48,6 +50,11 @@ class Run:
         self.rounds = 0
         """Calls of `evaluate_samples`."""
 
+    @property
+    def counts(self) -> np.ndarray:
+        """The evaluations of each sample, (B,)."""
+        return self._counts + self.calls
+
     def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
         if self.analytic is not None:
             v, self.analytic = self.analytic, None
@@ -58,11 +65,13 @@ class Run:
         """As of `ScoreModel`."""
         if self.analytic is not None:
             raise ValueError("analytic has no variance output: use it with a sampler that needs none")
+        nfe = int(self.model.evaluations(t))
         if self.samples is None:
             output = self.model.evaluate(x, t, **self.conditions)
+            self.calls += nfe
         else:
             output = self.model.evaluate_some(x, t, self.samples, self.batch, self.conditions)
-        self.counts += int(self.model.evaluations(t))
+            self._counts += nfe
         self.finite_check.output(output[0], t)
         return output
 
@@ -74,20 +83,20 @@ class Run:
         """The network's own prediction at states (n, ...) and times (n,) of these samples of the batch."""
         output = self.model.evaluate_some(x, t, samples, self.batch, self.conditions)[0]
         nfe = self.model.evaluations(t)
-        np.add.at(self.counts, samples.tolist(), nfe.tolist() if isinstance(nfe, Tensor) else nfe)
+        np.add.at(self._counts, samples.tolist(), nfe.tolist() if isinstance(nfe, Tensor) else nfe)
         self.rounds += 1
         self.finite_check.look(output, "the network's output")
         return output
 
     def part(self, start: int, stop: int) -> Run:
         """The same run for some samples of the batch."""
-        part = Run(self.model, self.conditions, self.batch, self.counts[start:stop])
+        part = Run(self.model, self.conditions, self.batch, self._counts[start:stop])
         part.samples, part.finite_check, part.analytic = torch.arange(start, stop), self.finite_check, self.analytic
         return part
 
 
 class FiniteCheck:
-    """Raises where a value is not finite: at once on the host, at the end of the run elsewhere, so as not to wait.
+    """Raises where a value is not finite: at once on the host, in `close` elsewhere, so as not to wait.
 
     With `every` above 1 only one state in so many is looked at, and the last: what is not finite stays so. The run then
     goes once more to find where it broke.
@@ -99,12 +108,12 @@ class FiniteCheck:
 
     def output(self, value: Tensor, t: float) -> None:
         """Look at what the network says."""
-        if self.every == 1 or value.device.type != "cpu":
+        if self.every == 1:
             self.look(value, f"the network's output at t={t:.6g}")
 
     def state(self, value: Tensor, last: bool = False) -> None:
         """Look at a new state."""
-        if self.step % self.every == 0 or last or value.device.type != "cpu":
+        if last or self.step % self.every == 0:
             self.look(value, "the state")
 
     def look(self, value: Tensor, what: str) -> None:
@@ -118,10 +127,11 @@ class FiniteCheck:
             raise FloatingPointError(message)
 
     def close(self) -> None:
-        """Raise for the first value that was not finite."""
-        for found, message in self.seen:
-            if not found:
-                raise FloatingPointError(message)
+        """Raise for the first value that was not finite; the only wait for a device."""
+        seen, self.seen = self.seen, []
+        found = torch.stack([one for one, _ in seen]).tolist() if seen else []
+        if not all(found):
+            raise FloatingPointError(seen[found.index(False)][1])
 
 
 def walk(
@@ -165,18 +175,20 @@ def _steps(
     run: Run, plan: Sampler | Plan, times: Sequence[float], x: Tensor, noise: Draws, project: Project = free
 ) -> Iterator[State]:
     """The steps themselves."""
+    finite_check, planned = run.finite_check, plan.steps if isinstance(plan, Plan) else None
     run.analytic = plan.analytic
     yield State(0, times[0], x)
-    for i, (t, s) in enumerate(pairwise(times)):
-        run.finite_check.step, run.finite_check.span = i + 1, (t, s)
-        if isinstance(plan, Plan):
-            x, run.memory, _ = drive(advance(plan.steps[i], plan, run, x, run.memory, noise, project), run)
+    for i, span in enumerate(pairwise(times)):
+        finite_check.step, finite_check.span = i + 1, span
+        if planned is not None:
+            x, run.memory, _ = drive(advance(planned[i], plan, run, x, run.memory, noise, project), run)  # type: ignore[arg-type]
         else:
-            x, run.memory, _ = plan.step(run, x, t, s, run.memory, noise)
-        if not isinstance(plan, Plan) or plan.steps[i].nfe:
+            x, run.memory, _ = plan.step(run, x, *span, run.memory, noise)  # type: ignore[union-attr]
+        if run.analytic is not None and (planned is None or planned[i].nfe):
             run.analytic = None
-        run.finite_check.state(x, last=i + 2 == len(times))
-        yield State(i + 1, s, x)
+        finite_check.state(x, last=i + 2 == len(times))
+        yield State(i + 1, span[1], x)
+    finite_check.close()
 
 
 def shown(items: Iterable[T], total: int, name: str, progress: bool) -> Iterable[T]:

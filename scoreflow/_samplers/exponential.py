@@ -32,19 +32,19 @@ def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], for
     In data form also of the reverse SDE of level η, with r = 1 + η²:
     `x_s = (σ_s/σ_t) e^{−η²h} x_t + α_s Σ_j ∫ r e^{r(λ − λ_s)} ℓ_j dλ D_j + σ_s √(1 − e^{−2η²h}) ε`.
     """
-    lo, hi, r = path.lam(t), path.lam(s), 1 + eta**2
+    lo, hi, r, alpha_s, sigma_s = path.lam(t), path.lam(s), 1 + eta**2, path.alpha(s), path.sigma(s)
     if form == "data":
         # From α_t = 0 the integral begins at −∞: an output there is taken for constant, and later left out.
         known = [k for k in knots if k > -math.inf] or [hi]
         m = weights(lambda u: r * np.exp(r * (u - hi)), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
         decay = math.exp(-(eta**2) * (hi - lo)) if eta else 1.0
-        return Row(path.sigma(s) / path.sigma(t) * decay, tuple(path.alpha(s) * w for w in m), path.posterior_std(t, s, eta))
+        return Row(sigma_s / path.sigma(t) * decay, tuple(alpha_s * w for w in m), path.posterior_std(t, s, eta))
     if lo == -math.inf:
         raise ValueError(f"noise form begins where alpha > 0, and alpha=0 at t={t}: use a start below it, or form='data'")
     if hi == math.inf:  # a polynomial in λ does not reach there; in κ, which ends at 0, it does
         return rho_row(path, t, s, [math.exp(-k) for k in knots])
     m = weights(lambda u: np.exp(hi - u), knots, lo, hi)
-    return Row(path.alpha(s) / path.alpha(t), tuple(-path.sigma(s) * w for w in m))
+    return Row(alpha_s / path.alpha(t), tuple(-sigma_s * w for w in m))
 
 
 def rho_row(path: GaussianPath, t: float, s: float, knots: Sequence[float]) -> Row:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -165,12 +166,12 @@ class Plan:
         """The same plan for any model on its path, though it was fitted to one."""
         return self if self.fit is None else replace(self, fit=self.fit._replace(model=""))
 
-    @property
+    @cached_property
     def times(self) -> tuple[float, ...]:
         """The times it goes through: the grid, decreasing, unless a sampler adds steps of its own."""
         return (*(step.t for step in self.steps), self.steps[-1].s)
 
-    @property
+    @cached_property
     def nfe(self) -> int:
         """Network evaluations of the whole run."""
         return sum(step.nfe for step in self.steps) - (self.analytic is not None)
@@ -183,7 +184,7 @@ class Plan:
         times = [u for step in self.steps for u in (*([step.t] if step.evaluates else []), *(u for u, _ in step.stages[:-1]))]
         return tuple(times[self.analytic is not None :])
 
-    @property
+    @cached_property
     def noise_count(self) -> int:
         """Draws of the size of the state that the run makes, without the prior."""
         return sum(step.noise_count for step in self.steps)
@@ -244,7 +245,7 @@ class Plan:
         Raises:
             ValueError: an option is no text or number, such as a function, or a row's weights are tensors.
         """
-        kept = {name: value for name, value in self.__dict__.items() if name != "path_object"}
+        kept = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "path_object"}
         try:
             return json.dumps({**kept, "options": dict(self.options)})
         except TypeError as error:

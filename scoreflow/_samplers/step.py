@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
@@ -46,6 +46,9 @@ class Options(Mapping[str, Any]):
 
     def __iter__(self) -> Iterator[str]:
         return (name for name, _ in self._pairs)
+
+    def items(self) -> ItemsView[str, Any]:
+        return dict(self._pairs).items()
 
     def __len__(self) -> int:
         return len(self._pairs)

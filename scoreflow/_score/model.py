@@ -21,6 +21,8 @@ from scoreflow._score.conditions import known, plain, rounds, rows
 from scoreflow._score.labels import TimeLabel, check_label, label
 from scoreflow._score.network import attribute, unsettled, unwrapped
 
+SINGLE = torch.finfo(torch.float32).eps
+
 
 class ScoreModel:
     """A network `net(x, t, **conditions)` on a path, read as any of the five predictions.
@@ -75,10 +77,6 @@ class ScoreModel:
         check.one_of("prediction", prediction, PREDICTIONS)
         self.net, self.path, self.prediction, self.time = net, path, prediction, check_label(time, path)
         self.nfe = 0
-        self._labels: dict[Any, Tensor] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: {} if name == "_labels" else value for name, value in vars(self).items()}
 
     def __repr__(self) -> str:
         net = type(unwrapped(self.net)).__name__
@@ -157,11 +155,12 @@ class ScoreModel:
 
     def evaluate(self, x: Tensor, t: float | Tensor, **conditions: Any) -> tuple[Tensor, Tensor | None]:
         """One evaluation: what the network predicts, as it was trained to, and its variance output or None."""
-        label = self.label(x, t)
+        dtype = self.dtype
+        label = self._label(x, t, dtype)
         self.count(t)
-        given = x if (dtype := self.dtype) is None else x.to(dtype)
+        given = x if dtype is None or dtype == x.dtype else x.to(dtype)
         before = None if given.is_inference() else given._version
-        output = self.net(given, label, **plain(conditions))
+        output = self.net(given, label, **(plain(conditions) if conditions else conditions))
         if before is not None and given._version != before and given is x:
             raise RuntimeError(
                 "the network changes the states that it is given, in place, as ReLU(inplace=True) does: give it a copy, "
@@ -177,7 +176,7 @@ class ScoreModel:
         """
         if not isinstance(output, Tensor):
             raise TypeError(f"the network must return a tensor, got {type(output).__name__}: wrap it to return one")
-        output = output.to(x.dtype)
+        output = output if output.dtype == x.dtype else output.to(x.dtype)
         if output.shape == x.shape:
             return output, None
         if x.ndim > 1 and output.shape == (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
@@ -257,21 +256,12 @@ class ScoreModel:
         Raises:
             ValueError, TypeError: times that are not allowed.
         """
+        return self._label(x, t, self.dtype)
+
+    def _label(self, x: Tensor, t: float | Tensor, dtype: torch.dtype | None) -> Tensor:
         if isinstance(t, Tensor):
-            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(t.dtype).eps) if t.is_floating_point() else 0.0
-            return label(self.time, self.path, self._times(x, t), x, slack, self.dtype)
-        t = check.time("t", t)
-        key = (t, x.device, x.dtype, self.dtype, self.time, self.path, self.path.stamp)
-        if (known := self._labels.get(key)) is None:
-            slack = max(1e-6, 2 * (self.path.T or 0) * torch.finfo(torch.float32).eps)
-            with torch.inference_mode(False):  # it is kept for runs that are differentiated
-                twice = torch.full((2,), t, dtype=torch.float64)
-                known = label(self.time, self.path, twice, x, slack, self.dtype)[:1]
-            if isinstance(self.time, str):  # what a function says may change
-                if len(self._labels) > 10_000:  # of adaptive runs, whose times do not come again
-                    self._labels.clear()
-                self._labels[key] = known
-        return known.repeat(len(x))  # the network's own, to do with as it likes
+            return label(self.time, self.path, self._times(x, t), x, torch.finfo(t.dtype).eps, dtype)
+        return label(self.time, self.path, check.time("t", t), x, SINGLE, dtype)
 
     def express(self, output: Tensor, x: Tensor, t: float | Tensor, prediction: Prediction) -> Tensor:
         """The network's prediction `output` at (x, t) as `prediction`: `a·x + b·output`, a and b from the path."""
@@ -319,6 +309,8 @@ class ScoreModel:
             TypeError: a name that the network does not take; one that is near to an argument, and that it takes by `**kwargs`
                 only; one that is given twice.
         """
+        if not keywords:
+            return {}
         more = {} if self.names("conditions") else keywords.get("conditions", {})
         if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
             raise TypeError(f"conditions must be a mapping from names to conditions of the network, got {more!r}")

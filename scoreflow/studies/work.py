@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.noise import White
+from scoreflow._core.noise import Brownian, White
 from scoreflow._run.kept import is_kept
 from scoreflow._run.lockstep import solve_many
 from scoreflow._run.solution import Solution
@@ -170,9 +170,9 @@ def _prior(job: Job) -> Tensor:
 
 def _keywords(job: Job, spec: Spec) -> dict[str, Any]:
     """A run as keywords of `solve`; conditions apart."""
-    subject, noise = job.subject, "brownian" if spec.noisy(job.subject.model.path) else None
-    ends: dict[str, Any] = {"start": subject.start, "stop": subject.stop, "noise": noise}
-    return {"sampler": spec.made(), "grid": spec.grid, "seed": job.seed, **spec.budget, **ends}
+    subject, noisy = job.subject, spec.noisy(job.subject.model.path)
+    drawn = {"noise": Brownian(job.seed)} if noisy else {"seed": job.seed}  # a path that runs of all budgets have to its end
+    return {"sampler": spec.made(), "grid": spec.grid, "start": subject.start, "stop": subject.stop, **spec.budget, **drawn}
 
 
 def _evaluation(job: Job, x: Tensor) -> float:
