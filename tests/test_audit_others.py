@@ -5,6 +5,7 @@ Their code is not here: `benchmarks/published.py --peers` reads it. These are th
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 import scoreflow as sf
 from scoreflow import cli
-from scoreflow._audit.compare import times_of
+from scoreflow._audit.compare import nearest, times_of
 from scoreflow._audit.found import found
 from scoreflow._audit.stranger import Curves, Stranger
 from scoreflow._uses.read_back import read_back
@@ -186,6 +187,16 @@ def test_solvers(tmp_path, monkeypatch):
     said = json.loads(run.stdout)[0]
     assert "dpm-solver++" in [one["name"] for one in said["nearest"] if one["step"] is None]
     assert "ends-at-data" in [check["name"] for check in said["checks"] if not check["holds"]]
+
+
+def test_a_last_state_that_is_not_corrected():
+    """UniPC's own code leaves its last corrector out: it is unipc all the same."""
+    plan = sf.plan("unipc-2", VP, grid=[1.0, 0.8, 0.6, 0.4, 0.2, 0.01])
+    last = plan.steps[-1]
+    stranger = found(replace(plan, steps=(*plan.steps[:-1], last._replace(stages=last.stages[:1]))))
+    reading = read_back(stranger.build(5))
+    near = nearest(reading, stranger, times_of(reading, stranger, 5))
+    assert reading.nfe == 5 and "unipc-2" in [one.name for one, _ in near if one.step is None]
 
 
 # -- score_sde -------------------------------------------------------------------------------------------------------------

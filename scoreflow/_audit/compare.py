@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -195,11 +196,19 @@ def laid_out(sampler: Linear, times: Times, calls: int | None = None) -> Plan | 
             laid = plan(sampler, times.path, **chosen)
         except (ValueError, TypeError):
             continue
+        if laid.reuse and laid.nfe == len(times.told) + 1:
+            laid = _predicted_last(laid)
         if laid.analytic is None and laid.nfe == len(times.told):
             if _alike(laid, times):
                 return laid
             some = some or laid
     return some
+
+
+def _predicted_last(laid: Plan) -> Plan:
+    """A predictor-corrector that does not correct its last state, as UniPC's own code."""
+    last = laid.steps[-1]
+    return dataclasses.replace(laid, steps=(*laid.steps[:-1], last._replace(stages=last.stages[:1])))
 
 
 @functools.lru_cache(maxsize=512)
