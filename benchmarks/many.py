@@ -2,8 +2,8 @@
 
     python benchmarks/many.py
 
-Samples of 64 seeds by 10 evaluations in batches of 1, 7 and 64: the largest difference to the batch of 64, and how many pixels are
-other ones when images are written in 8 bits.
+Samples of 64 seeds by 10 evaluations, in batches of 1, 7 and 64: the largest difference to the batch of 64, and how many pixels
+are other ones when images are written in 8 bits.
 """
 
 import tempfile
