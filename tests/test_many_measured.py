@@ -1,6 +1,7 @@
 """Moments that add up, the Fréchet distance of them and its extrapolation, and measures of whatever lies in a folder."""
 
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_extrapolated_to_infinitely_many():
 
 
 def test_metrics_of_all_pairs_in_parts():
-    """More than the thousand rows that are held at once: the same figures as all at once."""
+    """More rows than are held at once: the same figures as of all, in less memory than all pairs take."""
     x, y = two(1203, 1105, 2)
     a, b = x.double().numpy(), y.double().numpy()
 
@@ -134,6 +135,18 @@ def test_metrics_of_all_pairs_in_parts():
         "precision": inside.any(0).mean(), "recall": (apart(b, a) < radius["a"]).any(1).mean(),
         "density": inside.sum() / 5 / len(a), "coverage": inside.any(1).mean(),
     }, rel=1e-12)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["kid", "manifold"])
+def test_metrics_of_all_pairs_in_little_memory(name):
+    """Of 3000 and 2000 points: all pairs of the first alone are 72 MB, and this takes 20 at most."""
+    x, y = two(3000, 2000, 2)
+    tracemalloc.start()
+    try:
+        figures(name, x, y)
+        assert 5e6 < tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
 
 
 # -- folders ------------------------------------------------------------------------------------------------------------

@@ -262,7 +262,8 @@ def radii(x: np.ndarray, k: int) -> np.ndarray:
     """The distance of every point to its k-th neighbour among the others: (n, d) to (n,)."""
     from scipy.spatial.distance import cdist
 
-    return np.concatenate([np.partition(cdist(rows, x), k, axis=1)[:, k] for rows in blocks(x)])  # the 0th is itself
+    kth = (np.partition(cdist(rows, x), k, axis=1)[:, k] for rows in blocks(x))  # the 0th is the point itself
+    return np.concatenate([column.copy() for column in kth])  # or all rows would stay
 
 
 # -- to a known law -------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ POINTS = 15
 """Numbers of samples that are extrapolated from, as of the authors."""
 
 
-def blocks(x: np.ndarray, rows: int = 1000) -> list[np.ndarray]:
+def blocks(x: np.ndarray, rows: int = 256) -> list[np.ndarray]:
     """Some rows at a time, so that what is made of them needs little memory."""
     return [x[first : first + rows] for first in range(0, len(x), rows)]
 
