@@ -12,7 +12,21 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, posterior, studies, training, zoo
+    from scoreflow import (
+        analysis,
+        checkpoint,
+        data,
+        guidance,
+        interop,
+        latent,
+        nets,
+        path,
+        posterior,
+        reference,
+        studies,
+        training,
+        zoo,
+    )
     from scoreflow._audit.audit import audit
     from scoreflow._audit.result import Audit
     from scoreflow._catalogue import Table
@@ -90,7 +104,7 @@ __all__ = [
     "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity",
     "generate", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop", "interpolate",
     "invert", "latent", "load_model", "load_plan", "log_prob", "measure", "metric", "nets", "outpaint", "path", "plan",
-    "posterior", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many",
+    "posterior", "reference", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many",
     "step_log_prob", "studies", "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
@@ -153,6 +167,7 @@ MODULES = (
     "nets",
     "path",
     "posterior",
+    "reference",
     "studies",
     "training",
     "zoo",

@@ -56,6 +56,7 @@ WITHOUT_TORCH = {
             "audit",
             "conform",
             "measure",
+            "reference",
         )
     },
 }

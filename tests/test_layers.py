@@ -34,7 +34,7 @@ LAYERS = [
     {"checkpoint", "latent"},
     {"zoo", "_sets"},
     {"studies", "interop"},
-    {"tuning"},
+    {"tuning", "reference"},
     {"_audit"},
     {"training"},
     {"scoreflow"},
@@ -60,6 +60,8 @@ LAZY = (
     "PIL",
     "distributed",
     "submitit",
+    "huggingface_hub",
+    "torchcfm",
 )
 """Loaded on use only."""
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from scoreflow._extras import named
+from scoreflow.cli.again import reference
 from scoreflow.cli.check import audit, conform
 from scoreflow.cli.compare import report, study
 from scoreflow.cli.describe import cite, plan, samplers, show
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (samplers, show, plan, cite, sample, measure, tune, study, pairs, train, report, audit, conform):
+for command in (samplers, show, plan, cite, sample, measure, tune, study, pairs, train, report, reference, audit, conform):
     app.command()(command)
 
 
