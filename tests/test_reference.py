@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_cli import run
+from test_cli import ROOT, run
 from torch import nn
 
 import scoreflow as sf
@@ -351,3 +351,13 @@ def test_samples_that_are_not_there(toy, tmp_path):
     asked.make(sf.zoo.digits(), (0, 2))
     with pytest.raises(ValueError, match=r"lacks 10 of the 10 samples of a block, first of seed 0"):
         asked.measured(*networks.judge(asked.reference, {}), {"files": {}})
+
+
+def test_the_page_has_the_figures():
+    """Every published figure of the shipped files, in the row of its sampler."""
+    rows = (ROOT / "docs/reference_runs.md").read_text(encoding="utf-8").splitlines()
+    for name in sf.reference.names():
+        for cell in load(name).cells:
+            if cell.expected is not None:
+                (row,) = [row for row in rows if row.startswith((f"| {name} | {cell.label} |", f"| {name} | {cell.label},"))]
+                assert re.search(rf"\b{cell.nfe}\b", row) and re.search(rf"\b{re.escape(f'{cell.expected:g}')}\b", row)
