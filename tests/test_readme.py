@@ -59,7 +59,7 @@ def test_the_table_of_conditions():
     assert len(rows) == 9
 
 
-def test_the_blocks_on_studies(capsys):
+def test_the_blocks_on_studies(capsys, few_floors):
     """docs/study.md runs as printed."""
     for code in blocks("docs/study.md"):
         names = {}
