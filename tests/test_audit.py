@@ -23,7 +23,7 @@ OURS = [name for name in (*SAMPLERS, *VARIANTS) if isinstance(get_sampler(name),
 @pytest.mark.parametrize("name", OURS[::15])
 def test_ours_are_clean(name):
     """Every fifteenth name of the registry: identified by its coefficients, and nothing to find fault with."""
-    found = sf.audit(name, 8, most=MOST)
+    found = sf.audit(name, 8, most=8)
     assert found.passed, str(found)
     assert name in found.same and max(one.apart for one in found.nearest if one.step is None) < 1e-7
 
@@ -133,7 +133,7 @@ def test_without_a_slip():
 @pytest.mark.parametrize(("slip", "eta", "checks", "step"), SLIPS, ids=[slip for slip, *_ in SLIPS])
 def test_slips_are_found(slip, eta, checks, step):
     """By the checks that are named, at the call where it shows first; where coefficients are wrong it is no registered one."""
-    found = sf.audit(Loop(slip, eta), 12, most=MOST)
+    found = sf.audit(Loop(slip, eta), 12, most=MOST if "law" in checks else 12)
     failed = {check.name for check in found.failures}
     assert checks <= failed, str(found)
     steps = [check.step for check in found.failures if check.name in checks and check.step is not None]
@@ -241,11 +241,11 @@ def test_schedulers():
 
 def test_the_command(tmp_path, monkeypatch):
     """Exit code 1 where a check fails, 2 for what was typed wrongly; JSON; a file's function, a scheduler's class, a name."""
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "audited.py").write_text(
         "def noisy(net, x, n):\n    import torch\n    return x - net(x, 0.5) + torch.randn_like(x)\n"
     )
     runner = CliRunner()
-    bad = runner.invoke(cli.app, ["audit", f"{tmp_path / 'mine.py'}:noisy", "--steps", "1,2", "--most", "20"])
+    bad = runner.invoke(cli.app, ["audit", f"{tmp_path / 'audited.py'}:noisy", "--steps", "1,2", "--most", "20"])
     assert bad.exit_code == 1 and bad.output.count("FAIL no-last-noise") == 2
     good = runner.invoke(
         cli.app, ["audit", "ddim(eta=0.5)", "--steps", "5", "--json", "--most", "20", "--out", str(tmp_path / "r.html")]
@@ -254,7 +254,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert good.exit_code == 0 and json.loads(good.output)[0]["passed"] is True
     for words, says in (
         (["audit", "ddim", "--steps", "5,x"], "steps must be whole numbers with commas between, got 'x'"),
-        (["audit", f"{tmp_path / 'mine.py'}:noise"], "sampler: .* has no function 'noise'; did you mean noisy"),
+        (["audit", f"{tmp_path / 'audited.py'}:noise"], "sampler: .* has no function 'noise'; did you mean noisy"),
         (["audit", "ddim", "--path", "vpp"], "path must be one of"),
     ):
         wrong = runner.invoke(cli.app, words)
