@@ -37,7 +37,8 @@ def as_plan(found: Reading, name: str, path: GaussianPath, prediction: Predictio
             if same:
                 plans.append(plan)
                 break
-    return min(plans, key=lambda plan: max(len(step.stages) for step in plan.steps))
+    # Rows that lose digits, such as where the first state is scaled otherwise, are one step all the same.
+    return min(plans or [plan], key=lambda plan: max(len(step.stages) for step in plan.steps))
 
 
 def _apart(found: Reading, plan: Plan, path: GaussianPath) -> float:
