@@ -47,7 +47,7 @@ $(VENV)/.ready: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps fugue-icons  # its one requirement is a tool of long ago
-	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchcfm flow_matching  # to compare with; they ask for much to train
+	$(BIN)/python -m pip install --quiet --no-deps k-diffusion torchcfm flow_matching azula einops  # to compare with; they ask for much
 	touch $@
 
 .venv-demo/.ready: pyproject.toml requirements-demo.txt

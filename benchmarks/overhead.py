@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py
 
 Runs of 50 steps in float32, small states and large. Ours and diffusers' take turns in one run; the least time of each counts,
-the processor's own. `floor` is the arithmetic of our rows alone, a product and a sum for each weight, and their draws. These
-are made by one and the same generator of torch on both sides; "without draws" leaves them out on both. Plans are laid on a path
-that was never used.
+the processor's own. `floor` is the arithmetic of our rows alone, a product and a sum for each weight, and their draws, which
+are made by one and the same generator of torch on both sides; "without draws" leaves them out on both. Plans are laid on a
+path that was never used.
 
 The ratios to diffusers without draws are kept in overhead.json (`--store`). They vary by a quarter from run to run; one of more
 than 1.5 times what is kept ends the command with an error.

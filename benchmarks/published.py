@@ -1,69 +1,211 @@
-"""What docs/published.md says of other code, seen again on what is installed here.
+"""docs/published.md: samplers of other projects read back as coefficients, and what else is observed of them.
 
-    pip install --no-deps azula einops k-diffusion
-    OMP_NUM_THREADS=1 python benchmarks/published.py
+    OMP_NUM_THREADS=1 python benchmarks/published.py --write docs/published.md --peers folder
 
-diffusers and torchdiffeq come with the development environment. What is not installed is said so.
+All schedulers of the installed diffusers, all samplers of k-diffusion and azula; in the folder checkouts of what no registry
+has: dpm-solver, UniPC, score_sde_pytorch, edm, flow_grpo. About a quarter of an hour; 10 steps each unless said, at most 100.
+Without --write the tables are printed. They say what the code does, right ones too, and not what it was meant to do.
 """
 
+import contextlib
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
-import math
+import inspect
+import io
+import itertools
 import sys
 import types
 import warnings
+from argparse import ArgumentParser
+from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import MagicMock
 
-import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import scoreflow as sf
+from scoreflow._audit.found import KINDS, OWN_WORDS
+
+MARK = "<!-- What follows is written by benchmarks/published.py. -->\n"
+STEPS, MOST = 10, 100
+PLAIN = ("DDIMScheduler", "DDPMScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler", "UnCLIPScheduler")
+OPTIONS = {
+    **{name: {"clip_sample": False} for name in PLAIN},
+    "AmusedScheduler": {"mask_token_id": 0},
+    "CMStochasticIterativeScheduler": {"clip_denoised": False},
+    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
+    "SCMScheduler": {"intermediate_timesteps": None},
+    "VQDiffusionScheduler": {"num_vec_classes": 8},
+}
+"""As they are, but for what is no slip: clipping, which is asked for by default, and what has no default."""
+MULTISTEP = "DPMSolverMultistepScheduler"
+MORE = (
+    ("DDIMScheduler", {"clip_sample": False, "timestep_spacing": "trailing"}),
+    (MULTISTEP, {"solver_order": 3, "solver_type": "heun"}),
+    (MULTISTEP, {"algorithm_type": "sde-dpmsolver++"}),
+    (MULTISTEP, {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}),
+    ("UniPCMultistepScheduler", {"solver_type": "bh1", "final_sigmas_type": "zero"}),
+)
+"""With other options than their own."""
+
+
+def product(**values):
+    """Options, each with all values of the others."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+
+
+SOLVER = {"algorithm_type": ("dpmsolver", "dpmsolver++")}
+CHURN = {"S_churn": 40, "S_min": 0.05, "S_max": 50, "S_noise": 1.003}
+VP = {"discretization": "vp", "schedule": "vp", "scaling": "vp"}
+FILES = {
+    "dpm_solver_pytorch.py": {
+        "DPM_Solver": [
+            *product(**SOLVER, method=("multistep", "singlestep", "singlestep_fixed"), order=(1, 2, 3)),
+            {"order": 3, "denoise_to_zero": True, "skip_type": "logSNR"}, {"solver_type": "taylor"}, {"method": "adaptive"},
+        ],
+    },
+    "uni_pc.py": {
+        "UniPC": [
+            *product(
+                algorithm_type=("noise_prediction", "data_prediction"), variant=("bh1", "bh2", "vary_coeff"), order=(1, 2, 3)
+            ),
+            {"variant": "bh2", "denoise_to_zero": True, "lower_order_final": False},
+        ],
+    },
+    "sampling.py": {
+        name: [*product(sde=("VPSDE", "VESDE"), steps=(10, 100))]
+        for name in ("EulerMaruyamaPredictor", "ReverseDiffusionPredictor", "AncestralSamplingPredictor")
+    },
+    "generate.py": {
+        "edm_sampler": [{}, CHURN],
+        "ablation_sampler": [
+            {}, {"solver": "euler"}, VP, {**VP, "solver": "euler"}, {"discretization": "ve", "schedule": "ve"},
+            {"discretization": "iddpm"}, {"alpha": 0.5},
+        ],
+    },
+    "sd3_sde_with_logprob.py": {"sde_step_with_logprob": [{}, {"noise_level": 0.3}]},
+}  # fmt: skip
+"""By the name of a file, what is in it and the options that are tried."""
+
+
+@functools.cache
+def k_diffusion():
+    """Its samplers, without what the package imports to train."""
+    importlib.import_module("diffusers")  # which looks for torchvision, before something stands in for it
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = list(importlib.util.find_spec("k_diffusion").submodule_search_locations)
+    sys.modules["k_diffusion"] = package
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.transforms"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.transforms"].functional = None
+    return importlib.import_module("k_diffusion.sampling")
+
+
+def installed():
+    """(where, name, sampler, options) of all that is installed."""
+    import diffusers
+
+    diffusers.logging.set_verbosity_error()
+    for name in sorted(name for name in dir(diffusers) if name.endswith("Scheduler") and name[0].isupper()):
+        if hasattr(getattr(diffusers, name), "set_timesteps"):
+            yield f"diffusers {version('diffusers')}", name, getattr(diffusers, name), OPTIONS.get(name, {})
+    for name, options in MORE:
+        yield f"diffusers {version('diffusers')}", name, getattr(diffusers, name), options
+    module = k_diffusion()
+    for name in sorted(name for name in vars(module) if name.startswith("sample_")):
+        yield f"k-diffusion {version('k-diffusion')}", name, getattr(module, name), {}
+    azula = importlib.import_module("azula.sample")
+    for name in azula.__all__[1:]:
+        yield f"azula {version('azula')}", name, getattr(azula, name), {}
+    yield f"azula {version('azula')}", "DDIMSampler", azula.DDIMSampler, {"eta": 0.5}
+
+
+def loaded(file):
+    """A file as a module; packages that it asks for and that are not here are taken for granted."""
+    sys.path.insert(0, str(file.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    while True:
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except ModuleNotFoundError as error:
+            sys.modules[error.name] = MagicMock(__path__=[])
+        else:
+            return module
+
+
+def in_files(paths):
+    """(where, name, sampler, options) of what lies there."""
+    for path in map(Path, paths):
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.py") if file.name in FILES)
+        for file in files:
+            module = loaded(file)
+            sde = sys.modules.get("sde_lib")
+            own = {name for name, one in vars(module).items() if getattr(one, "__module__", "") == file.stem and known(one)}
+            for name, tried in (FILES.get(file.name) or {name: [{}] for name in sorted(own)}).items():
+                for options in tried:
+                    options = {**options, "sde": getattr(sde, options["sde"])} if "sde" in options else options
+                    if hasattr(module, name):
+                        yield file.name, name, getattr(module, name), options
+
+
+def known(thing):
+    """Whether it is recognised by what it takes."""
+    if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+        return False
+    return any(recognises(thing) for recognises, _ in (*OWN_WORDS, *KINDS[:-1]))
+
+
+# -- audits ----------------------------------------------------------------------------------------------------------------
+
+
+def audited(peers):
+    """The table of all audits, line by line, and then what cannot be read."""
+    yield "| where | sampler | is | to | what is off | checks that fail |\n|---|---|---|---|---|---|"
+    unread = []
+    for where, name, sampler, options in itertools.chain(installed(), in_files(peers)):
+        steps = options.get("steps", STEPS)
+        options = {option: value for option, value in options.items() if option != "steps"}
+        hidden = OPTIONS.get(name, {})
+        shown = [f"{key}={getattr(value, '__name__', value)}" for key, value in options.items() if key not in hidden]
+        shown += [f"{steps} steps"] if steps != STEPS else []
+        label = f"`{name}`" + (f" ({', '.join(shown)})" if shown else "")
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                one = sf.audit(sampler, steps, most=MOST, **options)
+        except Exception as error:
+            unread.append(f"- {where}, {label}: {str(error).partition('; it takes')[0] or type(error).__name__}")
+            continue
+        which, to = "–", ""
+        if one.same:
+            which, to = f"`{one.same[0]}`", f"{max(near.apart for near in one.nearest if near.step is None):.0e}"
+        elif one.nearest:
+            near = one.nearest[0]
+            which, to = f"not `{near.name}`, from call {near.step} on", f"{near.apart:.0e}"
+        off = "; ".join(map(brief, one.mends))
+        failed = ", ".join(f"`{check.name}`" for check in one.failures) or "none"
+        yield f"| {where} | {label} | {which} | {to} | {off} | {failed} |"
+    yield "\nNot read:\n\n" + "\n".join(unread)
+
+
+def brief(mend):
+    """A weight that is off, in few words."""
+    calls = f"call {mend.calls[0]}" if len(mend.calls) == 1 else f"calls {mend.calls[0]}–{mend.calls[-1]}"
+    factor = "" if mend.factor is None else " missing" if mend.factor == 0 else f" × {mend.factor:.4g}"
+    return f"{mend.weight}{' of its own' if mend.extra else factor}, {calls}"
+
+
+# -- what no audit sees ----------------------------------------------------------------------------------------------------
 
 DATA = sf.analysis.problem(d=3)
 
 
-def unipc_bh1():
-    """diffusers, UniPC with bh1 to σ = 0."""
-    import diffusers
-
-    scheduler = diffusers.UniPCMultistepScheduler(solver_type="bh1", final_sigmas_type="zero")
-    scheduler.set_timesteps(10)
-    x = torch.ones(1, 3)
-    for t in scheduler.timesteps:
-        x = scheduler.step(0.5 * x, t, x).prev_sample
-    return f"10 steps end at {x[0, 0].item()}"
-
-
-def trailing():
-    """diffusers, trailing spacing."""
-    import diffusers
-
-    scheduler, more = diffusers.DDIMScheduler(timestep_spacing="trailing"), []
-    for n in range(1, 1001):
-        scheduler.set_timesteps(n)
-        more += [n] if len(scheduler.timesteps) != n else []
-    return f"another number of steps than asked for {len(more)} of 1000 counts, the first {', '.join(map(str, more[:4]))}"
-
-
-def single_step():
-    """k-diffusion, 2M-SDE and 3M-SDE at one step."""
-    sampling, seen = k_diffusion_sampling(), []
-    for name in ("sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde"):
-        try:
-            getattr(sampling, name)(lambda x, sigma: x / 2, torch.ones(1, 3), torch.tensor([10.0, 0.0]), disable=True)
-            seen.append(f"{name} runs")
-        except UnboundLocalError as error:
-            seen.append(f"{name}: {error}")
-    return "; ".join(seen)
-
-
 def batch_mates():
     """k-diffusion, adaptive DPM-Solver: a sample alone and beside others."""
-    sampling, model = k_diffusion_sampling(), DATA.model(sf.VESDE(0.01, 80.0))
+    sampling, model = k_diffusion(), DATA.model(sf.VESDE(0.01, 80.0))
     x = 80 * torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[1:] *= 20
 
@@ -107,93 +249,29 @@ def adams():
     return "the largest state at the end is " + ", ".join(seen.values())
 
 
-def azula_eta():
-    """azula, DDIM at η = ½: its noise over that at η = 1."""
-    from azula.denoise import Denoiser, DiracPosterior
-    from azula.noise import VPSchedule
-    from azula.sample import DDIMSampler
-
-    class Zero(Denoiser):
-        schedule = VPSchedule()
-
-        def forward(self, x_t, t):
-            return DiracPosterior(torch.zeros_like(x_t))
-
-    x, t, s = torch.zeros(1_000_000), torch.tensor(0.6), torch.tensor(0.5)
-    half, whole = (DDIMSampler(Zero(), eta=eta).step(x, t, s).std().item() for eta in (0.5, 1.0))
-    return f"{half / whole:.3f}; the paper's σ(η) = η σ(1) gives 0.5, and √½ is {math.sqrt(0.5):.3f}"
+OBSERVED = {batch_mates: "k-diffusion", past_the_end: "torchdiffeq", adams: "torchdiffeq"}
 
 
-def azula_reab():
-    """azula, REAB of order 2: its observed order on N(0, ¼) data, and that of `reab`."""
-    from azula.denoise import Denoiser, DiracPosterior
-    from azula.noise import VPSchedule
-    from azula.sample import REABSampler
-
-    class Quarter(Denoiser):
-        schedule = VPSchedule()
-
-        def forward(self, x_t, t):
-            alpha, sigma = self.schedule(t)
-            return DiracPosterior(x_t * alpha / 4 / (alpha**2 / 4 + sigma**2))
-
-    denoiser, x, ends = Quarter(), torch.ones(1, 1, dtype=torch.float64), {"start": 0.9, "stop": 0.1}
-    path, data = sf.VPSDE(), sf.Gaussian(torch.zeros(1), torch.eye(1) / 4)
-    steps = (20, 40, 80, 160)
-
-    def order(run, std):
-        off = [abs(float(run(n)) - std(0.1) / std(0.9)) for n in steps]
-        return -float(np.polyfit(np.log(steps), np.log(off), 1)[0])
-
-    def there(t):
-        alpha, sigma = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
-        return float((alpha**2 / 4 + sigma**2).sqrt())
-
-    def here(t):
-        return math.hypot(path.alpha(t) / 2, path.sigma(t))
-
-    theirs = order(lambda n: REABSampler(denoiser, order=2, steps=n, silent=True, dtype=x.dtype, **ends)(x), there)
-    ours = order(lambda n: sf.solve(data.model(path), x, "reab-2", steps=n, grid="uniform", **ends).x, here)
-    return f"{theirs:.2f}, and {ours:.2f}"
-
-
-@functools.cache
-def k_diffusion_sampling():
-    """Its module of samplers alone: the package asks for torchvision and more when it is imported."""
-    found = importlib.util.find_spec("k_diffusion")
-    if found is None:
-        raise ModuleNotFoundError("k_diffusion")
-    folder = Path(found.submodule_search_locations[0])
-    package, utils = types.ModuleType("k_diffusion"), types.ModuleType("k_diffusion.utils")
-    package.__path__ = [str(folder)]
-    package.utils = utils
-    utils.append_dims = lambda x, ndim: x[(...,) + (None,) * (ndim - x.ndim)]
-    sys.modules |= {"k_diffusion": package, "k_diffusion.utils": utils}
-    return importlib.import_module("k_diffusion.sampling")
-
-
-OBSERVED = {
-    unipc_bh1: "diffusers",
-    trailing: "diffusers",
-    single_step: "k-diffusion",
-    batch_mates: "k-diffusion",
-    past_the_end: "torchdiffeq",
-    adams: "torchdiffeq",
-    azula_eta: "azula",
-    azula_reab: "azula",
-}
+def observed():
+    """The table of what is observed in runs."""
+    yield "| where | version | observed |\n|---|---|---|"
+    for look, package in OBSERVED.items():
+        yield f"| {look.__doc__.rstrip('.')} | {importlib.metadata.version(package)} | {look()} |"
 
 
 def main():
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--peers", nargs="*", default=[], help="Files, or folders with checkouts.")
+    parser.add_argument("--write", type=Path, help="The page whose end is written anew.")
+    chosen = parser.parse_args()
     warnings.simplefilter("ignore")
-    table = Table("where", "version", "observed", box=box.MARKDOWN)
-    for look, package in OBSERVED.items():
-        try:
-            row = importlib.metadata.version(package), look()
-        except ModuleNotFoundError:
-            row = "–", "not installed"
-        table.add_row(look.__doc__.rstrip("."), *row)
-    Console(width=150).print(table)
+    lines = []
+    for line in itertools.chain(observed(), [""], audited(chosen.peers)):
+        print(line, flush=True)
+        lines.append(line)
+    if chosen.write:
+        begin = chosen.write.read_text(encoding="utf-8").partition(MARK)[0]
+        chosen.write.write_text(begin + MARK + "\n".join(["", *lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,23 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scoreflow import analysis, checkpoint, data, guidance, interop, latent, nets, path, posterior, studies, training, zoo
-    from scoreflow._audit.audit import Audit, audit
+    from scoreflow import (
+        analysis,
+        checkpoint,
+        data,
+        guidance,
+        interop,
+        latent,
+        nets,
+        path,
+        posterior,
+        reference,
+        studies,
+        training,
+        zoo,
+    )
+    from scoreflow._audit.audit import audit
+    from scoreflow._audit.result import Audit
     from scoreflow._catalogue import Table
     from scoreflow._core.chain import DDPMChain
     from scoreflow._core.gaussian import GaussianPath
@@ -39,6 +54,7 @@ if TYPE_CHECKING:
     from scoreflow._score.oracle import Empirical, Gaussian, GaussianMixture
     from scoreflow._score.product import ProductMixture
     from scoreflow._score.variance import Levels, estimate_variance
+    from scoreflow._sets.generate import Generated, generate
     from scoreflow._uses.bound import Bound, continuous_bound, vlb
     from scoreflow._uses.dequantise import Bits, Dequantiser, bits_per_dim
     from scoreflow._uses.editing import image_to_image, interpolate
@@ -72,7 +88,7 @@ if TYPE_CHECKING:
     )
     from scoreflow.latent import Latent
     from scoreflow.posterior import Observation, Posterior
-    from scoreflow.studies import Study, Subject, metric, study
+    from scoreflow.studies import Measured, Moments, Study, Subject, measure, metric, study
     from scoreflow.tuning import Tuned, TunedNoise, tune, tune_noise
 
 __version__ = "0.1.0"
@@ -80,20 +96,21 @@ __version__ = "0.1.0"
 __all__ = [
     "APG", "AskedRun", "Audit", "Autoguidance", "Bits", "Bound", "Brownian", "CFGPlusPlus", "CFGZeroStar", "ClassifierFree",
     "ClassifierGuidance", "DDPMChain", "Dequantiser", "Empirical", "FDG", "Flow", "FlowMap", "Gaussian", "GaussianMixture",
-    "GaussianPath", "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Observation", "Particles",
-    "Picard", "Plan", "Posterior", "ProductMixture", "Replay", "Row", "Sampler", "ScoreModel", "Solution", "State", "Step",
-    "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition", "Transitions", "Tuned", "TunedNoise",
-    "VESDE", "VPSDE", "White", "analysis", "ask", "audit", "bits_per_dim", "checkpoint", "cite", "colourise",
-    "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance", "family",
-    "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity",
-    "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop", "interpolate", "invert",
-    "latent", "load_model", "load_plan", "log_prob", "metric", "nets", "outpaint", "path", "plan", "posterior", "sample",
-    "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many", "step_log_prob", "studies",
-    "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
+    "GaussianPath", "Generated", "Guided", "Health", "Inversion", "Latent", "Levels", "Linear", "LogProb", "Measured",
+    "Moments", "Observation", "Particles", "Picard", "Plan", "Posterior", "ProductMixture", "Replay", "Row", "Sampler",
+    "ScoreModel", "Solution", "State", "Step", "Study", "SubVPSDE", "Subject", "TCFG", "Table", "Thresholding", "Transition",
+    "Transitions", "Tuned", "TunedNoise", "VESDE", "VPSDE", "White", "analysis", "ask", "audit", "bits_per_dim", "checkpoint",
+    "cite", "colourise", "continuous_bound", "data", "dc_ratios", "decode", "dmn_grid", "each", "encode", "estimate_variance",
+    "family", "from_diffusers", "from_edm", "from_guided_diffusion", "from_k_diffusion", "from_score_sde", "from_velocity",
+    "generate", "get_sampler", "gits_grid", "grid", "guidance", "image_to_image", "inpaint", "interop", "interpolate",
+    "invert", "latent", "load_model", "load_plan", "log_prob", "measure", "metric", "nets", "outpaint", "path", "plan",
+    "posterior", "reference", "sample", "sampler", "samplers", "save_model", "shared", "sigmas", "smc", "solve", "solve_many",
+    "step_log_prob", "studies", "study", "super_resolution", "training", "tune", "tune_noise", "vlb", "walk", "zoo",
 ]  # fmt: skip
 
 PLACES = {
-    "_audit.audit": "Audit audit",
+    "_audit.audit": "audit",
+    "_audit.result": "Audit",
     "_catalogue": "Table",
     "_core.chain": "DDPMChain",
     "_core.gaussian": "GaussianPath",
@@ -119,6 +136,7 @@ PLACES = {
     "_score.oracle": "Empirical Gaussian GaussianMixture",
     "_score.product": "ProductMixture",
     "_score.variance": "Levels estimate_variance",
+    "_sets.generate": "Generated generate",
     "_uses.bound": "Bound continuous_bound vlb",
     "_uses.dequantise": "Bits Dequantiser bits_per_dim",
     "_uses.editing": "image_to_image interpolate",
@@ -134,7 +152,7 @@ PLACES = {
     "interop": "from_diffusers from_edm from_guided_diffusion from_k_diffusion from_score_sde from_velocity",
     "latent": "Latent",
     "posterior": "Observation Posterior",
-    "studies": "Study Subject metric study",
+    "studies": "Measured Moments Study Subject measure metric study",
     "tuning": "Tuned TunedNoise tune tune_noise",
 }
 """Where each name is loaded from when it is first used, as the imports above say too: `import scoreflow` loads no torch."""
@@ -149,6 +167,7 @@ MODULES = (
     "nets",
     "path",
     "posterior",
+    "reference",
     "studies",
     "training",
     "zoo",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
 
@@ -52,13 +53,17 @@ class Line(NamedTuple):
 HEAD = ("sampler", "order", "NFE a step", "noise", "memory", "least NFE", "options", "reference")
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
 class Table(tuple[Line, ...]):
     """Lines that print as a table."""
 
     def __str__(self) -> str:
-        cells = [HEAD, *(line.cells for line in self)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+        return aligned([HEAD, *(line.cells for line in self)])
 
     __repr__ = __str__
 

@@ -11,6 +11,7 @@ EXTRAS = {
     "study": ("pandas", "pyarrow", "ot", "matplotlib", "plotly", "jinja2"),
     "train": ("lightning_fabric",),
     "inception": ("torch_fidelity",),
+    "cluster": ("dask", "submitit"),
     "demo": ("rich",),
 }
 """The modules that an extra brings."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow import nets
-from scoreflow._core.check import one_of, options
+from scoreflow._core.check import one_of, options, placed
 from scoreflow._core.files import check_file, whole_file
 from scoreflow._core.gaussian import PREDICTIONS, GaussianPath
 from scoreflow._core.path import PATHS
@@ -21,7 +21,7 @@ from scoreflow._samplers.plan import Plan
 from scoreflow._score.fingerprint import identity
 from scoreflow._score.flow_map import FlowMap
 from scoreflow._score.model import ScoreModel, module_of, say
-from scoreflow._score.network import placed, unwrapped
+from scoreflow._score.network import unwrapped
 
 NETWORKS: dict[str, type[nn.Module]] = {
     made.__name__: made for made in (nets.MLP, nets.UNet, nets.DiT, nets.Autoencoder, nets.Classifier, nets.NoisyClassifier)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,24 +56,21 @@ class Folder(Dataset[Any]):
     that move; cut square about the middle and scaled to `size`.
 
     Args:
-        files: what to read. labels: a class each, or None. size: of a side. channels: 1 for grey, 3 for colour.
+        files: what to read. labels: a class each, or None. channels: 1 for grey, 3 for colour.
+        size: of a side; None: they are neither cut nor scaled.
 
     Raises:
         ValueError: when an item is read whose file is cut short or no image, or has pixels without a known range; names it.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, size: int, channels: int = 3) -> None:
+    def __init__(self, files: Sequence[Path], labels: Sequence[int] | None, size: int | None, channels: int = 3) -> None:
         self.files, self.labels, self.size, self.channels = list(files), labels, size, channels
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Any:
-        from PIL import ImageOps
-
-        seen = _seen(self.files[i]).convert("L" if self.channels == 1 else "RGB")
-        image = ImageOps.fit(seen, (self.size, self.size))
-        x = _images(np.asarray(image)[None] if self.channels == 1 else np.asarray(image).transpose(2, 0, 1))
+        x = image(self.files[i], self.channels, self.size)
         return x if self.labels is None else (x, self.labels[i])
 
 
@@ -165,7 +162,7 @@ def load(name: str | Path, size: int = 32, channels: int = 3, broken: str = "err
         raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels!r}")
     one_of("broken", broken, ("error", "skip"))
     folder = Path(name)
-    files = sorted(_found(folder))
+    files = sorted(files_in(folder, KINDS))
     if broken == "skip":
         files = _readable(files, folder)
     if not files:
@@ -292,8 +289,8 @@ def _pairs(name: str) -> Data:
     return Data(name, SomePairs(found, train), SomePairs(found, held_out), found.shape, classes, source)
 
 
-def _found(folder: Path) -> Iterator[Path]:
-    """The images in a folder and those below, through links too; what is hidden is not looked at."""
+def files_in(folder: Path, endings: Sequence[str]) -> Iterator[Path]:
+    """The files in a folder and those below that end so, in any case, through links too; what is hidden is not looked at."""
     been = set[str]()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in been:  # a link that leads back
@@ -301,7 +298,7 @@ def _found(folder: Path) -> Iterator[Path]:
             continue
         been.add(real)
         folders[:] = sorted(one for one in folders if not one.startswith("."))
-        yield from (Path(place, one) for one in names if one[0] != "." and Path(one).suffix.lower() in KINDS)
+        yield from (Path(place, one) for one in names if one[0] != "." and Path(one).suffix.lower() in endings)
 
 
 def _readable(files: list[Path], folder: Path) -> list[Path]:
@@ -309,7 +306,7 @@ def _readable(files: list[Path], folder: Path) -> list[Path]:
     good, wrong = list[Path](), list[ValueError]()
     for file in files:
         try:
-            _seen(file)
+            _seen(file, str(file))
             good.append(file)
         except ValueError as error:
             wrong.append(error)
@@ -318,7 +315,25 @@ def _readable(files: list[Path], folder: Path) -> list[Path]:
     return good
 
 
-def _seen(file: Path) -> Picture:
+def image(file: Path | IO[bytes], channels: int | None = 3, size: int | None = None, name: str = "") -> Tensor:
+    """An image file as `Folder` has it, (C, H, W); by itself with its own channels, and of its own size.
+
+    Args:
+        file: or what it holds. name: how an error calls it, if not by the file.
+
+    Raises:
+        ValueError: as of `Folder`.
+    """
+    from PIL import ImageOps
+
+    seen = _seen(file, name or str(file))
+    channels = channels or (1 if seen.mode in ("1", "L", "LA") else 3)
+    seen = seen.convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(seen if size is None else ImageOps.fit(seen, (size, size)))
+    return _images(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1))
+
+
+def _seen(file: Path | IO[bytes], name: str) -> Picture:
     """The first frame of an image file in 8 bits, upright, on white where it is transparent."""
     from PIL import Image, ImageOps
 
@@ -327,13 +342,13 @@ def _seen(file: Path) -> Picture:
             image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's readers raise many kinds
         raise ValueError(
-            f"{file} cannot be read as an image ({type(error).__name__}: {error}): mend it, take it away, or leave out all "
+            f"{name} cannot be read as an image ({type(error).__name__}: {error}): mend it, take it away, or leave out all "
             "such files with broken='skip'"
         ) from error
     if image.mode.startswith("I;16"):  # Pillow would cut 16 bits at 255
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"{file} has pixels of mode {image.mode!r}, whose range is not known: save 8 or 16 bits")
+        raise ValueError(f"{name} has pixels of mode {image.mode!r}, whose range is not known: save 8 or 16 bits")
     if not image.has_transparency_data:
         return image
     layer = image.convert("RGBA")

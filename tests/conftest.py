@@ -43,6 +43,20 @@ def no_global_randomness():
     torch.manual_seed(20_261_122)
 
 
+@pytest.fixture(scope="module")
+def few_floors():
+    """Studies take a floor from 8 blocks of data, not from 32: where a test asks how sure it is, it has fewer blocks itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoreflow.studies.sweep.FLOORS", 8)
+        yield
+
+
+@pytest.fixture
+def few_grids(monkeypatch):
+    """Tuning runs the samplers that there are on four grids, not on all: it takes a third of the time."""
+    monkeypatch.setattr("scoreflow.tuning.screen.GRIDS", ("ode", "rectified", "karras"))
+
+
 @pytest.fixture
 def k_diffusion(monkeypatch):
     """The package without what it imports to train; its `utils` asks for torchvision, for images only."""

@@ -3,9 +3,9 @@
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-DEVICE = torch.device("meta")
+DEVICE = torch.device("lazy")  # not "meta", whose tensors have no numbers: those of a device can be looked at
 LARGE = {torch.float64, torch.complex128}
 
 
@@ -39,6 +39,24 @@ class Elsewhere(torch.Tensor):
         return Pretended().__torch_dispatch__(func, types, args, kwargs)
 
 
+def tensors(values):
+    """All that an operation is given: tensors, and lists of them."""
+    found = []
+    for x in values:
+        found += [x] if isinstance(x, torch.Tensor) else tensors(x) if isinstance(x, tuple | list | type({}.values())) else []
+    return found
+
+
+def each(change, value):
+    """The value, or the entries of a list, changed."""
+    return type(value)(each(change, x) for x in value) if type(value) in (tuple, list) else change(value)
+
+
+def held(x):
+    """Its numbers."""
+    return x.held if isinstance(x, Elsewhere) else x
+
+
 class Made(TorchFunctionMode):
     """`torch.tensor` puts numbers on a device by no operation: here by one."""
 
@@ -62,11 +80,11 @@ class Pretended(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        if not any(isinstance(x, Elsewhere) for x in tree_iter((args, kwargs))) and kwargs.get("device") != DEVICE:
+        given = tensors((args, kwargs.values()))
+        there = [x for x in given if isinstance(x, Elsewhere)]
+        if not there and kwargs.get("device") != DEVICE:
             return func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)]
-        there = [x for x in given if isinstance(x, Elsewhere)]
         onto = kwargs.get("device")
         if there and name not in ("copy_", "_to_copy", "index", "index_put_", "index_put", "_index_put_impl_"):
             for x in given:
@@ -77,8 +95,7 @@ class Pretended(TorchDispatchMode):
             kwargs["device"] = "cpu"
         if name == "detach" or name == "alias":
             return Elsewhere(args[0].held.detach()) if there else func(*args, **kwargs)
-        held = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
-        out = func(*held[0], **held[1])
+        out = func(*each(held, args), **{key: each(held, value) for key, value in kwargs.items()})
         if name.endswith("_") and not name.startswith("_"):
             return args[0]
 
@@ -89,4 +106,4 @@ class Pretended(TorchDispatchMode):
                 raise TypeError(f"{name}: {DEVICE} has no {x.dtype}")
             return Elsewhere(x)
 
-        return tree_map(back, out)
+        return each(back, out)

@@ -43,7 +43,21 @@ WITHOUT_TORCH = {
     "--show-completion bash": "complete",
     **{
         f"{command} --help": "Usage"
-        for command in ("show", "plan", "cite", "sample", "tune", "study", "pairs", "train", "report", "audit", "conform")
+        for command in (
+            "show",
+            "plan",
+            "cite",
+            "sample",
+            "tune",
+            "study",
+            "pairs",
+            "train",
+            "report",
+            "audit",
+            "conform",
+            "measure",
+            "reference",
+        )
     },
 }
 COMPLETED = {

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 import scoreflow as sf
 from scoreflow import cli
 from scoreflow._audit import conform
+from scoreflow._core import NUMERICS
 from scoreflow._core.path import PATHS
 from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler
 
@@ -15,7 +16,7 @@ def test_it_regenerates_to_the_bit(tmp_path):
     first, second = (conform.write(tmp_path / name).read_bytes() for name in ("a.json", "b.json"))
     assert first == second
     said = json.loads(first)
-    assert (said["schema"], said["version"]) == ("scoreflow-conformance", 1) and said["numerics"] == 2
+    assert (said["schema"], said["version"]) == ("scoreflow-conformance", 1) and said["numerics"] == NUMERICS
     names = {name for name in (*SAMPLERS, *VARIANTS) if isinstance(get_sampler(name), Linear)}
     assert {run["sampler"] for run in said["runs"]} == names
     assert len(said["runs"]) + len(said["left_out"]) == len(names) * len(conform.CASES)

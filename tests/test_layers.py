@@ -32,9 +32,9 @@ LAYERS = [
     {"_uses"},
     {"analysis", "nets", "data", "path"},
     {"checkpoint", "latent"},
-    {"zoo"},
+    {"zoo", "_sets"},
     {"studies", "interop"},
-    {"tuning"},
+    {"tuning", "reference"},
     {"_audit"},
     {"training"},
     {"scoreflow"},
@@ -58,6 +58,10 @@ LAZY = (
     "torch_fidelity",
     "lightning_fabric",
     "PIL",
+    "distributed",
+    "submitit",
+    "huggingface_hub",
+    "torchcfm",
 )
 """Loaded on use only."""
 

@@ -105,6 +105,24 @@ def test_white_dtypes_are_the_same_numbers(seeds, shape):
         assert torch.equal(other, single.to(dtype))
 
 
+def test_the_device_of_the_draws():
+    """Where none is named that of the states; a source names another, and the draws come back to the states."""
+    like = torch.zeros(2, 3, dtype=torch.float64)
+    for source in (sf.White, sf.Brownian):
+        here, told = source((4, 5)), source((4, 5), device="cpu")
+        assert torch.equal(here.draws()(like, 0.9, 0.4), told.draws()(like, 0.9, 0.4)) and told.device.type == "cpu"
+    assert sf.Brownian((4, 5), device="cpu").draws().of(1).source.device.type == "cpu"
+    elsewhere = sf.White(4, device="cuda")
+    if torch.cuda.is_available():
+        drawn = elsewhere.normal(like)
+        assert drawn.device == like.device and not torch.equal(drawn, sf.White(4).normal(like))
+    else:
+        with pytest.raises((RuntimeError, AssertionError), match=r"(?i)cuda"):
+            elsewhere.normal(like)
+    with pytest.raises(ValueError, match="device must be one of torch's, such as 'cpu' or 'cuda', got 'abacus'"):
+        sf.White(4, device="abacus")
+
+
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("seeds", [1, (1, 2)])
 def test_the_global_generator_is_left_alone(source, seeds):

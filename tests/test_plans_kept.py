@@ -357,14 +357,15 @@ def test_a_noisy_plan_goes_along_brownian_paths(tmp_path):
 # -- the zoo's ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("told", [{}, {"y": torch.arange(24) % 10}])
+@pytest.mark.parametrize("classes", [False, True])
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_shipped_plans(name, told):
+def test_shipped_plans(name, classes):
     """At their budgets "auto" takes them, says so, and on states that they were not fitted to ends nearer to the ODE."""
     model = getattr(sf.zoo, name)()
     plain = getattr(sf.zoo, name)()
     plain.plans = ()
-    size, n = {"digits": 8, "mnist": 28}[name], 24
+    size, n = {"digits": (8, 16), "mnist": (28, 8)}[name]
+    told = {"y": torch.arange(n) % 10} if classes else {}
     x = sf.White(range(50_000, 50_000 + n)).draws("prior")(torch.empty(n, 1, size, size))
     end = sf.solve(model, x, "unipc-3", nfe=60, grid="ode", **told).x
     assert {plan.fit.model for plan in model.plans} == {identity(model)}

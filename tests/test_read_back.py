@@ -7,10 +7,12 @@ import torch
 from problems import LINEAR, PATHS
 
 import scoreflow as sf
-from scoreflow._audit.audit import output_variance
+from scoreflow._audit.consequences import output_variance
+from scoreflow._audit.found import found
+from scoreflow._audit.rows import as_plan
 from scoreflow._audit.stranger import Stranger
 from scoreflow._uses.optimal import word_weights
-from scoreflow._uses.read_back import read_back
+from scoreflow._uses.read_back import read_back, read_plan
 from scoreflow.analysis import law
 
 VP = PATHS["vp"]
@@ -41,7 +43,20 @@ def test_a_run_is_its_plan(case):
     assert found.end[1 : 1 + found.nfe].tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
     exact = law(plan, VP, sf.Gaussian(torch.zeros(1), 0.5)).cov
     stranger = Stranger(case, VP, plan.prediction, "unit", ours)
-    assert output_variance(found, stranger, times) == pytest.approx(float(exact), rel=1e-6)
+    assert output_variance(found, times, stranger) == pytest.approx(float(exact), rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0"])
+@pytest.mark.parametrize("case", LINEAR)
+def test_a_reading_is_a_plan(case, prediction):
+    """Whose run has the coefficients that were read, draws and stages too, whatever is known of what made it."""
+    laid = sf.plan(sf.get_sampler(case.split()[0], **LINEAR[case]), VP, steps=STEPS)
+    if laid.analytic is not None:
+        pytest.skip("its noise depends on the outputs")
+    found = read_plan(laid, VP, "eps").among(VP, "eps", prediction, laid.evaluation_times)
+    made = as_plan(found, case, VP, prediction, laid.evaluation_times, laid.times[-1])
+    assert made.nfe == laid.nfe and made.evaluation_times == laid.evaluation_times
+    assert float((found.apart(read_plan(made, VP, prediction)) / found.every.abs().max()).max()) < 1e-9
 
 
 @pytest.mark.parametrize("path", ["vp", "ve", "cosine", "flow"])
@@ -120,7 +135,9 @@ def test_what_cannot_be_read():
             x = net(x, 1.0)
         return x
 
-    with pytest.raises(ValueError, match="depends on the states: it asks 1 times and draws 0 times where they are 0, and 3"):
+    with pytest.raises(
+        ValueError, match="depends on the states, as in an adaptive sampler: it asks 1 times and draws 0 times where they are 0"
+    ):
         read_back(counting)
     with pytest.raises(
         ValueError, match=r"what the network is given must have the shape of the first state, \(1, 1, 1, 1\), got"
@@ -140,3 +157,85 @@ def test_draws_outside_are_draws():
 
     read_back(run)
     assert torch.randn(1, 1, 1, 4).unique().numel() == 4
+
+
+# -- solvers of ODEs and SDEs in a function --------------------------------------------------------------------------------
+
+
+def test_torchdiffeq():
+    """A fixed method is a matrix, an adaptive one is told so."""
+    torchdiffeq = pytest.importorskip("torchdiffeq")
+
+    def ode(net, x, n, method="rk4"):
+        def slope(t, x):
+            t = max(float(t), 1e-3)  # dopri5 goes past the end
+            return VP.f(t) * x + VP.g2(t) / (2 * VP.sigma(t)) * net(x, t)
+
+        times = torch.linspace(1.0, 0.1, n + 1, dtype=torch.float64)
+        return torchdiffeq.odeint(slope, x, times, method=method)[-1]
+
+    grid = [1 - 0.9 * k / 4 for k in range(5)]
+    expected = read_back(lambda net, x: sf.solve(sf.ScoreModel(net, VP), x, "pf-ode-midpoint", grid=grid).x)
+    assert read_back(found(ode).build(4)).nfe == 16
+    assert float(read_back(found(ode, method="midpoint").build(4)).apart(expected).max()) < 1e-6
+    with pytest.raises(ValueError, match="depends on the states, as in an adaptive sampler: it asks"):
+        read_back(found(ode, method="dopri5").build(4))
+
+
+def noisy(net, x, n, **options):
+    """The reverse SDE by torchsde, in one dimension after the batch."""
+    import torchsde
+
+    class Reverse:
+        noise_type, sde_type = "additive", "ito"
+
+        def f(self, s, y):
+            t = 1 - float(s)
+            return -(VP.f(t) * y + VP.g2(t) / VP.sigma(t) * net(y.reshape(x.shape), t).reshape(y.shape))
+
+        def g(self, s, y):
+            return math.sqrt(VP.g2(1 - float(s))) * torch.eye(y.shape[1], dtype=y.dtype).expand(len(y), -1, -1)
+
+    times = torch.tensor([0.0, 0.75], dtype=torch.float64)
+    return torchsde.sdeint(Reverse(), x.flatten(1), times, dt=0.75 / n, **options)[-1].reshape(x.shape)
+
+
+def test_torchsde():
+    """Euler's method is ours, beside a first call that looks at shapes; SRA has increments and their integrals."""
+    pytest.importorskip("torchsde")
+    grid = [1.0, 0.75, 0.5, 0.25]
+    expected = read_back(lambda net, x: sf.solve(sf.ScoreModel(net, VP), x, "euler-maruyama", grid=grid, seed=0).x)
+    reading = read_back(found(noisy, method="euler").build(3))
+    assert reading.draws == 3 and reading.nfe == 4 and reading.end[1] == 0
+    weights = [reading.end[0], *reading.end[2:5], *reading.end[5:].abs()]
+    assert [*map(float, weights)] == pytest.approx([*expected.end[:4].tolist(), *expected.end[4:].abs().tolist()], rel=1e-7)
+    higher = read_back(found(noisy, method="srk").build(3))
+    assert higher.breaks is None and higher.draws == 6 and not higher.unused
+    with pytest.raises(ValueError, match="depends on the states, as in an adaptive sampler: it asks"):
+        read_back(found(noisy, method="srk", adaptive=True).build(3))
+
+
+def test_brownian_paths():
+    """`W` and `U = ∫ W` of parts that overlap have their covariance; two paths are independent; areas are no sums of draws."""
+    brownian = pytest.importorskip("torchsde").BrownianInterval
+
+    def run(net, x, integrals=True):
+        size = {"size": tuple(x.shape), "dtype": x.dtype}
+        one = brownian(0.0, 3.0, levy_area_approximation="space-time", **size)
+        other = brownian(0.0, 3.0, **size)
+        W, U = one(0.5, 2.5, return_U=True) if integrals else (one(0.5, 2.5), 0 * x)
+        v = one(1.0, 3.0)
+        return net(net(net(net(x + W, 0.0) * 0 + U, 0.0) * 0 + v, 0.0) * 0 + other(0.5, 2.5), 0.0) * 0
+
+    covariance = read_back(run).covariance()[:4, :4]
+    # Of [a, b] = [0.5, 2.5]: Var W = b − a, Var U = (b − a)³/3, Cov(W, U) = (b − a)²/2; Cov(U, v) = ∫ from 1 to b of b − s.
+    expected = torch.tensor([[2, 2, 1.5, 0], [2, 8 / 3, 1.125, 0], [1.5, 1.125, 2, 0], [0, 0, 0, 2]], dtype=torch.float64)
+    torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=1e-12)
+    assert read_back(run).draws == 8 and read_back(lambda net, x: run(net, x, False)).draws == 4  # three pieces, and one
+    areas = {"levy_area_approximation": "davie"}
+    for call, match in (
+        (lambda x: brownian(0.0, 1.0, size=(1, 2), dtype=x.dtype, **areas)(0.0, 1.0, return_A=True), "are not Gaussian"),
+        (lambda x: brownian(0.0, 1.0, size=(1, 99), dtype=x.dtype)(0.0, 1.0), "must be as large as the states"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            read_back(lambda net, x, call=call: x + call(x))

@@ -59,7 +59,7 @@ def test_the_table_of_conditions():
     assert len(rows) == 9
 
 
-def test_the_blocks_on_studies(capsys):
+def test_the_blocks_on_studies(capsys, few_floors):
     """docs/study.md runs as printed."""
     for code in blocks("docs/study.md"):
         names = {}
@@ -70,8 +70,8 @@ def test_the_blocks_on_studies(capsys):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in OWN and blocks(page)])
-def test_the_blocks_on(page):
-    """They run as printed, one after the other."""
+def test_the_blocks_on(page, few_grids):
+    """They run as printed, one after the other; tuning runs fewer of the samplers that there are."""
     names = {}
     for code in blocks(page):
         exec(compile(code, page, "exec"), names)

@@ -57,8 +57,14 @@ def test_options_of_a_sampler_have_values(name):
     assert set(sf.get_sampler(name).options) == set(options)
 
 
+@pytest.fixture(scope="module")
+def evaluations():
+    """A step's, by name."""
+    return {line.name: line.evaluations for line in sf.samplers()}
+
+
 @every_sampler
-def test_a_page_of_a_sampler(name):
+def test_a_page_of_a_sampler(name, evaluations):
     """Docstring, options, cost, works and file; `help` shows it, and a class keeps its own docstring."""
     chosen = sf.get_sampler(name)
     page = chosen.doc
@@ -66,7 +72,7 @@ def test_a_page_of_a_sampler(name):
     facts = dict(line.split(maxsplit=1) for line in page.rpartition("\n\n")[2].splitlines())
     assert [f.split("=")[0] for f in facts["options"].split(", ")] == list(SAMPLERS[name].options)
     assert facts["order"] == ("by tolerance" if chosen.order is None else str(chosen.order))
-    cost = {line.name: line.evaluations for line in sf.samplers()}[name]
+    cost = evaluations[name]
     assert facts["cost"].startswith("what" if cost is None else f"{cost} evaluation")
     assert [re.search(r"\((\w+)\)", work)[1] for work in facts["cite"].split("; ")] == list(chosen.cites)
     file, line = facts["file"].split(":")

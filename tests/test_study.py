@@ -13,6 +13,8 @@ import scoreflow as sf
 from scoreflow.studies import METRICS, Metric, Subject, load
 from scoreflow.studies.spec import Spec
 
+pytestmark = pytest.mark.usefixtures("few_floors")
+
 LOOSE = "scipy(rtol=1e-4)"
 
 

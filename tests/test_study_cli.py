@@ -16,6 +16,8 @@ import torch
 import scoreflow as sf
 from scoreflow import cli
 
+pytestmark = pytest.mark.usefixtures("few_floors")
+
 SMALL = [
     "study",
     "--model",
@@ -122,8 +124,8 @@ def test_debug_shows_where(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_stopped_by_hand(workers, tmp_path):
     """Ctrl-C: one line, exit code 130, a file that the same command goes on from; nothing is left running."""
-    words = [sys.executable, "-m", "scoreflow", *SMALL, "--nfe", "40,60,80", "--metrics", "sliced-w2", "--out", tmp_path / "s"]
-    words = [*map(str, words), "--workers", str(workers), "--seeds", "12"]
+    more = ["--nfe", "40,60,80", "--metrics", "log-likelihood", "--out", tmp_path / "s", "--workers", workers, "--seeds", 12]
+    words = [sys.executable, "-m", "scoreflow", *SMALL, *map(str, more)]
     begun = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline, done = time.monotonic() + 90, 0
     while done < 40 and time.monotonic() < deadline:  # past the floors, into the cells

@@ -72,10 +72,10 @@ def test_few_are_kept():
 
 
 def test_names():
-    assert set(FEATURES) == {"digits", "inception"}
+    assert set(FEATURES) == {"digits", "mnist", "inception"}
     assert isinstance(get_features("digits"), zoo.Features)
     assert get_features(len) is len
-    with pytest.raises(ValueError, match=r"no features are called 'incption'; did you mean inception\? Known: digits, incep"):
+    with pytest.raises(ValueError, match=r"called 'incption'; did you mean inception\? Known: digits, inception, mnist"):
         get_features("incption")
     with pytest.raises(TypeError, match="features must be a name or a function from states to features, got 3"):
         get_features(3)

@@ -17,6 +17,7 @@ from scoreflow.posterior import METHODS
 from scoreflow.studies import draw
 from scoreflow.studies.findings import among
 
+pytestmark = pytest.mark.usefixtures("few_floors")
 VP, D = sf.VPSDE(), 3
 ODE = "unipc(order=3)"
 
@@ -134,13 +135,14 @@ def test_metrics_go_by_the_posterior():
 
 
 def test_a_classifier_tells_a_wrong_method_apart(monkeypatch):
-    """Samples of the exact score are at its floor, where 1/2 is; those of another law are not."""
-    monkeypatch.setattr("scoreflow.studies.sweep.FLOORS", 6)
+    """Samples of the exact score are at its floor, where 1/2 is; those of another law, with the same floor, are not."""
+    monkeypatch.setattr("scoreflow.studies.sweep.FLOORS", 5)
     exact = run(GAUSSIAN.posterior(SEEN).model(VP), metrics=["c2st"], n=60, seeds=3)
+    assert exact.floor("c2st/accuracy").value == pytest.approx(0.5, abs=0.08)
+    monkeypatch.setattr("scoreflow.studies.sweep.FLOORS", 1)
     wrong = run(posterior(method="ddnm"), metrics=["c2st"], n=60, seeds=3)
     for study, right in ((exact, True), (wrong, False)):
         (spec,) = study.specs
-        assert study.floor("c2st/accuracy").value == pytest.approx(0.5, abs=0.08)
         assert (study.mean(spec, "c2st/accuracy").value < 0.58) == right == (study.mean(spec, "c2st/low").value < 0.5)
 
 
@@ -243,14 +245,11 @@ def test_runs_anywhere(tmp_path):
     here = run(posterior(), **keywords)
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         pd.testing.assert_frame_equal(run(posterior(), executor=pool, **keywords).frame, here.frame, check_exact=True)
+        own = sf.Posterior(GAUSSIAN.model(VP), sf.Observation(lambda x: x[:, :1], torch.zeros(1), 0.1))
+        with pytest.raises(ValueError, match="executor: the model cannot be sent to another process"):
+            run(own, executor=pool, **keywords)
     together = run(posterior(), batch=64, **keywords)
     pd.testing.assert_frame_equal(together.frame.drop(columns="backward"), here.frame.drop(columns="backward"), rtol=1e-6)
-    own = sf.Posterior(GAUSSIAN.model(VP), sf.Observation(lambda x: x[:, :1], torch.zeros(1), 0.1))
-    with (
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
-        pytest.raises(ValueError, match="executor: the model cannot be sent to another process"),
-    ):
-        run(own, executor=pool, **keywords)
 
 
 # -- the store ------------------------------------------------------------------------------------------------------------
@@ -323,13 +322,13 @@ def test_budgets_that_no_cell_meets():
 
 def test_evidence_is_that_of_the_steps():
     """On Gaussian data the steps' law is known, and so is its p(y); 5 standard errors of 16 blocks: an alarm in 1 of 5000."""
-    study = run(posterior(), "ddpm", [8, 64], n=128, seeds=16, metrics=["evidence"])
+    study = run(posterior(), "ddpm", [8, 32], n=128, seeds=16, metrics=["evidence"])
     for spec in study.specs:
         out = law(sf.plan("ddpm", VP, nfe=spec.nfe), VP, GAUSSIAN)
         exact = sf.Gaussian(out.mean, out.cov).evidence(SEEN) - GAUSSIAN.evidence(SEEN)
         found = torch.tensor(list(study.blocks(spec, "evidence").values()), dtype=torch.float64)
         assert abs(found.mean() - exact) < 5 * found.std() / 4 and exact < -0.8
-    assert study.best(64).nfe == 64 and study.target("evidence") == 0
+    assert study.best(32).nfe == 32 and study.target("evidence") == 0
     with pytest.raises(ValueError, match="no metric asked for applies to ddim"):
         run(posterior(), "ddim", 4, metrics=["evidence"])
 

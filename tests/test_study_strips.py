@@ -4,10 +4,13 @@ import base64
 import io
 
 import numpy as np
+import pytest
 import torch
 
 import scoreflow as sf
 from scoreflow.studies.strips import picture, strips
+
+pytestmark = pytest.mark.usefixtures("few_floors")
 
 VP = sf.VPSDE()
 

@@ -24,9 +24,11 @@ TUNE = ("tune", *MODEL, "--nfe", "4,5", "--seeds", "16,16,16", "--iterations", "
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    """The folder, and what was printed."""
+    """The folder, and what was printed; samplers on two grids alone."""
     folder = tmp_path_factory.mktemp("runs") / "mixture"
-    shown = run(*TUNE, "--out", str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoreflow.tuning.screen.GRIDS", ("ode",))
+        shown = run(*TUNE, "--out", str(folder))
     assert shown.returncode == 0 and shown.stderr == ""
     return folder, shown.stdout
 
@@ -186,7 +188,7 @@ def test_stopped_by_hand(tmp_path):
     assert (folder / "screen-4.json").stat().st_mtime_ns == before and sf.load_plan(folder / "plan-4.json").fit.nfe == 4
 
 
-def test_noise(tmp_path):
+def test_noise(tmp_path, few_grids):
     """A stochastic plan for each budget, which `sample` takes; what it has no use for; a folder of the other kind."""
     folder = tmp_path / "noise"
     call = ("tune", "--noise", *MODEL, "--nfe", "4,5", "--seeds", "16,16,16", "--iterations", "5", "--out")

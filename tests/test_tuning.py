@@ -105,7 +105,7 @@ def test_a_bad_fit_is_not_returned(monkeypatch):
         return done
 
     monkeypatch.setattr(work, "descend", spoiled)
-    done = sf.tune(DATA.model(VP), 5, **QUICK)
+    done = sf.tune(DATA.model(VP), 5, **{**QUICK, "iterations": 8})
     assert not done.accepted and "stays: the fitted plan is not surely better" in done.reason
     assert done.plan.sampler != "tuned" and done.plan.fit.nfe == 5
     assert done.test["returned"] == done.test["best"] and done.test["ratio"] == (1.0, 1.0, 1.0)
@@ -135,12 +135,13 @@ def test_the_fit_of_the_least_loss_goes_on(monkeypatch):
 def test_a_longer_plan_begins_where_the_shorter_ended(tmp_path):
     """Of two budgets, in one call or from the folder; its weights still carry marginals where history cuts them off."""
     model = DATA.model(VP)
-    both = sf.tune(model, [6, 4], out=tmp_path, **QUICK)
+    quick = {**QUICK, "iterations": 8}
+    both = sf.tune(model, [6, 4], out=tmp_path, **quick)
     assert [*both] == [6, 4] and "the plan before, with more steps" in [one["name"] for one in both[6].starts]
     for file in (*tmp_path.glob("*-6*"),):
         file.unlink()
-    assert sf.tune(model, [4, 6], out=tmp_path, **QUICK)[6].plan == both[6].plan
-    alone = sf.tune(model, 6, **QUICK)
+    assert sf.tune(model, [4, 6], out=tmp_path, **quick)[6].plan == both[6].plan
+    alone = sf.tune(model, 6, **quick)
     assert "the plan before, with more steps" not in [one["name"] for one in alone.starts]
 
 
@@ -156,9 +157,9 @@ def test_the_decision_is_a_paired_bootstrap():
 
 def test_candidates_come_once_and_within_the_budget():
     of = Problem(DATA.model(VP), (3,), {}, {"fit": range(16)}, 1.0, 0.0, 60, 16)
-    found = list(candidates(of, 7, 0.9))
+    found = list(candidates(of, 5, 0.9))
     assert found[0][0] == "auto" and len({(p.prediction, p.steps, p.analytic) for _, p in found}) == len(found)
-    assert all(plan.nfe <= 7 and not plan.noise_count for _, plan in found)
+    assert all(plan.nfe <= 5 and not plan.noise_count for _, plan in found)
     names = {name for name, _ in found}
     assert {"dpm-solver++@logsnr", "edm", "unipc-2@karras", "auto(analytic=0.9)"} <= names
 

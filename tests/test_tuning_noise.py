@@ -159,11 +159,10 @@ def test_a_gaussian_is_met():
     assert sf.analysis.law(done.plan, VP, NORMAL).w2 == done.test["returned"] < 0.01 * done.test["best"]
     assert done.candidates[0]["distance"] == done.test["best"] == min(one["distance"] for one in done.candidates)
     assert sf.Plan.from_json(done.plan.to_json()) == done.plan and "bao2022analytic" in done.plan.fit.cites
-    assert sf.tune_noise(model, 6, seeds=(32, 32, 32)).plan == done.plan
     assert done.reason in str(done) and "W₂: returned" in str(done)
 
 
-def test_the_best_sampler_stays(tmp_path):
+def test_the_best_sampler_stays(tmp_path, few_grids):
     """Churn of three Heun steps is no match: the best stochastic sampler's plan is returned, and it is said."""
     model = NORMAL.model(VP)
     done = sf.tune_noise(model, [5, 6], kinds=["churn"], seeds=(32, 32, 32), iterations=20)[5]
@@ -177,11 +176,11 @@ def test_the_best_sampler_stays(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["conditions", "guided", "data", "label"])
-def test_kinds_of_models(kind):
-    """A network with classes, a guided one, and data of one's own; batches smaller than the states."""
+def test_kinds_of_models(kind, few_grids):
+    """A network with classes, a guided one, and data of one's own; batches smaller than the states. Twice, one plan."""
     torch.manual_seed(0)
     net = sf.ScoreModel(Classed(), PATHS["chain"], time="index")
-    quick = {"seeds": (16, 16, 16), "iterations": 8, "shape": (2,), "batch": 6, "teacher": 20}
+    quick = {"seeds": (12, 12, 12), "iterations": 4, "shape": (2,), "batch": 5, "teacher": 20}
     if kind == "guided":
         done = sf.tune_noise(sf.ClassifierFree(net, 2.0, null={"y": 0}), 8, conditions={"y": torch.arange(4)}, **quick)
         assert len(done.plan.evaluation_times) <= 4
@@ -190,7 +189,9 @@ def test_kinds_of_models(kind):
         done = sf.tune_noise(chained, 5, **quick)
         assert all(abs(1000 * t - round(1000 * t)) < 1e-9 for t in done.plan.evaluation_times)
     elif kind == "data":
-        done = sf.tune_noise(net, 5, data=torch.randn(30, 2), **quick)
+        quick["data"] = torch.randn(30, 2)
+        done = sf.tune_noise(net, 5, **quick)
+        assert sf.tune_noise(net, 5, **quick).plan == done.plan
     else:
         done = sf.tune_noise(net, 5, conditions={"y": torch.arange(4)}, **quick)
         assert done.plan.fit.conditions == ("y",)

@@ -1,98 +1,45 @@
-"""`audit`: what a sampler is, to how many digits, and where it slips."""
+"""`audit`: what a sampler is, to how many digits, where it slips."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from scoreflow._audit.checks import Check, of_reading, of_runs
-from scoreflow._audit.compare import Near, nearest, told_times
-from scoreflow._audit.stranger import Stranger, found
+from scoreflow._audit.checks import COUNTS, Check, odd, of_reading, of_runs
+from scoreflow._audit.compare import candidates, nearest, times_of
+from scoreflow._audit.consequences import (
+    VARIANCE,
+    Reader,
+    distances,
+    laws,
+    limit,
+    output_variance,
+    plan_of,
+    slope,
+)  # fmt: skip
+from scoreflow._audit.found import found
+from scoreflow._audit.mend import Mend, mends
+from scoreflow._audit.result import Audit
+from scoreflow._audit.stranger import Stranger
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
 from scoreflow._run.solve import plan
-from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler
-from scoreflow._uses.read_back import Reading, read_back
+from scoreflow._samplers.plan import Plan
+from scoreflow._samplers.step import Linear, get_sampler
+from scoreflow._uses.read_back import read_back, read_plan
 
 CHECKS = (
-    "affine", "no-constant", "draws-used", "steps", "labels", "labels-fall", "levels", "signal", "ends-at-data",
-    "no-last-noise", "repeats", "one-object", "float32", "batch", "finite", "law",
+    "affine", "no-constant", "draws-used", "steps", "counts", "labels", "labels-fall", "calls-differ", "levels", "signal",
+    "ends-at-data", "no-last-noise", "weights", "options", "repeats", "random-state", "one-object", "float32", "dtype", "batch",
+    "batch-order", "finite", "law", "order",
 )  # fmt: skip
 """All checks by name."""
-LAWS = (10, 20, 40, 80, 160)
-"""Steps at which the law of the outputs is taken."""
-VARIANCE = 0.5
-"""Of the Gaussian data."""
-NAMED = 3
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was found of a sampler.
-
-    Attributes:
-        name: of the sampler. steps: it was read at. reading: its coefficients.
-        times: that the network was told, call by call.
-        nearest: registered samplers on the same times, from the nearest on.
-        checks: what holds and what does not; those that were waived are left out.
-        law: by steps, the variance of its outputs over that of the data, on N(0, v) data with the exact network; empty where it
-            is not affine.
-    """
-
-    name: str
-    steps: int
-    reading: Reading = field(repr=False)
-    times: tuple[float, ...] = field(repr=False)
-    nearest: tuple[Near, ...]
-    checks: tuple[Check, ...]
-    law: dict[int, float] = field(repr=False)
-
-    @property
-    def failures(self) -> tuple[Check, ...]:
-        """The checks that do not hold."""
-        return tuple(check for check in self.checks if not check.holds)
-
-    @property
-    def passed(self) -> bool:
-        """Whether all checks hold."""
-        return not self.failures
-
-    @property
-    def same(self) -> tuple[str, ...]:
-        """The registered samplers that it is, coefficient by coefficient."""
-        return tuple(one.name for one in self.nearest if one.step is None)
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}, {self.steps} steps: {self.reading.nfe} calls of the network, {self.reading.draws} draws"]
-        if self.same:
-            off = max(one.apart for one in self.nearest if one.step is None)
-            more = f", and {len(self.same) - NAMED} more names" if len(self.same) > NAMED else ""
-            lines.append(f"is {', '.join(self.same[:NAMED])}{more}: all coefficients to {off:.1e}")
-        elif self.nearest:
-            near = self.nearest[0]
-            where = "the end" if near.step == self.reading.nfe else f"call {near.step}"
-            lines.append(f"nearest is {near.name}, from which it differs at {where} first, by {near.apart:.2g} at most")
-        else:
-            lines.append("no registered sampler asks at its times")
-        lines += [str(check) for check in self.checks]
-        if self.law:
-            lines.append("variance over the data's: " + ", ".join(f"{ratio:.4g} at {n}" for n, ratio in self.law.items()))
-        return "\n".join(lines)
-
-    def to_json(self) -> str:
-        """All of it but the coefficients, as JSON."""
-        return json.dumps(
-            {
-                "name": self.name, "steps": self.steps, "nfe": self.reading.nfe, "draws": self.reading.draws,
-                "passed": self.passed, "times": list(self.times), "nearest": [one._asdict() for one in self.nearest],
-                "checks": [check._asdict() for check in self.checks], "law": self.law,
-            }
-        )  # fmt: skip
+DESIGNED = ("levels", "signal", "labels-fall", "calls-differ", "steps", "counts", "law")
+"""Checks that a registered sampler may fail by design."""
+MOST = 1000
+"""Steps up to which runs are looked at."""
+LISTED = 8
+"""Near samplers that are kept, where fewer are the same."""
 
 
 def audit(
@@ -104,6 +51,7 @@ def audit(
     time: Any = None,
     start: float = 1.0,
     waive: Sequence[str] = (),
+    most: int = MOST,
     **options: Any,
 ) -> Audit:
     """Read a sampler back as coefficients, and hold it to the theory: which one is it, and where does it slip?
@@ -112,79 +60,111 @@ def audit(
     vectors. Nothing is assumed of its code; draws of torch and Brownian paths of torchsde are handed to it.
 
     Args:
-        sampler: a name or a `Sampler` or `Plan` of ours; a scheduler of diffusers; a function of k-diffusion,
-            `sample(model, x, sigmas)`; or any function `run(net, x_T, n)`, which calls `net(x, label)`.
+        sampler: any function `run(net, x_T, n)`, which calls `net(x, label)`; a name, a `Sampler` or a `Plan` of ours; or what
+            is recognised by what it takes: schedulers of diffusers and functions of their step, samplers of azula, DPM-Solver,
+            UniPC, predictors of score_sde, EDM's and k-diffusion's functions.
         steps: at which it is read.
         path, prediction, time, start: of a function, as of `ScoreModel`: by default `VPSDE()`, "eps", "unit" and 1. A scheduler
-            says them by its configuration; functions of k-diffusion stand on σ.
+            says them by its configuration, or they are given; the others say them by their options.
         waive: checks that are left out, by name.
-        options: of the sampler.
+        most: steps up to which laws and errors are taken and runs are to be finite; fewer take less time.
+        options: of the sampler: of its class, of the call, and of what it stands on, as `schedule=`, `noise_schedule=`, `sde=`.
 
     Raises:
-        ValueError: it asks the network otherwise from run to run, changes the shape of states, or a check that does not exist.
-        TypeError: it is no sampler.
+        ValueError: it asks the network otherwise from run to run, changes the shape of states, is no sampler of a path, or a
+            check that does not exist. TypeError: it is no sampler, or has no such option.
     """
     for name in waive:
         one_of("waive", name, CHECKS)
     whole("steps", steps)
+    whole("most", most)
     stranger = found(sampler, path, prediction, time, start, **options)
-    reading = read_back(stranger.build(steps))
-    told = told_times(reading, stranger)
-    near = tuple(nearest(reading, stranger, steps)) if reading.breaks is None else ()
-    known = [one.name for one in near if one.step is None and one.name in (*SAMPLERS, *VARIANTS)]
-    checks = [*of_reading(reading, stranger, steps), *of_runs(reading, stranger, steps)]
-    law = _laws(stranger) if reading.breaks is None and all(map(math.isfinite, told)) else {}
+    reading, reader = read_back(stranger.build(steps)), Reader(stranger)
+    times = times_of(reading, stranger, steps)
+    near = nearest(reading, stranger, times) if reading.breaks is None else []
+    known = near[0][0].name if near and near[0][0].step is None else None
+    mended = () if known else mends(reading, times, near, stranger.prediction)
+    if mended:
+        near.sort(key=lambda pair: pair[0].name != mended[0].right)
+    alike = sum(one.step is None for one, _ in near)
+    names, right = tuple(one for one, _ in near[: max(alike, LISTED)]), near[0][1] if near else None
+    checks = [*of_reading(reading, stranger, times), *of_runs(reading, stranger, steps, most)]
+    checks += _options(options, right if known else None)
+    law = laws(reader, most, steps) if reading.breaks is None else {}
     checks += [_tends(law)] if law else []
-    checks = [_by_design(check, known[0], reading.nfe, stranger, steps) if known else check for check in checks]
+    sampler = None if right is None else get_sampler(right.sampler, **dict(right.options))
+    checks += _weights(mended) if near else []
+    far, right_law = dict[int, tuple[float, float]](), None
+    if isinstance(sampler, Linear) and right is not None:
+        far = distances(reader, sampler, most, steps)
+        other = read_plan(right, stranger.path, stranger.prediction)
+        right_law = output_variance(other, right.evaluation_times, stranger) / VARIANCE
+    checks += _orders(far, None if known else names[0].name if names else None)
+    checks = [_by_design(check, known, reading.nfe, stranger, steps, most) if known else check for check in checks]
     kept = tuple(check for check in checks if check.name not in waive)
-    return Audit(stranger.name, steps, reading, tuple(told), near, kept, law)
+    laid = plan_of(reading, times, stranger)
+    return Audit(
+        stranger.name, steps, stranger.path, stranger.prediction, stranger.start, reading, times.told, laid, names, right,
+        mended, kept, law, right_law, far,
+    )  # fmt: skip
 
 
-def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: int) -> Check:
+def _weights(wrong: Sequence[Mend]) -> list[Check]:
+    """Whether a weight is off throughout."""
+    lasting = [one for one in wrong if one.lasting]
+    says = str(lasting[0]) if lasting else "none is off at many calls"
+    return [Check("weights", not lasting, says, lasting[0].calls[0] if lasting else None)]
+
+
+def _options(given: dict[str, Any], right: Plan | None) -> list[Check]:
+    """Whether options that a registered sampler has by the same name do what they do there."""
+    own = {} if right is None else dict(right.options)
+    pairs = {name: (value, own[name]) for name, value in given.items() if name in own}
+    wrong = [
+        f"{name}={asked:g} acts as {name}={is_:.6g} of {right.sampler}"
+        for name, (asked, is_) in pairs.items()
+        if right is not None and all(isinstance(v, int | float) for v in (asked, is_)) and abs(asked - is_) > 1e-5
+    ]
+    return [Check("options", not wrong, "; ".join(wrong) or f"{', '.join(pairs)} as registered")] if pairs else []
+
+
+def _tends(law: dict[int, float]) -> Check:
+    """Whether the variance tends to the data's: it does where it is near at the most steps, or its limit is."""
+    (n, before), (most, last) = list(law.items())[-2:] if len(law) > 1 else [*law.items()] * 2
+    to = limit(law)
+    near = abs(last - 1) < 0.01 or (to is not None and abs(to - 1) < 0.03)
+    right = near or (most > n and abs(last - 1) < 0.6 * abs(before - 1))
+    if right:
+        return Check("law", True, f"the variance tends to the data's, {last:.4g} of it at {most} steps")
+    where = "does not settle" if to is None else f"tends to {to:.3g} of the data's"
+    return Check("law", False, f"the variance {where}, {last:.4g} at {most} steps")
+
+
+def _orders(far: dict[int, tuple[float, float]], right: str | None) -> list[Check]:
+    """Whether a run that is no registered one has the order of the nearest on the same times."""
+    ours, other = (slope({n: pair[i] for n, pair in far.items()}) for i in (0, 1))
+    if ours is None:
+        return []
+    if right is None or other is None:
+        return [Check("order", True, f"{ours:.2f} on a mixture")]
+    return [Check("order", ours > other - 0.4, f"{ours:.2f} on a mixture, {other:.2f} of {right} on the same times")]
+
+
+def _by_design(check: Check, known: str, calls: int, stranger: Stranger, steps: int, most: int) -> Check:
     """Of a registered sampler, what it does by design: rows that miss the levels by their order, levels that rise by noise."""
-    sampler = get_sampler(known)
-    assert isinstance(sampler, Linear)
-    if check.holds or check.name not in ("levels", "signal", "labels-fall", "steps", "law"):
+    sampler = candidates().get(known)
+    if (
+        check.holds
+        or sampler is None
+        or check.name not in ("levels", "signal", "labels-fall", "calls-differ", "steps", "counts", "law")
+    ):
         return check
     if check.name in ("levels", "signal") and sampler.marginal:
         return check
     if check.name == "steps" and plan(sampler, stranger.path, steps, start=stranger.start).nfe != calls:
         return check
+    if check.name == "counts":
+        counts = [n for n in COUNTS if n <= most]
+        if not odd({n: plan(sampler, stranger.path, n, start=stranger.start).nfe for n in counts}):
+            return check
     return check._replace(holds=True, says=f"{check.says}, as in {known}", step=None)
-
-
-def _laws(stranger: Stranger) -> dict[int, float]:
-    """The variance of the outputs over that of the data, by steps."""
-    out = {}
-    for n in LAWS:
-        try:
-            reading = read_back(stranger.build(n))
-            out[n] = output_variance(reading, stranger, told_times(reading, stranger)) / VARIANCE
-        except (ValueError, ArithmeticError, IndexError, RuntimeError):
-            continue
-    return out
-
-
-def output_variance(reading: Reading, stranger: Stranger, told: Sequence[float], v: float = VARIANCE) -> float:
-    """Of the last state on N(0, v I) data, from the coefficients: the exact network's output is a multiple of the state."""
-    every, K = torch.cat([reading.states, reading.end[None]]), reading.nfe
-    made = torch.zeros(1 + K, 1 + reading.draws, dtype=every.dtype)
-    made[0, 0] = stranger.path.prior_std(stranger.start)
-    state = made[0]
-    for k, row in enumerate(every):
-        state = row[: 1 + k] @ made[: 1 + k]
-        state[1:] += row[1 + K :]
-        if k < K:
-            made[1 + k] = stranger.path.gaussian(told[k], stranger.prediction, v) * state
-    return float(state @ state)
-
-
-def _tends(law: dict[int, float]) -> Check:
-    """Whether the variance tends to the data's: it does where its error at the most steps is small, or falls."""
-    (n, before), (most, last) = list(law.items())[-2:] if len(law) > 1 else [*law.items()] * 2
-    right = abs(last - 1) < 0.01 or (most > n and abs(last - 1) < 0.75 * abs(before - 1))
-    limit = last + (last - before)  # of an error that falls as 1/steps
-    says = f"the variance tends to the data's, {last:.4g} of it at {most} steps"
-    return Check(
-        "law", right, says if right else f"the variance tends to {limit:.3g} of the data's, {last:.4g} at {most} steps"
-    )

@@ -1,31 +1,25 @@
-"""Samplers as they are found, made runs: functions, schedulers of diffusers, samplers of k-diffusion, ours."""
+"""A sampler as it is found, made a run on a path."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from scoreflow._core.check import one_of
-from scoreflow._core.gaussian import PREDICTIONS, GaussianPath, Prediction
-from scoreflow._core.grid import check_path, grid
-from scoreflow._core.path import VPSDE, Flow
-from scoreflow._run.auto import AUTO
-from scoreflow._run.solve import solve
-from scoreflow._samplers.plan import Plan
-from scoreflow._samplers.step import Linear, Sampler, get_sampler
-from scoreflow._score.labels import check_label
-from scoreflow._score.model import ScoreModel
+from scoreflow._core.check import options as check_options
+from scoreflow._core.gaussian import GaussianPath, Prediction, bisect
+from scoreflow._core.known import curve
+from scoreflow._core.path import PATHS, Flow
+from scoreflow._samplers.step import Linear
 from scoreflow._uses.read_back import Run
-from scoreflow.interop.paths import describe, sigmas_path
 
-SIGMAS = (0.03, 15.0)
-"""The ends of σ at which functions of k-diffusion are run."""
+Net = Callable[..., Tensor]
+"""A network, `net(x, label)`."""
 
 
 class Stranger(NamedTuple):
@@ -58,94 +52,119 @@ class Stranger(NamedTuple):
             return label if on_flow else self.path.time(-math.log(label)) if label > 0 else 0.0
         if self.time == "log-snr":
             return self.path.time(label / 2)
-        return label / float(self.time[1])
+        return _inverse(self.time, label) if callable(self.time) else label / float(self.time[1])
 
 
-def found(
-    sampler: Any, path: GaussianPath | None = None, prediction: Prediction | None = None, time: Any = None, start: float = 1.0,
-    **options: Any,
-) -> Stranger:  # fmt: skip
-    """A sampler of any kind as a `Stranger`.
+class Asked(NamedTuple):
+    """What was said of a sampler beside it: None where nothing was."""
 
-    Raises:
-        TypeError: it is none. ValueError: what it would need is missing, or has no meaning.
-    """
-    if path is not None:
-        check_path(path)
-    if prediction is not None:
-        one_of("prediction", prediction, PREDICTIONS)
-    if isinstance(sampler, str | Sampler | Plan):
-        return _ours(sampler, path or VPSDE(), prediction or "eps", start, options)
-    if hasattr(sampler, "set_timesteps") and hasattr(sampler, "step"):
-        return _scheduler(sampler, options)
-    if not callable(sampler):
-        raise TypeError(f"sampler must be a name, a Sampler, a scheduler or a function, got {type(sampler).__name__}")
-    taken = list(inspect.signature(sampler).parameters)
-    if "sigmas" in taken[:3]:
-        return _k_diffusion(sampler, options)
-    told = "unit" if time is None else time
-    on = path or VPSDE()
-    return Stranger(
-        _name(sampler), on, prediction or "eps", check_label(told, on), lambda n: _called(sampler, n, options), start
-    )
+    path: GaussianPath | None = None
+    prediction: Prediction | None = None
+    time: Any = None
+    start: float = 1.0
 
 
-def _name(sampler: Any) -> str:
+def _inverse(told: Callable[[Tensor], Tensor], label: float) -> float:
+    """The time at which a network is told this, by halves; what it is told rises or falls with the time."""
+
+    def at(t: float) -> float:
+        return float(torch.as_tensor(told(torch.tensor([t], dtype=torch.float64))).reshape(()))
+
+    low, high, rises = 0.0, 1.0, at(1.0) > at(0.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (at(middle) < label) == rises else (low, middle)
+    return high
+
+
+CELLS = 1000
+
+
+class Curves(GaussianPath):
+    """The path of somebody's α and σ, functions of t: (α, σ) of times (K,), each (K,)."""
+
+    def __init__(self, of: Callable[[Tensor], tuple[Tensor, Tensor]], name: str) -> None:
+        self.of, self.name = of, name
+        self.nodes = torch.arange(CELLS + 1, dtype=torch.float64) / CELLS
+        self.known = self.lam(self.nodes)
+
+    def __repr__(self) -> str:
+        return f"the path of {self.name}"
+
+    @curve
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log α."""
+        return self.of(t.reshape(-1))[0].reshape(t.shape).log()
+
+    @curve
+    def log_sigma(self, t: Tensor) -> Tensor:
+        """log σ."""
+        return self.of(t.reshape(-1))[1].reshape(t.shape).log()
+
+    @curve
+    def time(self, lam: Tensor) -> Tensor:
+        """By secants of the cells of a table."""
+        cell = torch.searchsorted(-self.known, -lam.contiguous()).clamp(1, CELLS)
+        rate = (self.known[cell - 1] - self.known[cell]) * CELLS
+        rate = torch.where(rate.isfinite(), rate, 0.0)  # by halves, where λ is not finite at an end
+        return bisect(self.lam, lam, self.nodes[cell - 1], self.nodes[cell], lambda t: rate)
+
+
+def path_of(of: Callable[[Tensor], tuple[Tensor, Tensor]], name: str) -> GaussianPath:
+    """The path of these curves: one of ours where α and σ are its own, to 1e-9."""
+    t = torch.arange(1, 10, dtype=torch.float64) / 10
+    theirs = torch.stack(of(t))
+    for make in PATHS.values():
+        path = make()
+        if torch.allclose(theirs, torch.stack([path.alpha(t), path.sigma(t)]), rtol=1e-9, atol=0.0):
+            return path
+    return Curves(of, name)
+
+
+MADE = (
+    torch.linspace, torch.logspace, torch.arange, torch.tensor, torch.ones, torch.zeros, torch.full, torch.empty, torch.eye
+)  # fmt: skip
+
+
+class InDtype(TorchFunctionMode):
+    """Lets constants that code makes without a dtype be of the states': float64 where the coefficients are read."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in MADE and kwargs.get("dtype") is None and out.dtype == torch.get_default_dtype():
+            return func(*args, **{**kwargs, "dtype": self.dtype})
+        return out
+
+
+def name_of(sampler: Any) -> str:
+    """Of a class, a function, or an object's class."""
     return str(getattr(sampler, "__name__", type(sampler).__name__))
 
 
-def _called(run: Callable[..., Tensor], n: int, options: dict[str, Any]) -> Run:
-    return lambda net, x: run(net, x, n, **options)
+def parameters(sampler: Any) -> list[str]:
+    """The names of what a function, or the constructor of a class, takes; none where that is not known."""
+    try:
+        return list(inspect.signature(sampler).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
-def _ours(sampler: Any, path: GaussianPath, prediction: Prediction, start: float, options: dict[str, Any]) -> Stranger:
-    """One of ours, by the front door."""
+def split(name: str, options: Mapping[str, Any], *takers: Callable[..., Any]) -> list[dict[str, Any]]:
+    """The options of this by who takes them, the first that does; one that takes any keyword takes all that are left.
 
-    def build(n: int) -> Run:
-        def run(net: Callable[..., Tensor], x: Tensor) -> Tensor:
-            model = ScoreModel(lambda x, t: net(x, t), path, prediction)
-            given: dict[str, Any] = {} if isinstance(sampler, Plan) else {"steps": n, "start": start}
-            return solve(model, x, sampler, seed=0, **given, **options).x
-
-        return run
-
-    made = get_sampler(sampler, **options) if isinstance(sampler, str | Sampler) and sampler != AUTO else None
-    return Stranger(str(sampler), path, prediction, "unit", build, start, made if isinstance(made, Linear) else None)
-
-
-def _scheduler(scheduler: Any, options: dict[str, Any]) -> Stranger:
-    """A scheduler of diffusers, in the loop of a pipeline; every run has a copy of its own."""
-    described = describe(scheduler)
-    if described.preconditioning is not None:
-        raise ValueError(f"{type(scheduler).__name__} stands around a network of EDM's kind, which cannot be read yet")
-
-    def build(n: int) -> Run:
-        def run(net: Callable[..., Tensor], x: Tensor) -> Tensor:
-            own = copy.deepcopy(scheduler)
-            own.set_timesteps(n)
-            x = x * getattr(own, "init_noise_sigma", 1.0)
-            for t in own.timesteps:
-                output = net(own.scale_model_input(x, t) if hasattr(own, "scale_model_input") else x, t)
-                x = own.step(output, t, x, return_dict=False, **options)[0]
-            return x
-
-        return run
-
-    return Stranger(type(scheduler).__name__, described.path, described.prediction, described.time, build)
-
-
-def _k_diffusion(function: Callable[..., Tensor], options: dict[str, Any]) -> Stranger:
-    """`sample_*(model, x, sigmas, ...)`, on Karras' σ."""
-    path = sigmas_path(*SIGMAS)
-    silent = {"disable": True} if "disable" in inspect.signature(function).parameters else {}
-
-    def build(n: int) -> Run:
-        times = grid(path, n - 1, "karras", stop=path.time(-math.log(SIGMAS[0]))) if n > 1 else (1.0,)
-        levels = torch.tensor([*(path.sigma(t) for t in times), 0.0], dtype=torch.float64)
-
-        def run(net: Callable[..., Tensor], x: Tensor) -> Tensor:
-            return function(lambda x, sigma, **more: net(x, sigma), x, levels.to(x), **silent, **options)
-
-        return run
-
-    return Stranger(_name(function), path, "x0", "sigma", build)
+    Raises:
+        TypeError: an option that none takes.
+    """
+    left, shares, every = dict(options), [], dict[str, None]()
+    for taker in takers:
+        known = inspect.signature(taker).parameters
+        any_ = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        shares.append({option: left.pop(option) for option in [*left] if any_ or option in known})
+        every |= dict.fromkeys(known)
+    check_options(name, left, every)
+    return shares

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex, TypeGuard
 
 import torch
@@ -94,6 +94,28 @@ def time(name: str, t: Any) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 (data) and 1 (prior), got {value}")
     return value
+
+
+def event_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one sample. Raises TypeError unless it is a sequence of whole numbers, ValueError for one below 1."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str) or not all(is_whole(size) for size in shape):
+        raise TypeError(f"shape must be a sequence of whole numbers, that of one sample, got {shape!r}")
+    return tuple(whole("shape", size) for size in shape)
+
+
+def floating(dtype: Any) -> torch.dtype:
+    """The dtype. Raises TypeError unless it is a floating-point one of torch's."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    return dtype
+
+
+def placed(device: Any) -> torch.device | None:
+    """The device by its name. Raises ValueError if torch knows none of it."""
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
 
 
 def check_state(name: str, x: Any) -> None:

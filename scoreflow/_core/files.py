@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """The file to write to instead; it takes this one's place when all went well, and is gone when not."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+def whole_file(file: Path, *, first: bool = False, sync: bool = True) -> Iterator[Path]:
+    """The file to write to instead; it takes this one's place when all went well, and is gone when not.
+
+    Args:
+        first: a file that is there by then stays as it is.
+        sync: wait until it is on the disk, so that it is whole after a loss of power too.
+    """
+    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.part")  # processes of other machines may share a pid
     try:
         part.touch()
         rights = part.stat().st_mode  # of any new file here; some releases of safetensors keep theirs from other users
         yield part
         part.chmod(rights)
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, file)
+        if sync:
+            with open(part, "rb") as written:
+                os.fsync(written.fileno())
+        if not (first and _linked(part, file)):
+            os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _linked(part: Path, file: Path) -> bool:
+    """Whether the file is there now, by this link or before; False where the file system has no links."""
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def check_file(name: str, file: str | os.PathLike[str]) -> Path:

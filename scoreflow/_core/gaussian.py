@@ -303,8 +303,8 @@ def bisect(
     """Where a falling curve takes a value, held to [lo, hi]; to the last digit of float64. Its gradient is that of the implicit
     function.
 
-    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval. `piece` is the curve
-    between lo and hi, if that is quicker to have.
+    With `rate`, at which the curve falls, by Newton's steps, and by halves where these leave the interval; and the gradient is
+    by it. `piece` is the curve between lo and hi, if that is quicker to have.
     """
     near, tensor = piece or of, isinstance(value, Tensor)
     eps = torch.finfo(value.dtype if isinstance(value, Tensor) else torch.float64).eps
@@ -331,13 +331,21 @@ def bisect(
         if rate is None:
             guess = where(near(lo) == value, lo, where(near(hi) == value, hi, guess))
         t = where(beyond, t, guess)
-    return _implicit(of, value, t, (high <= value) & (value <= low) & value.isfinite()) if isinstance(value, Tensor) else t
+    within = (high <= value) & (value <= low)
+    return _implicit(of, value, t, within & value.isfinite(), rate) if isinstance(value, Tensor) else t
 
 
-def _implicit(of: Callable[[Tensor], Tensor], value: Tensor, t: Tensor, within: Tensor) -> Tensor:
+def _implicit(
+    of: Callable[[Tensor], Tensor],
+    value: Tensor,
+    t: Tensor,
+    within: Tensor,
+    rate: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """The t of `of(t) = value`, found without a graph, with the gradient `dt = (dvalue − dof)/of'(t)`; 0 where t is held."""
     off = value - of(t)
     if not off.requires_grad and not torch._C._functorch.is_functorch_wrapped_tensor(off):
         return t
     left = torch.where(within, off, 0.0)
-    return t + (left - left.detach()) / torch.where(within, _slope(of, t), 1.0).detach()
+    slope = _slope(of, t) if rate is None else -rate(t)
+    return t + (left - left.detach()) / torch.where(within, slope, 1.0).detach()

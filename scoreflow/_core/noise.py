@@ -12,14 +12,14 @@ import math
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import is_whole, whole
+from scoreflow._core.check import is_whole, placed, whole
 from scoreflow._core.check import time as check_time
 
 Purpose = Literal["prior", "step", "probe", "data", "model"]
@@ -55,12 +55,16 @@ class White:
     Args:
         seeds: an int, one stream for the whole batch; or one int a sample, so that a sample's noise depends on its
             own seed only and not on its place in the batch, its batch-mates or the process.
+        device: where draws are made, before they go to that of the states; None: there. Generators of other kinds of device
+            draw other numbers from a seed, so with "cpu" a run has the same noise on each.
     """
 
     seeds: int | Sequence[int]
+    device: torch.device | str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seeds", check_seed(self.seeds))
+        object.__setattr__(self, "device", placed(self.device))
 
     def draws(self, purpose: Purpose = "step") -> Draws:
         """A cursor over the stream of this purpose, at its beginning."""
@@ -70,15 +74,16 @@ class White:
         """Standard normals of the shape, dtype and device of `like`, the same whenever the key is the same."""
         if like.device.type == "meta":
             return torch.empty_like(like)
-        out = torch.empty(like.shape, dtype=torch.float32, device=like.device)
-        generator = torch.Generator(like.device)
+        device = like.device if self.device is None else self.device
+        out = torch.empty(like.shape, dtype=torch.float32, device=device)
+        generator = torch.Generator(device)
         if isinstance(self.seeds, int):
             out.normal_(generator=generator.manual_seed(stream_key(self.seeds, *key)))
         else:
             check_seed(self.seeds, len(out))
             for sample, seed in zip(out, self.seeds, strict=True):
                 sample.normal_(generator=generator.manual_seed(stream_key(seed, *key)))
-        return out if like.dtype == torch.float32 else out.to(like.dtype)
+        return out.to(like)
 
 
 class Draws:
@@ -204,7 +209,7 @@ class BrownianDraws(Draws):
         """
         seeds = self.source.seeds
         own = seeds[sample] if isinstance(seeds, tuple) else stream_key(seeds, "sample", sample)
-        return BrownianDraws(Brownian((own,), self.source.depth), self.purpose)
+        return BrownianDraws(replace(self.source, seeds=(own,)), self.purpose)
 
     def _next(self, like: Tensor, t: float, s: float, area: bool) -> Tensor:
         if t <= s:  # a draw that is no step down, such as a corrector's

@@ -123,7 +123,7 @@ def on_path(plan: Plan, path: GaussianPath, schedule: Schedule) -> Plan:
 
 
 def made_by(plan: Plan, model: ScoreModel) -> Sampler:
-    """The sampler that made a plan; of a fitted one a sampler without rows.
+    """The sampler that made a plan; one without rows if none that is registered did.
 
     Raises:
         ValueError: it was fitted to another model.
@@ -134,8 +134,8 @@ def made_by(plan: Plan, model: ScoreModel) -> Sampler:
             f"the plan was fitted to {fit.described} ({fit.model}), and this model is {model!r} ({found}): fit it anew with "
             "tune, or give plan.anyway()"
         )
-    if fit is not None and plan.sampler not in SAMPLERS:
-        return Linear(name=plan.sampler, cites=fit.cites)
+    if plan.sampler not in SAMPLERS:  # the rows are the plan's: those that `tune` fitted, or of code that was read back
+        return Linear(name=plan.sampler, cites=fit.cites if fit is not None else ())
     return get_sampler(plan.sampler, **dict(plan.options))
 
 

@@ -143,7 +143,7 @@ def _within(
         return nfe
     # Most take the same at every step: the guess by proportion is the answer then.
     guess = nfe * nfe // max(taken, 1)
-    if guess and cost(guess) <= nfe < cost(guess + 1):
+    if guess and (cost(guess) == nfe or cost(guess) < nfe < cost(guess + 1)):
         return guess
     if nfe < cost(1):
         raise ValueError(f"nfe={nfe} is less than the {cost(1)} evaluations of one step of {sampler!r}")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._core.check import check_state, flag, whole
+from scoreflow._core.check import check_state, flag, floating, placed, whole
 from scoreflow._core.check import options as check_options
 from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_path
@@ -30,7 +30,6 @@ from scoreflow._run.walk import Run, State, shown, walk
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import SAMPLERS, Linear, Sampler, get_sampler, resolve
 from scoreflow._score.model import ScoreModel, check_model, check_settled
-from scoreflow._score.network import placed
 
 
 def plan(
@@ -339,9 +338,7 @@ def sample(
     if not isinstance(shape, Sequence) or isinstance(shape, str) or not shape:
         raise TypeError(f"shape must be a sequence of whole numbers, batch first, got {shape!r}")
     size = tuple(whole("shape", n, 0 if i == 0 else 1) for i, n in enumerate(shape))  # a batch of 0 gives 0 samples
-    dtype = dtype or model.state_dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    dtype = floating(dtype or model.state_dtype)
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop, denoise), keywords, conditions)
     like = torch.empty(size, dtype=dtype, device=placed(device) or model.device)
     if noise is None or isinstance(noise, str):

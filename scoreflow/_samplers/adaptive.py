@@ -248,8 +248,9 @@ def gotta_go_fast(eta: float = 1.0, rtol: float = 0.05, atol: float = 0.0078, h_
     for the reverse SDE of level η in t, of drift F and noise G dw̄. Two evaluations a step, one after a step refused; the
     next is 0.9 E^{−0.9} times as long, the first `h_init`. ΔW is of a Brownian path, so what is refused is not lost: a
     shorter step sees the same path. With one seed a sample it is the path of a run with fixed steps. The steps depend on
-    the draws: the law is the SDE's as rtol → 0, and no sooner. The scale of the error takes the state at t for the lower
-    solution before. The step to σ = 0 is x̂_0.
+    the draws: the law is the SDE's as rtol → 0, and no sooner. A Brownian path is rough, so rounding, such as that of another
+    processor, changes which steps are taken, and the sample with them. The scale of the error takes the state at t for the
+    lower solution before. The step to σ = 0 is x̂_0.
 
     Reference:
         Gotta Go Fast When Generating Data with Score-Based Models (Jolicoeur-Martineau et al., 2021), Algorithm 1.

@@ -287,7 +287,7 @@ def sampler(name: str, also: Mapping[str, dict[str, Any]] | None = None, **trait
     """
 
     def register(rows: F) -> F:
-        options = {k: p for k, p in inspect.signature(rows).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        options = {k: p for k, p in inspect.signature(rows, eval_str=True).parameters.items() if p.kind is p.KEYWORD_ONLY}
 
         def build(**chosen: Any) -> Linear:
             return Linear(name=name, options=Options(**chosen), rows=rows, **traits)
@@ -306,7 +306,7 @@ def family(name: str, also: Mapping[str, dict[str, Any]] | None = None) -> Calla
             made: Sampler = choose(**chosen)
             return dataclasses.replace(made, name=name, options=Options(**chosen, analytic=analytic))
 
-        _enter(name, build, dict(inspect.signature(choose).parameters), choose, also)
+        _enter(name, build, dict(inspect.signature(choose, eval_str=True).parameters), choose, also)
         return choose
 
     return register

@@ -52,7 +52,7 @@ def identity(model: ScoreModel) -> str:
     It is the same with every version of Python and of this library, unlike a fingerprint, which has the code too; but for
     networks that are functions, whose code is all there is.
     """
-    found, parts = list(_networks(model, set())), list[str | bytes]()
+    found, parts = list(networks(model, set())), list[str | bytes]()
     held = [net.state_dict() if isinstance(net, nn.Module) else net if isinstance(net, dict) else {} for net in found]
     tensors = [t for one in held for t in one.values()]
     stamp = (repr(model), *((t.data_ptr(), t._version) for t in tensors))
@@ -68,7 +68,7 @@ def identity(model: ScoreModel) -> str:
     return _KNOWN[model][1]
 
 
-def _networks(value: Any, seen: set[int]) -> Iterator[Any]:
+def networks(value: Any, seen: set[int]) -> Iterator[Any]:
     """The networks of a model and of those that it wraps."""
     if isinstance(value, ScoreModel) and id(value) not in seen:
         seen.add(id(value))
@@ -79,7 +79,7 @@ def _networks(value: Any, seen: set[int]) -> Iterator[Any]:
         elif tensors := dict(_tensors(getattr(value, "options", {}))):  # of which its text shows the shape
             yield tensors
         for one in vars(value).values():
-            yield from _networks(one, seen)
+            yield from networks(one, seen)
     elif isinstance(value, nn.Module) and id(value) not in seen:
         seen.add(id(value))
         yield unwrapped(value)

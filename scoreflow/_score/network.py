@@ -33,14 +33,6 @@ def same_chance(device: torch.device) -> Iterator[None]:
         yield
 
 
-def placed(device: Any) -> torch.device | None:
-    """The device by its name. Raises ValueError if torch knows none of it."""
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}") from error
-
-
 def unwrapped(net: Any) -> Any:
     """The network itself, inside `torch.compile`, `DataParallel` and other modules that hand all they are given to one."""
     while isinstance(net, nn.Module):

@@ -53,8 +53,8 @@ def draw(x: Tensor, states: Tensor | None, times: Sequence[float], trajectory: b
     low_high = _range(range)
     _check(x, shown)
     if check.flag("trajectory", trajectory):
-        return picture.strip(_host(_kept(states), shown, 1), times, low_high)
-    return picture.still(_host(x, shown), low_high)
+        return picture.strip(host(_kept(states), shown, 1), times, low_high)
+    return picture.still(host(x, shown), low_high)
 
 
 @named()
@@ -105,12 +105,12 @@ def write(
     wanted = _kept(states, path) if check.flag("trajectory", trajectory) or kind == "GIF" else x.detach()
     with whole_file(path) as part:
         if kind == "GIF":
-            _animate(picture.frames(_host(wanted, shown, 1), times, low_high), part)
+            _animate(picture.frames(host(wanted, shown, 1), times, low_high), part)
         elif kind:
             draw(x, states, times, trajectory, range, shown).save(part, format=kind)
         elif ending == ".npy":
             with open(part, "wb") as opened:  # numpy would add an ending
-                np.save(opened, _host(wanted))
+                np.save(opened, host(wanted))
         elif ending == ".pt":
             torch.save(wanted.to("cpu").clone(), part)  # of a view torch would write all that it is a view of
         else:
@@ -160,7 +160,7 @@ def _range(range: Any) -> Range:
     return ends
 
 
-def _host(x: Tensor, shown: int | None = None, batch: int = 0) -> np.ndarray:
+def host(x: Tensor, shown: int | None = None, batch: int = 0) -> np.ndarray:
     """For numpy; of images only the first `shown` of the dimension `batch`."""
     x = x.detach()
     if shown is not None and x.ndim - batch == 4:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, whole
-from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.gaussian import GaussianPath
 from scoreflow._core.grid import check_ends, check_times, default_t_min, grid
 from scoreflow._core.row import wide
 from scoreflow._run.solve import solve
@@ -22,6 +22,7 @@ from scoreflow._run.walk import Run
 from scoreflow._samplers.plan import Memory, Plan, advance, drive
 from scoreflow._samplers.step import Linear, Sampler, get_sampler
 from scoreflow._score.model import ScoreModel
+from scoreflow._uses.read_back import read_plan
 
 FIT = {"maxiter": 50, "ftol": 1e-7}
 NUDGE = 1e-6
@@ -122,25 +123,9 @@ def dmn_grid(
 
 def word_weights(plan: Plan, path: GaussianPath) -> list[tuple[float, float]]:
     """(time, weight in x̂_0) of every output of the network in the last state of a plan, the outputs taken as given."""
-    model = UnitOutputs(path, plan.nfe + (plan.analytic is not None), plan.prediction)
-    x, memory = torch.zeros(1, model.count, dtype=torch.float64), ()
-    for step in plan.steps:
-        x, memory, _ = drive(advance(step, plan, model, x, memory, lambda like, *_: torch.zeros_like(like)), model)  # type: ignore[assignment]
-    return [(t, float(w) * path.convert("x0", plan.prediction, t)[1]) for t, w in zip(model.times, x[0], strict=True)]
-
-
-class UnitOutputs:
-    """A network whose k-th output is the k-th unit vector."""
-
-    def __init__(self, path: GaussianPath, count: int, prediction: Prediction) -> None:
-        self.path, self.count, self.prediction = path, count, prediction
-        self.times: list[float] = []
-
-    def __call__(self, x: Tensor, t: float, prediction: Prediction = "eps") -> Tensor:
-        output = torch.zeros_like(x)
-        output[:, len(self.times)] = 1.0
-        self.times.append(t)
-        return output
+    run = read_plan(plan, path, plan.prediction)
+    weights = run.end[1 : 1 + run.nfe].tolist()
+    return [(t, w * path.convert("x0", plan.prediction, t)[1]) for t, w in zip(run.labels, weights, strict=True)]
 
 
 def gits_grid(

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
-import json
 import operator
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-MANIFEST = "pairs.json"
-FORMAT = 1
+from scoreflow._uses.manifest import Manifest, stamp
+
+MANIFEST = Manifest("pairs.json", "pairs", "training.pairs")
 NAME = re.compile(r"pairs-(\d+)-(\d+)\.safetensors")
-FREE = ("made",)
-"""What of a manifest its pairs do not depend on."""
 
 
 class Shard(NamedTuple):
@@ -47,35 +43,6 @@ def shards(folder: Path) -> dict[int, Shard]:
     return found
 
 
-def stamp(manifest: Mapping[str, Any]) -> str:
-    """A hash of what the pairs of a manifest depend on; every shard bears it."""
-    own = {name: value for name, value in manifest.items() if name not in FREE}
-    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the pairs of a folder are.
-
-    Raises:
-        FileNotFoundError: no such folder. NotADirectoryError: it is a file. ValueError: it holds no pairs, or those of another
-            version.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"no pairs at {folder}: no such folder")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file: give the folder that training.pairs wrote")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} holds no pairs: there is no {MANIFEST}, as training.pairs writes") from None
-    except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is no manifest of pairs: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        version = manifest.get("format") if isinstance(manifest, dict) else None
-        raise ValueError(f"{folder / MANIFEST} has format {version!r}, and this version reads {FORMAT}")
-    return manifest
-
-
 class Pairs(Dataset[Any]):
     """Pairs that `training.pairs` wrote, as a dataset for `Objective(pairs=True)`.
 
@@ -97,7 +64,7 @@ class Pairs(Dataset[Any]):
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(self.folder)
+        self.manifest = MANIFEST.read(self.folder)
         self.shape = tuple(self.manifest["shape"])
         self.conditions = tuple(self.manifest["conditions"])
         self._shards, found, n = list[Shard](), shards(self.folder), 0
@@ -109,7 +76,7 @@ class Pairs(Dataset[Any]):
                 f"{self.folder} lacks the pairs from {n} to {min(later) - 1}: make them again, by the same call of pairs"
             )
         if not n:
-            raise ValueError(f"{self.folder} holds no pairs yet: {MANIFEST} is there, and no shard")
+            raise ValueError(f"{self.folder} holds no pairs yet: {MANIFEST.file} is there, and no shard")
         self._stops = [one.stop for one in self._shards]
         self._stamp = stamp(self.manifest)
         self._open: dict[int, tuple[Any, ...]] = {}
@@ -168,7 +135,9 @@ def opened(one: Shard, of: str) -> Any:
     try:
         found: Any = safe_open(one.file, framework="pt")
         if (found.metadata() or {}).get("manifest") != of:
-            raise ValueError(f"{one.file} holds other pairs than {MANIFEST} beside it says: take it away, and make them again")
+            raise ValueError(
+                f"{one.file} holds other pairs than {MANIFEST.file} beside it says: take it away, and make them again"
+            )
         if (rows := found.get_slice("eps").get_shape()[0]) != one.stop - one.first:
             raise ValueError(f"{one.file} holds {rows} pairs, and its name says {one.stop - one.first}")
     except SafetensorError as error:

@@ -10,6 +10,9 @@ from scoreflow._run.solve import plan
 from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler, resolve
 from scoreflow._samplers.works import short
 
+PATH = VPSDE()
+"""One for all names: it remembers its numbers."""
+
 
 def samplers() -> Table:
     """Every name with its order, its evaluations a step, whether it draws noise, its memory, and where it is from.
@@ -21,11 +24,11 @@ def samplers() -> Table:
 
 
 def _line(name: str) -> Line:
-    chosen, path = get_sampler(name), VPSDE()
+    chosen = get_sampler(name)
     short_run, long_run = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5), (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-    a, b = (chosen.evaluations(path, times) for times in (short_run, long_run))
+    a, b = (chosen.evaluations(PATH, times) for times in (short_run, long_run))
     nfe = None if a is None or b is None else b - a
-    memory = chosen.plan(path, long_run).peak_tensors if isinstance(chosen, Linear) else None
+    memory = chosen.plan(PATH, long_run).peak_tensors if isinstance(chosen, Linear) else None
     base, fixed = resolve(name)
     options = tuple(option for option in SAMPLERS[base].options if option != "analytic" and option not in fixed)
     least = _least(name) if isinstance(chosen, Linear) else None
@@ -37,7 +40,7 @@ def _least(name: str) -> int | None:
     """The fewest evaluations that are sensible."""
     for nfe in range(1, 100):
         try:
-            if not plan(name, VPSDE(), nfe=nfe).check().warnings:
+            if not plan(name, PATH, nfe=nfe).check().warnings:
                 return nfe
         except ValueError:  # fewer than a step takes
             continue

@@ -9,12 +9,14 @@ from typing import Annotated
 import typer
 
 from scoreflow._extras import named
+from scoreflow.cli.again import reference
 from scoreflow.cli.check import audit, conform
 from scoreflow.cli.compare import report, study
 from scoreflow.cli.describe import cite, plan, samplers, show
 from scoreflow.cli.draw import sample
 from scoreflow.cli.fit import tune
 from scoreflow.cli.learn import pairs, train
+from scoreflow.cli.many import measure
 
 # torch takes a second or more to load. Help, completion and `samplers` do without; what needs it is imported by the commands.
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (samplers, show, plan, cite, sample, tune, study, pairs, train, report, audit, conform):
+for command in (samplers, show, plan, cite, sample, measure, tune, study, pairs, train, report, reference, audit, conform):
     app.command()(command)
 
 

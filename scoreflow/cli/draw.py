@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 import scoreflow as sf
-from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, named, options_of, shape_of
+from scoreflow.cli.many import of_seeds
+from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, named, options_of, sampler_of, shape_of
 
 
 def sample(
@@ -24,8 +25,8 @@ def sample(
     ] = None,
     nfe: Nfe = None,
     steps: Steps = None,
-    n: Annotated[int, typer.Option("-n", help="How many.")] = 16,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same samples.")] = 0,
+    n: Annotated[int | None, typer.Option("-n", help="How many; 16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same samples; 0.")] = None,
     condition: Annotated[
         list[str] | None, typer.Option("--condition", "-c", help="name=value: y=3, or y=[0,1,2] in turn.")
     ] = None,
@@ -38,30 +39,54 @@ def sample(
     ] = None,
     method: Annotated[str | None, typer.Option(help="How --inpaint conditions: mmps by itself, pigdm, tmpd, ….")] = None,
     shape: Shape = None,
+    seeds: Annotated[str | None, typer.Option(help="0-49999: a sample for each, in the folder --out.")] = None,
+    classes: Annotated[str | None, typer.Option(help="By seed: uniform, uniform:10, none, or a file, one a line.")] = None,
+    format: Annotated[str | None, typer.Option(help="npy (the default), png, safetensors or tar.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Samples in a network call; 256.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n, from 0/n on: a part of the seeds, as for job arrays.")] = None,
+    executor: Annotated[
+        str | None, typer.Option(help="Where parts are made: dask://host:port or submitit:folder. Under torchrun its ranks do.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Parts for the executor; of Dask as many as it has workers.")] = None,
+    executor_option: Annotated[
+        list[str] | None, typer.Option("--executor-option", "-x", help="Of submitit: cluster=slurm, slurm_partition=gpu, ….")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where the network runs: cuda is that of the rank under torchrun.")] = None,
+    noise_device: Annotated[str | None, typer.Option(help="cpu draws the same noise for any device.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw samples and write them to a file."""
+    """Draw samples and write them to a file; or with --seeds to a folder, by any number of processes."""
+    single = {"-n": n, "--seed": seed, "--inpaint": inpaint, "--mask": mask, "--method": method}
+    many = {
+        "--classes": classes, "--format": format, "--batch": batch, "--shard": shard, "--executor": executor, "--jobs": jobs,
+        "--executor-option": executor_option, "--device": device, "--noise-device": noise_device,
+    }  # fmt: skip
+    if wrong := [name for name, value in (many if seeds is None else single).items() if value is not None]:
+        with_or_without = "goes with" if seeds is None else "does not go with"
+        raise ValueError(f"{wrong[0]} {with_or_without} --seeds 0-49999, which makes a folder with a sample for each")
+    if seeds is not None:
+        request = {
+            "model": model, "sampler": sampler or "auto", "nfe": nfe, "steps": steps, "guidance": guidance, "shape": shape,
+            "condition": condition or [], "classes": classes, "seeds": seeds, "batch": 256 if batch is None else batch,
+            "format": format or "npy", "device": device, "noise_device": noise_device, "out": str(out.resolve()),
+        }  # fmt: skip
+        of_seeds(request, as_json, shard, executor, jobs, executor_option or [])
+        return
     import torch
 
-    from scoreflow._core.check import options as check_options
     from scoreflow._core.check import whole
     from scoreflow._run.auto import AUTO
-    from scoreflow._run.kept import is_kept
     from scoreflow._show.files import check_ending, read
-    from scoreflow.studies.spec import parse
 
+    n, seed = 16 if n is None else n, seed or 0
     check_ending("out", out)
     what = sf.studies.load(model, shape_of(shape), compare=False)
     check_ending("out", out, what.shape)
     if (inpaint is None) != (mask is None) or (inpaint is None and method is not None):
         raise ValueError("--inpaint image.png and --mask mask.png go together, and --method goes with them")
     sampler = sampler or (AUTO if inpaint is None else "sde-dpm-solver++")
-    name, options, grid = (sampler, {}, None) if is_kept(sampler) else parse(sampler)
+    name, options, grid = sampler_of(sampler)
     whole("n", n)
-    if name == AUTO:
-        check_options("sampler 'auto'", options, ("analytic",))
-    elif not is_kept(name):  # options are the sampler's, and no other keyword of `solve`
-        sf.get_sampler(name, **options)
     given = {key: _in_turn(value, n) for key, value in options_of(condition or []).items()}
     own = what.conditioned(n, seed) if inpaint is None else {}  # of an image nobody knows the class
     keywords = {

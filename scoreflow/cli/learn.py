@@ -12,7 +12,7 @@ import typer
 
 import scoreflow as sf
 from scoreflow._extras import needs
-from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, known, named, options_of, shape_of
+from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, known, named, options_of, sampler_of, shape_of
 
 
 def train(
@@ -65,17 +65,8 @@ def pairs(
     as_json: AsJson = False,
 ) -> None:
     """Make pairs of noise and sample, for reflow: `scoreflow train --data pairs:folder` trains on them."""
-    from scoreflow._core.check import options as check_options
-    from scoreflow._run.auto import AUTO
-    from scoreflow._run.kept import is_kept
-    from scoreflow.studies.spec import parse
-
     what = sf.studies.load(model, shape_of(shape), compare=False)
-    name, options, grid = (sampler, {}, None) if is_kept(sampler) else parse(sampler)
-    if name == AUTO:
-        check_options("sampler 'auto'", options, ("analytic",))
-    elif not is_kept(name):  # options are the sampler's, and no other keyword of `pairs`
-        sf.get_sampler(name, **options)
+    name, options, grid = sampler_of(sampler)
     own = {key: _each(key, value) for key, value in what.conditions.items()}
     given = {key: _in_turn(value) for key, value in options_of(condition or []).items()}
     net = what.model if guidance is None else sf.ClassifierFree(what.model, guidance)

@@ -53,6 +53,22 @@ def options_of(pairs: list[str]) -> dict[str, Any]:
     return options
 
 
+def sampler_of(text: str) -> tuple[str, dict[str, Any], str | None]:
+    """A sampler as typed, `ddim(eta=0.5)@karras` or `plan:file`: its name, its options and its grid."""
+    import scoreflow as sf
+    from scoreflow._core.check import options as check_options
+    from scoreflow._run.auto import AUTO
+    from scoreflow._run.kept import is_kept
+    from scoreflow.studies.spec import parse
+
+    name, options, grid = (text, {}, None) if is_kept(text) else parse(text)
+    if name == AUTO:
+        check_options("sampler 'auto'", options, ("analytic",))
+    elif not is_kept(name):  # options are the sampler's, and no other keyword of `solve`
+        sf.get_sampler(name, **options)
+    return name, options, grid
+
+
 def numbers(name: str, text: str) -> list[int]:
     """`5,6,8` as whole numbers."""
     from scoreflow.studies.spec import split

@@ -61,11 +61,15 @@ def describe(scheduler: Any) -> Described:
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise TypeError(f"scheduler must be a scheduler of diffusers or its configuration, got {type(scheduler).__name__}")
-    name = str(config.get("_class_name", type(scheduler).__name__))
+    name = str(
+        config.get("source_class") or config.get("_class_name") or type(scheduler).__name__
+    )  # of ours, the one it replaces
     if "sigma_data" in config:
         return _edm(config, name)
     betas = "beta_schedule" in config or config.get("trained_betas") is not None
-    shifted = "shift" in config and not betas  # FlowMatch…, whose configuration does not say its class before it is saved
+    # FlowMatch…, whose configuration does not say its class before it is saved, and what takes its configurations
+    shifted = {"shift", "num_train_timesteps"} <= set(config) and not betas
+    shifted |= "FlowMatchEulerDiscreteScheduler" in getattr(scheduler, "_compatibles", ())
     if config.get("invert_sigmas"):
         raise ValueError(f"scheduler {name}: invert_sigmas=True turns the time, data at σ = 1; use sf.from_velocity(data_at=1)")
     if name.startswith("FlowMatch") or shifted or config.get("prediction_type") == "flow_prediction":
@@ -122,4 +126,6 @@ def _chain(config: Mapping[str, Any], scheduler: Any) -> DDPMChain:
         return DDPMChain.from_alphas_cumprod(own.to("cpu", torch.float64))
     else:
         raise ValueError(f"beta_schedule must be one of {', '.join(CHAINS)}, got {name!r}; or give the scheduler itself")
+    if (c := float(config.get("snr_shift_scale", 1.0))) != 1:  # CogVideoX: the SNR over c
+        chain = DDPMChain.from_alphas_cumprod(chain.alpha_bar / (c + (1 - c) * chain.alpha_bar))
     return chain.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else chain

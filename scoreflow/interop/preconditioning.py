@@ -37,9 +37,13 @@ class Preconditioning(NamedTuple):
 
     def x0(self, output: Tensor, x: Tensor, sigma: float | Tensor) -> Tensor:
         """`c_skip x + c_out F`, in the dtype of x."""
-        sigma, size = self._size(x, sigma)
-        c_skip, c_out = (self.sigma_data / size) ** 2, self.sign * self.sigma_data * sigma / size
+        c_skip, c_out = self._scalings(x, sigma)
         return (c_skip * wide(x) + c_out * wide(output)).to(x.dtype)
+
+    def inside(self, x_0: Tensor, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """The F of an x̂_0, in the dtype of x."""
+        c_skip, c_out = self._scalings(x, sigma)
+        return ((wide(x_0) - c_skip * wide(x)) / c_out).to(x.dtype)
 
     def label(self, sigma: Tensor) -> Tensor:
         """c_noise."""
@@ -48,6 +52,11 @@ class Preconditioning(NamedTuple):
     def sigma(self, label: Tensor) -> Tensor:
         """The σ of a c_noise."""
         return (label * (math.pi / 2)).tan() if self.arctan else (4 * label).exp()
+
+    def _scalings(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+        """c_skip and c_out, over the states."""
+        sigma, size = self._size(x, sigma)
+        return (self.sigma_data / size) ** 2, self.sign * self.sigma_data * sigma / size
 
     def _size(self, x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
         """σ and `√(σ² + σ_d²)`, over the states."""

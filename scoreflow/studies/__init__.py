@@ -5,7 +5,9 @@ from typing import Any
 from scoreflow._core.deprecated import warn
 from scoreflow.studies import calibration as calibration  # which registers its metrics
 from scoreflow.studies.features import FEATURES
+from scoreflow.studies.measured import Measured, measure
 from scoreflow.studies.metrics import METRICS, Metric, MetricInput, metric
+from scoreflow.studies.moments import Moments, Statistics
 from scoreflow.studies.named import ORACLES, ZOO, load, states_of
 from scoreflow.studies.simulated import Simulated
 from scoreflow.studies.strips import picture
@@ -18,12 +20,16 @@ __all__ = [
     "ORACLES",
     "ZOO",
     "Answer",
+    "Measured",
     "Metric",
     "MetricInput",
+    "Moments",
     "Simulated",
+    "Statistics",
     "Study",
     "Subject",
     "load",
+    "measure",
     "metric",
     "picture",
     "states_of",

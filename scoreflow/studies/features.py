@@ -62,7 +62,9 @@ class Inception(nn.Module):
         return torch.cat([self.net(pixels[i : i + 32])[0] for i in range(0, len(pixels), 32)])
 
 
-FEATURES: dict[str, Callable[[], Features]] = {"digits": zoo.digits_features, "inception": Inception}
+FEATURES: dict[str, Callable[[], Features]] = {
+    "digits": zoo.digits_features, "mnist": zoo.mnist_features, "inception": Inception,
+}  # fmt: skip
 
 
 def get_features(value: str | Features) -> Features:

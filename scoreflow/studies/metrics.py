@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoreflow._score.oracle import Gaussian
 from scoreflow.analysis import Law, law
+from scoreflow.studies.moments import apart, blocks
 from scoreflow.studies.registry import METRICS, Better, Metric, MetricInput, Need, draws, flat, get_metric, metric, table
 from scoreflow.studies.simulated import EXACT
 
@@ -183,13 +184,15 @@ def kid(inputs: MetricInput) -> float:
         Demystifying MMD GANs (Bińkowski et al., 2018), Section 4.
     """
 
-    def mean(a: np.ndarray, b: np.ndarray, diagonal: bool = True) -> float:
-        k = a @ b.T / a.shape[1] + 1
-        k *= k * k
-        return float(k.mean() if diagonal else (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1)))
+    def total(a: np.ndarray, b: np.ndarray) -> float:
+        return sum(float(((rows @ b.T / a.shape[1] + 1) ** 3).sum()) for rows in blocks(a))
+
+    def within(a: np.ndarray) -> float:
+        own = (((a**2).sum(1) / a.shape[1] + 1) ** 3).sum()
+        return (total(a, a) - float(own)) / (len(a) * (len(a) - 1))
 
     x, y = inputs.featured()
-    return mean(x, x, diagonal=False) + mean(y, y, diagonal=False) - 2 * mean(x, y)
+    return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
 
 
 @metric("frechet", needs=("data", "features"))
@@ -212,10 +215,7 @@ def frechet(inputs: MetricInput) -> float:
         return np.asarray(r)
 
     x, y = inputs.featured()
-    X, Y = root(x), root(y)
-    shared = float(np.linalg.svd(X @ Y.T, compute_uv=False).sum())
-    far = float(((x.mean(0) - y.mean(0)) ** 2).sum() + (X**2).sum() + (Y**2).sum() - 2 * shared)
-    return max(far, 0.0)  # equal sets differ by rounding
+    return apart((x.mean(0), root(x)), (y.mean(0), root(y)))
 
 
 @metric(
@@ -243,21 +243,27 @@ def manifold(inputs: MetricInput) -> dict[str, float]:
     x, y = inputs.featured()
     k = min(5, len(x) - 1, len(y) - 1)
     to_x, to_y = radii(x, k), radii(y, k)
-    apart = cdist(y, x)
-    inside = apart < to_y[:, None]
+    balls, recalled, covered = np.zeros(len(x)), 0, 0
+    for rows, wide in zip(blocks(y), blocks(to_y), strict=True):
+        between = cdist(rows, x)
+        inside = between < wide[:, None]
+        balls += inside.sum(0)
+        recalled += int((between < to_x).any(1).sum())
+        covered += int(inside.any(1).sum())
     return {
-        "precision": inside.any(0).mean(),
-        "recall": (apart < to_x).any(1).mean(),
-        "density": inside.sum(0).mean() / k,
-        "coverage": inside.any(1).mean(),
+        "precision": (balls > 0).mean(),
+        "recall": recalled / len(y),
+        "density": balls.mean() / k,
+        "coverage": covered / len(y),
     }
 
 
 def radii(x: np.ndarray, k: int) -> np.ndarray:
     """The distance of every point to its k-th neighbour among the others: (n, d) to (n,)."""
-    from scipy.spatial.distance import pdist, squareform
+    from scipy.spatial.distance import cdist
 
-    return np.partition(squareform(pdist(x)), k, axis=1)[:, k]  # the 0th is the point itself
+    kth = (np.partition(cdist(rows, x), k, axis=1)[:, k] for rows in blocks(x))  # the 0th is the point itself
+    return np.concatenate([column.copy() for column in kth])  # or all rows would stay
 
 
 # -- to a known law -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import analysis, zoo
-from scoreflow._core.check import meant, number, one_of, suggestion, whole
+from scoreflow._core.check import floating, meant, number, one_of, suggestion, whole
 from scoreflow._core.check import options as check_options
 from scoreflow._core.grid import inner_ends
 from scoreflow._core.path import PATHS, VPSDE
@@ -262,8 +262,8 @@ def subject(model: str | ScoreModel | Subject, shape: tuple[int, ...] | None = N
     data, event, dtype = merged["data"], merged["shape"], merged["dtype"]
     if not isinstance(merged["conditions"], Mapping):
         raise TypeError(f"conditions must be a mapping from names to values, got {merged['conditions']!r}")
-    if dtype is not None and (not isinstance(dtype, torch.dtype) or not dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    if dtype is not None:
+        floating(dtype)
     merged["flow_map"], jumps_in = _map(merged["flow_map"])
     found = Subject(**merged)
     _check_data(found, data, event)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreflow import checkpoint
-from scoreflow._core import NUMERICS
-from scoreflow._core.check import flag, is_whole, whole
-from scoreflow._core.files import whole_file
+from scoreflow._core.check import event_shape, flag, floating, whole
 from scoreflow._core.noise import White
 from scoreflow._run.auto import AUTO
 from scoreflow._run.schedule import Grid, Schedule
@@ -24,9 +19,10 @@ from scoreflow._run.solve import Prepared, carry, prepare
 from scoreflow._samplers.plan import Plan
 from scoreflow._samplers.step import Sampler
 from scoreflow._score.conditions import Marked, each, plain
-from scoreflow._score.fingerprint import fingerprint, identity
+from scoreflow._score.fingerprint import fingerprint
 from scoreflow._score.model import ScoreModel, check_model
-from scoreflow._uses.shards import FORMAT, FREE, MANIFEST, Pairs, Shard, opened, read_manifest, shard, shards, stamp, stored
+from scoreflow._uses.manifest import of_run, stamp
+from scoreflow._uses.shards import MANIFEST, Pairs, Shard, opened, shard, shards, stored
 
 Rows = Callable[[int, int], Tensor]
 """From the numbers of the first pair and of the one after the last to their rows of a condition."""
@@ -80,14 +76,10 @@ def pairs(
         Flow Straight and Fast (Liu et al., 2023), Algorithm 1.
     """
     check_model(model)
-    if not isinstance(shape, Sequence) or isinstance(shape, str) or not all(is_whole(size) for size in shape):
-        raise TypeError(f"shape must be a sequence of whole numbers, that of one sample, got {shape!r}")
-    event = tuple(whole("shape", size) for size in shape)
+    event = event_shape(shape)
     n, batch, seed = whole("n", n), whole("batch", batch), whole("seed", seed, 0)
     flag("progress", progress)
-    dtype = dtype or model.state_dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    dtype = floating(dtype or model.state_dtype)
     prepared = prepare(model, sampler, Schedule(steps, nfe, grid, start, stop), keywords, conditions)
     if prepared.sampler.stochastic_on(model.path) if prepared.plan is None else prepared.plan.noise_count:
         raise ValueError(
@@ -95,15 +87,8 @@ def pairs(
         )
     told = {name: _rows(name, value, n, seed) for name, value in sorted(prepared.conditions.items())}
     folder = Path(out)
-    manifest = {
-        "format": FORMAT, "numerics": NUMERICS, "model": repr(model), "weights": identity(model), "path": repr(model.path),
-        "sampler": repr(prepared.sampler), "times": list(prepared.times),
-        "plan": None if prepared.plan is None else json.loads(prepared.plan.to_json()),
-        "shape": list(event), "dtype": str(dtype).removeprefix("torch."), "seed": seed, "batch": batch,
-        "conditions": {name: _kind(of(0, 1)) for name, of in told.items()},
-        "made": {"scoreflow": version("scoreflow"), "torch": str(torch.__version__)},
-    }  # fmt: skip
-    manifest = json.loads(json.dumps(manifest))
+    kinds = {name: _kind(of(0, 1)) for name, of in told.items()}
+    manifest = MANIFEST.whole({**of_run(model, prepared, event, dtype), "seed": seed, "batch": batch, "conditions": kinds})
     _agree(folder, manifest)
     there, mark, first = shards(folder) if folder.exists() else {}, stamp(manifest), 0
     bar = _bar(n) if progress else None
@@ -193,34 +178,10 @@ def _kind(rows: Tensor) -> list[Any]:
 
 
 def _agree(folder: Path, manifest: dict[str, Any], begin: bool = False) -> None:
-    """Raise unless the manifest of the folder says the same, or there is none; to `begin` is to write it then.
-
-    Raises:
-        ValueError: it says something else; names what. NotADirectoryError: the folder is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"out={str(folder)!r} is a file: give a folder")
-    file = folder / MANIFEST
-    if not file.exists():
-        if folder.exists() and shards(folder):
-            raise ValueError(f"{folder} holds shards of pairs, and no {MANIFEST} that says of what: give another out")
-        if not begin:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(file) as part:
-            part.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    known = read_manifest(folder)
-    names = [name for name in dict.fromkeys((*manifest, *known)) if name not in FREE]
-    differ = [name for name in names if known.get(name) != manifest.get(name)]
-    if "sampler" in differ or "times" in differ:  # they say it in fewer words
-        differ = [name for name in differ if name != "plan"]
-    if differ:
-        said = (f"{name}={_short(manifest.get(name))}, there {_short(known.get(name))}" for name in differ)
-        raise ValueError(f"{folder} holds other pairs: {'; '.join(said)}. Give another out, or the same values")
-
-
-def _short(value: Any) -> str:
-    return textwrap.shorten(repr(value), 80, placeholder=" …")
+    """Raise ValueError unless the manifest of the folder says the same, or there is none, and no pairs; to `begin` is to write
+    it then."""
+    if not MANIFEST.agree(folder, manifest, begin) and folder.exists() and shards(folder):
+        raise ValueError(f"{folder} holds shards of pairs, and no {MANIFEST.file} that says of what: give another out")
 
 
 def _check_conditions(one: Shard, mark: str, told: Mapping[str, Rows], n: int) -> None:

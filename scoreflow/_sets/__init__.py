@@ -1,0 +1,1 @@
+"""Folders of samples by seed: made by any number of processes, and read."""
