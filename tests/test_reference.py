@@ -187,6 +187,32 @@ def test_a_run_goes_on(toy, tmp_path, monkeypatch):
     assert again.returncode == 2 and "holds other samples: conditions" in again.stderr
 
 
+@pytest.mark.filterwarnings("ignore")  # submitit's own: logs left open
+def test_parts_by_an_executor(toy, tmp_path):
+    """A job array, here in this process; then this process measures."""
+    pytest.importorskip("submitit")
+    file = toy()
+    words = [
+        "reference",
+        file,
+        "--samplers",
+        "ddim",
+        "--json",
+        "--executor",
+        f"submitit:{tmp_path}/jobs",
+        "-x",
+        "cluster=debug",
+    ]
+    told = json.loads(run(*words, "--jobs", "2").stdout)
+    logs = {log.name for log in tmp_path.glob("reference-toy/*/log/*")}
+    assert {f"{i:05d}-of-00002.jsonl" for i in range(2)} <= logs
+    whole = sf.reference.run(file, tmp_path / "other", samplers=["ddim"])
+    assert told["cells"][0]["blocks"] == pytest.approx(whole.outcomes[0].blocks, rel=1e-3)
+    assert "needs --jobs" in run(*words).stderr
+    assert "go with --executor" in run("reference", file, "--jobs", "2").stderr
+    assert "give one of the two" in run(*words, "--shard", "0/2").stderr
+
+
 def test_what_a_run_takes(toy, tmp_path):
     """Counted before, and after a part of it."""
     file = toy()

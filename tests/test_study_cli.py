@@ -99,6 +99,10 @@ def test_sample(run, suffix, tmp_path):
         (["study", "--model", "oracle:ring", "--samplers", ",", "--nfe", "4"], "samplers is empty"),
         (["study", "--model", "oracle:ring", "--samplers", "ddim", "--nfe", "4", "--metrics", "kid"], "metric 'kid' needs"),
         (["study", "--model", "oracle:ring", "--samplers", "ddim", "--nfe", "4", "--workers", "-1"], "workers must be"),
+        ([*SMALL, "--nfe", "4", "--executor", "slurm:x"], "--executor must be dask, dask://host:port or submitit:folder, got"),
+        ([*SMALL, "--nfe", "4", "--executor", "dask://"], "--executor must be dask, dask://host:port or submitit:folder, got"),
+        ([*SMALL, "--nfe", "4", "--executor", "submitit:x", "--workers", "2"], "--workers=2 is of processes here"),
+        ([*SMALL, "--nfe", "4", "-x", "cluster=slurm"], "--executor-option goes with --executor dask"),
         (["sample", "--model", "oracle:white"], "out must end in .png, .jpg, .gif, .npy, .pt, .safetensors"),
     ],
 )
@@ -144,6 +148,20 @@ def test_stopped_by_hand(workers, tmp_path):
     assert _gone(begun.pid)
     kept = sf.Study.open(tmp_path / "s")
     assert len(kept.cells["key"].unique()) >= done
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask's and submitit's own: ports, deprecations, logs left open
+def test_executors(run, tmp_path):
+    """A Dask cluster that the command starts, here of threads, and submitit's jobs, here in this process: the same table."""
+    small = [*SMALL, "--nfe", "4", "--metrics", "trajectory", "--json"]
+    told = [
+        json.loads(run(*small, "--out", tmp_path / str(i), *words)[1])["figures"]
+        for i, words in enumerate([
+            [], ["--executor", "dask", "--workers", "2", "-x", "processes=false", "-x", "worker_dashboard_address=null"],
+            ["--executor", f"submitit:{tmp_path}/jobs", "-x", "cluster=debug"],
+        ])
+    ]  # fmt: skip
+    assert told[0] == told[1] == told[2] and len(told[0]) == 1 * 3
 
 
 def _gone(group):

@@ -114,6 +114,46 @@ def test_two_processes_fill_one_file(whole, tmp_path):
     assert len({line.split()[0] for line in lines(log)}) == 2, "one process did it all"
 
 
+def test_four_writers(tmp_path):
+    """Of one file at once, in orders of their own: no cell is lost, none is written twice, and no claim is left."""
+    file, count = tmp_path / "study.sqlite", 400
+    Store(file, sweeps.IDENTITY).close()
+    answers = SERVER.SimpleQueue()
+    writers = [SERVER.Process(target=sweeps.write, args=(file, count, i, answers)) for i in range(4)]
+    for process in writers:
+        process.start()
+    written = [key for _ in writers for key in answers.get()]
+    for process in writers:
+        process.join()
+    assert sorted(written) == sorted(key for key, _, _ in sweeps.many(count)), "each by one of them"
+    store = Store(file)
+    assert store.rows("SELECT count(*) AS n FROM cell") == [{"n": count}] and not store.rows("SELECT * FROM claim")
+    found = {row["key"]: row["value"] for row in store.rows("SELECT key, value FROM value WHERE figure = 'm/a'")}
+    assert found == {key: float(seed) for key, _, seed in sweeps.many(count)}
+    assert np.array_equal(store.samples(written[0]), np.full((8, 2), float(int(written[0], 16))))
+
+
+def test_a_store_whose_columns_are_in_another_order(tmp_path):
+    """As earlier versions wrote it, samples before the plan: it is read, added to and merged; new ones have samples last."""
+    file, spec, done = tmp_path / "study.sqlite", ("ddim", None, 4, None), Done(4.0, 1.0, np.ones(3), (), "a plan", ("key",))
+    new = Store(file, {"model": "m"})
+    (text,) = new._db.execute("SELECT sql FROM sqlite_master WHERE name = 'cell'").fetchone()
+    assert text.endswith("samples BLOB\n)")
+    new._db.execute("DROP TABLE cell")
+    new._db.execute(text.replace(", samples BLOB\n)", ")").replace("seconds REAL,", "seconds REAL, samples BLOB,"))
+    new.put("before", "cell", spec, 0, done)
+    new.close()
+    old, other = Store(file), Store(None, {"model": "m"})
+    other.put("other", "cell", spec, 1, done)
+    other.take(old)
+    old.take(other)
+    for store in (old, other):
+        rows = store.rows("SELECT key, plan, cites, seed FROM cell ORDER BY seed")
+        cites = '["key"]'
+        assert rows == [{"key": key, "plan": "a plan", "cites": cites, "seed": k} for k, key in enumerate(("before", "other"))]
+        assert all(np.array_equal(store.samples(key), np.ones(3)) for key in ("before", "other"))
+
+
 def test_adding_runs_what_is_new(tmp_path):
     """More samplers, budgets, seeds and metrics; what is there is not run again."""
     log = tmp_path / "log"
@@ -267,6 +307,20 @@ def test_a_damaged_store(damage, tmp_path):
         with pytest.raises(ValueError, match=r"study\.sqlite is not a study, or is damaged .* not touched"):
             go_on()
     assert file.read_bytes() == bytes(content)
+
+
+def test_a_large_store_is_not_read_through(tmp_path, monkeypatch):
+    """It is opened at once; what is damaged shows, as clearly, where it is read."""
+    sweeps.run(tmp_path, samplers=["ddim"], nfe=[4], seeds=2)
+    file = tmp_path / "study.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    monkeypatch.setattr("scoreflow.studies.store.CHECKED", len(content) - 1)
+    with pytest.raises(ValueError, match=r"study\.sqlite is not a study, or is damaged"):
+        _ = sf.Study.open(tmp_path).cells
+    monkeypatch.setattr("scoreflow.studies.store.CHECKED", len(content))
+    with pytest.raises(ValueError, match=r"study\.sqlite is not a study, or is damaged"):
+        sf.Study.open(tmp_path)
 
 
 def test_a_full_disk(tmp_path):

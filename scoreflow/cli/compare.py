@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import scoreflow as sf
 from scoreflow._extras import needs
-from scoreflow.cli.typed import AsJson, Model, Shape, known, named, numbers, shape_of
-from scoreflow.cli.workers import processes
+from scoreflow.cli.typed import AsJson, Model, Shape, known, named, numbers, options_of, shape_of
+from scoreflow.cli.workers import PLACES, opened, processes
 
 REPORT = ("pandas", "matplotlib", "plotly", "jinja2")
 """Of the extra study, what a report is made with."""
@@ -33,7 +35,11 @@ def study(
     seeds: Annotated[int, typer.Option(help="How many blocks.")] = 8,
     reference: Annotated[str | None, typer.Option(help="What converges to the ODE, as typed.")] = None,
     features: Annotated[str | None, named(f"Where images are judged: {known('features')}.", "features")] = None,
-    workers: Annotated[int, typer.Option(help="Processes; 0 for this one.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes; 0, the default, for this one. Or of --executor dask.")] = None,
+    executor: Annotated[str | None, typer.Option(help=f"Where cells run: {PLACES}.")] = None,
+    executor_option: Annotated[
+        list[str] | None, typer.Option("--executor-option", "-x", help="Of submitit: cluster=slurm, slurm_partition=gpu, ….")
+    ] = None,
     shape: Shape = None,
     data: Annotated[Path | None, typer.Option(help="To compare to: .npy, .pt, or a tenth of a folder of images.")] = None,
     batch: Annotated[
@@ -57,7 +63,7 @@ def study(
     budgets = {name: numbers(name, text) for name, text in (("nfe", nfe), ("steps", steps)) if text is not None}
     chosen = None if metrics is None else split(metrics)
     try:
-        with processes(workers) as pool:
+        with _pool(workers, executor, options_of(executor_option or [])) as pool:
             done = sf.study(
                 what, split(samplers), nfe=budgets.get("nfe"), steps=budgets.get("steps"),
                 grids=split(grids) if grids else None, metrics=chosen, n=n, seeds=seeds, reference=reference,
@@ -70,6 +76,23 @@ def study(
     _tell(done, out, out / "report.html", as_json)
     if done.failures:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _pool(workers: int | None, executor: str | None, options: dict[str, Any]) -> Iterator[Any]:
+    """Where cells run."""
+    if executor is None:
+        if options:
+            raise ValueError(f"--executor-option goes with --executor {PLACES}")
+        with processes(workers or 0) as pool:
+            yield pool
+        return
+    from scoreflow._core.check import whole
+
+    if workers is not None and executor != "dask":
+        raise ValueError(f"--workers={workers} is of processes here or of --executor dask, and {executor!r} has its own")
+    with opened(executor, None if workers is None else whole("workers", workers), options) as (pool, _):
+        yield pool
 
 
 def report(

@@ -12,6 +12,7 @@ import typer
 import scoreflow as sf
 from scoreflow.cli.many import of_seeds
 from scoreflow.cli.typed import AsJson, Model, Nfe, Shape, Steps, named, options_of, sampler_of, shape_of
+from scoreflow.cli.workers import PLACES
 
 
 def sample(
@@ -44,9 +45,7 @@ def sample(
     format: Annotated[str | None, typer.Option(help="npy (the default), png, safetensors or tar.")] = None,
     batch: Annotated[int | None, typer.Option(help="Samples in a network call; 256.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n, from 0/n on: a part of the seeds, as for job arrays.")] = None,
-    executor: Annotated[
-        str | None, typer.Option(help="Where parts are made: dask://host:port or submitit:folder. Under torchrun its ranks do.")
-    ] = None,
+    executor: Annotated[str | None, typer.Option(help=f"Where parts are made: {PLACES}. Under torchrun its ranks do.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Parts for the executor; of Dask as many as it has workers.")] = None,
     executor_option: Annotated[
         list[str] | None, typer.Option("--executor-option", "-x", help="Of submitit: cluster=slurm, slurm_partition=gpu, ….")

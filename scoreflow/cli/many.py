@@ -6,17 +6,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import scoreflow as sf
-from scoreflow._extras import needs
 from scoreflow.cli.typed import AsJson, known, named, options_of, sampler_of, shape_of
+from scoreflow.cli.workers import PLACES, opened, place_of
+
+if TYPE_CHECKING:
+    from scoreflow._sets.log import Progress
 
 
 def of_seeds(
@@ -24,12 +27,13 @@ def of_seeds(
 ) -> None:
     """`sample --seeds`: the part of this process, or all parts by an executor."""
     if executor is None and (jobs is not None or options):
-        raise ValueError("--jobs and --executor-option go with --executor dask://host:port or submitit:folder")
+        raise ValueError(f"--jobs and --executor-option go with --executor {PLACES}")
     if executor is not None and shard is not None:
         raise ValueError("--shard makes one part, and --executor all of them: give one of the two")
     try:
         if executor is not None:
-            parts = _handed_out(request, executor, jobs, options_of(options))
+            made_of = partial(part, request)
+            parts = handed_out(made_of, executor, jobs, options_of(options), request["out"], partial(_shares, request))
         else:
             (i, n), rank, world = _shard(shard), _ranks("RANK", 0), _ranks("WORLD_SIZE", 1)
             parts = [part(request, (i + n * rank, n * world), progress=rank == 0 and sys.stderr.isatty())]
@@ -124,26 +128,40 @@ def _shard(text: str | None) -> tuple[int, int]:
     return check_shard([int(one) for one in parts])
 
 
-def _handed_out(request: dict[str, Any], executor: str, jobs: int | None, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """All parts, made by an executor; what they gave."""
-    from scoreflow._core.check import whole
+def _shares(request: Mapping[str, Any], n: int) -> Progress:
+    """A bar over the parts of samples."""
     from scoreflow._sets.log import Progress
     from scoreflow._sets.seeds import check_seeds, parse, share
 
-    kind, _, place = executor.partition(":")
-    if kind not in EXECUTORS or not place:
-        raise ValueError(f"--executor must be dask://host:port or submitit:folder, got {executor!r}")
-    with EXECUTORS[kind](place.removeprefix("//"), None if jobs is None else whole("jobs", jobs), options) as (submit, n):
-        running = submit([partial(part, request, (i, n)) for i in range(n)])
-        seeds = check_seeds(parse(request["seeds"]))
-        shares = [len(share(seeds, request["batch"], (i, n))) for i in range(n)]
-        bar = Progress(Path(request["out"]), len(seeds), shares) if sys.stderr.isatty() else None
+    seeds = check_seeds(parse(request["seeds"]))
+    return Progress(Path(request["out"]), len(seeds), [len(share(seeds, request["batch"], (i, n))) for i in range(n)])
+
+
+def handed_out(
+    part: Callable[[tuple[int, int]], dict[str, Any]], executor: str, jobs: int | None, options: dict[str, Any], out: str,
+    bar: Callable[[int], Progress] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What all parts (i, n) give, made by an executor.
+
+    Raises:
+        RuntimeError: some failed; what was made is in `out`.
+    """
+    from scoreflow._core.check import whole
+
+    count = None if jobs is None else whole("jobs", jobs)
+    if place_of(executor)[0] == "submitit" and count is None:
+        raise ValueError("--executor submitit needs --jobs, how many parts the array has")
+    with opened(executor, count, options) as (pool, n):
+        n = count or n
+        with pool.batch() if hasattr(pool, "batch") else nullcontext():  # of submitit one job array
+            running = [pool.submit(partial(part, (i, n))) for i in range(n)]
+        shown = bar(n) if bar is not None and sys.stderr.isatty() else None
         while not all(one.done() for one in running):
             time.sleep(0.1)
-            if bar is not None:
-                bar.update()
-        if bar is not None:
-            bar.close()
+            if shown is not None:
+                shown.update()
+        if shown is not None:
+            shown.close()
         found, wrong = list[dict[str, Any]](), list[str]()
         for i, one in enumerate(running):
             try:
@@ -152,41 +170,9 @@ def _handed_out(request: dict[str, Any], executor: str, jobs: int | None, option
                 wrong.append(f"part {i}/{n}: {type(error).__name__}: {error}")
     if wrong:
         raise RuntimeError(
-            f"{len(wrong)} of {n} parts failed; what was made is in {request['out']}, and the same command goes on. {wrong[0]}"
+            f"{len(wrong)} of {n} parts failed; what was made is in {out}, and the same command goes on. {wrong[0]}"
         )
     return found
-
-
-@contextmanager
-def _dask(place: str, jobs: int | None, options: dict[str, Any]) -> Any:
-    needs("cluster", "distributed")
-    from distributed import Client
-
-    connect: Any = Client
-    with connect(f"tcp://{place}", **options) as client:
-        n = jobs or max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        yield lambda tasks: [client.submit(task, pure=False) for task in tasks], n
-
-
-@contextmanager
-def _submitit(place: str, jobs: int | None, options: dict[str, Any]) -> Any:
-    needs("cluster", "submitit")
-    import submitit
-
-    if jobs is None:
-        raise ValueError("--executor submitit:folder needs --jobs, how many parts the array has")
-    executor = submitit.AutoExecutor(folder=place, cluster=options.pop("cluster", None))
-    executor.update_parameters(**options)
-
-    def submit(tasks: list[Any]) -> list[Any]:
-        with executor.batch():  # one job array
-            running = [executor.submit(task) for task in tasks]
-        return running
-
-    yield submit, jobs
-
-
-EXECUTORS = {"dask": _dask, "submitit": _submitit}
 
 
 def measure(

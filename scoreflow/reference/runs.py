@@ -196,11 +196,12 @@ class Task:
                 spent.append(time.perf_counter() - begun)
         return min(spent)
 
-    def make(self, model: ScoreModel, shard: Sequence[int] = (0, 1), progress: bool = False) -> int:
-        """The samples of all cells that are not there yet, or a part of them; how many failed.
+    def make(self, model: ScoreModel, shard: Sequence[int] = (0, 1), progress: bool = False) -> None:
+        """The samples of all cells that are not there yet, or a part of them.
 
         Raises:
-            ValueError: the folder has samples of another network or plan; says what differs.
+            ValueError: the folder has samples of another network or plan; says what differs. ArithmeticError: samples that
+                are not finite.
         """
         failed = 0
         for cell in self.cells:
@@ -210,7 +211,8 @@ class Task:
                 conditions=self.conditions, format=self.reference.format, progress=progress, **cell.asked(model.path),
             )  # fmt: skip
             failed += made.failed
-        return failed
+        if failed:
+            raise ArithmeticError(f"{failed} samples are not finite: the logs in {self.out} name their seeds")
 
     def measured(
         self, data: str, features: Features, made: Mapping[str, Any], device: Any = None, progress: bool = False
@@ -343,6 +345,5 @@ def run(
     places = find(reference, files, but=() if network is None else ("network",))
     hashed = hashes(reference, places)
     model = read(reference, places, network, unpickle, device)
-    if failed := asked.make(model, progress=progress):
-        raise ArithmeticError(f"{failed} samples are not finite: the logs in {out} name their seeds")
+    asked.make(model, progress=progress)
     return asked.measured(*judge(reference, places), made(asked, model, hashed), device, progress)

@@ -19,7 +19,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS cell (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, sampler TEXT NOT NULL, grid TEXT, nfe INTEGER, steps INTEGER,
-    seed INTEGER NOT NULL, counted REAL, seconds REAL, samples BLOB, plan TEXT, cites TEXT, error TEXT, machine TEXT, made REAL
+    seed INTEGER NOT NULL, counted REAL, seconds REAL, plan TEXT, cites TEXT, error TEXT, machine TEXT, made REAL, samples BLOB
 );
 CREATE TABLE IF NOT EXISTS value (
     key TEXT NOT NULL, metric TEXT NOT NULL, fingerprint TEXT NOT NULL, figure TEXT NOT NULL, value REAL, error TEXT,
@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS value (
 );
 CREATE TABLE IF NOT EXISTS claim (key TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, until REAL NOT NULL);
 """
+CELL = "key, kind, sampler, grid, nfe, steps, seed, counted, seconds, plan, cites, error, machine, made, samples"
+"""The columns by name: files from before have others last. Samples last, so that a look at a cell does not read them."""
+CHECKED = 2**28
+"""Bytes: a file that has no more is read through when it is opened, to see whether it is damaged; a larger one takes long."""
 LEASE = 3600.0
 """Seconds after which a claim from another machine is void; one from this machine is as soon as its process is gone."""
 
@@ -85,8 +89,8 @@ class Store:
             raise FileNotFoundError(f"no study at {self.file}")
         with self._plainly():
             self._db = sqlite3.connect(":memory:" if self.file is None else self.file, timeout=60, isolation_level=None)
-            if self.file is not None and self.file.stat().st_size:
-                if (state := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+            if self.file is not None and (size := self.file.stat().st_size):
+                if size <= CHECKED and (state := self._db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                     raise sqlite3.DatabaseError(state.splitlines()[-1])
                 self._check()
             elif self.file is not None and identity is None:
@@ -194,8 +198,8 @@ class Store:
         """Write a finished cell, or more figures of one, and give back its claim; a cell that is there stays as it is."""
         samples = None if done.samples is None else _pack(done.samples)
         cell = (
-            key, kind, *spec, seed, done.counted, done.seconds, samples, done.plan, json.dumps(done.cites), done.error,
-            done.machine, time.time(),
+            key, kind, *spec, seed, done.counted, done.seconds, done.plan, json.dumps(done.cites), done.error, done.machine,
+            time.time(), samples,
         )  # fmt: skip
         values: list[tuple[str | float | None, ...]] = []
         # A value and no column, so that files from before are read as they are.
@@ -206,7 +210,7 @@ class Store:
             values += [(key, one.metric, one.fingerprint, figure, v, one.error) for figure, v in figures.items()]
         with self._writing():
             self._db.execute("DELETE FROM cell WHERE key = ? AND error IS NOT NULL", (key,))
-            self._db.execute(f"INSERT OR IGNORE INTO cell VALUES ({', '.join('?' * len(cell))})", cell)
+            self._db.execute(f"INSERT OR IGNORE INTO cell ({CELL}) VALUES ({', '.join('?' * len(cell))})", cell)
             if samples is not None:  # it may have been measured without them before
                 again = "UPDATE cell SET samples = ?, seconds = ? WHERE key = ? AND samples IS NULL"
                 self._db.execute(again, (samples, done.seconds, key))
@@ -236,10 +240,15 @@ class Store:
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
         """What a query gives, as dictionaries."""
+        return [*self._each(query, *values)]
+
+    def _each(self, query: str, *values: Any) -> Iterator[dict[str, Any]]:
+        """The same, one after the other: samples need much memory at once."""
         with self._plainly():
             cursor = self._db.execute(query, values)
             names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
 
     def take(self, other: Store) -> None:
         """All that another store of the same identity holds and this one does not.
@@ -250,13 +259,13 @@ class Store:
         self._agree(other.identity)
         with self._writing():
             for table, same in (("cell", "key = :key"), ("value", "key = :key AND metric = :metric")):
-                for row in other.rows(f"SELECT * FROM {table}"):
+                for row in other._each(f"SELECT * FROM {table}"):
                     if row["error"] is None:
                         self._db.execute(f"DELETE FROM {table} WHERE {same} AND error IS NOT NULL", row)
                     elif self._db.execute(f"SELECT 1 FROM {table} WHERE {same} AND error IS NULL", row).fetchone():
                         continue  # what failed there succeeded here
-                    names = ", ".join(f":{name}" for name in row)
-                    self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({names})", row)
+                    named = ", ".join(f":{name}" for name in row)
+                    self._db.execute(f"INSERT OR IGNORE INTO {table} ({', '.join(row)}) VALUES ({named})", row)
 
 
 def _tables(db: sqlite3.Connection) -> dict[str, set[str]]:
