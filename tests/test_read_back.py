@@ -232,6 +232,12 @@ def test_brownian_paths():
     expected = torch.tensor([[2, 2, 1.5, 0], [2, 8 / 3, 1.125, 0], [1.5, 1.125, 2, 0], [0, 0, 0, 2]], dtype=torch.float64)
     torch.testing.assert_close(covariance, expected, rtol=1e-12, atol=1e-12)
     assert read_back(run).draws == 8 and read_back(lambda net, x: run(net, x, False)).draws == 4  # three pieces, and one
+
+    def looking(net, x):
+        return x + brownian(0.0, 1.0, size=tuple(x.shape), dtype=x.dtype)(0.0, 0.25 if float(x.abs().sum()) > 0 else 0.5)
+
+    with pytest.raises(ValueError, match=r"depends on the states, .* draws 1 times where they are 0, and 0 and 1 times"):
+        read_back(looking)
     areas = {"levy_area_approximation": "davie"}
     for call, match in (
         (lambda x: brownian(0.0, 1.0, size=(1, 2), dtype=x.dtype, **areas)(0.0, 1.0, return_A=True), "are not Gaussian"),
