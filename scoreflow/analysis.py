@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, one_of, whole
-from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.gaussian import GaussianPath, Prediction, _once
 from scoreflow._core.noise import Brownian, Draws, White
 from scoreflow._core.path import VESDE, VPSDE
 from scoreflow._run.solve import plan as lay_out
@@ -19,6 +19,7 @@ from scoreflow._run.solve import solve
 from scoreflow._samplers.health import Symbolic, UnitVectors
 from scoreflow._samplers.plan import Plan, advance, drive
 from scoreflow._samplers.step import Sampler, get_sampler
+from scoreflow._score.model import ScoreModel
 from scoreflow._score.oracle import Gaussian, GaussianMixture
 from scoreflow._uses.straight import Straightness, straightness
 from scoreflow.posterior import Posterior
@@ -206,6 +207,10 @@ def problem(d: int = 3, components: int = 5, std: float = 0.3, seed: int = 0) ->
     return GaussianMixture(weights, means, std**2)
 
 
+def _exact(model: ScoreModel, x: Tensor, start: float, stop: float) -> Tensor:
+    return solve(model, x, "scipy", method="DOP853", rtol=1e-11, atol=1e-11, grid=[start, stop]).x
+
+
 def order(
     sampler: str | Sampler,
     path: GaussianPath | None = None,
@@ -251,7 +256,7 @@ def order(
         counts = set(steps) if kind == "ode" else {m * k for m in steps for k in (1, 2)}
         ends = {n: solve(model, x, chosen, steps=n, noise=noise, **keywords).x for n in counts}
         if kind == "ode":
-            exact = solve(model, x, "scipy", method="DOP853", rtol=1e-11, atol=1e-11, grid=[start, stop]).x
+            exact = _once(path, ("ode", start, stop, samples), lambda: _exact(model, x, start, stop))
             errors = [float((ends[n] - exact).norm(dim=1).median()) for n in steps]
         else:
             errors = [float((ends[n] - ends[2 * n]).norm(dim=1).mean()) for n in steps]
