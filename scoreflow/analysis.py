@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from scoreflow._core.check import number, one_of, whole
-from scoreflow._core.gaussian import GaussianPath, Prediction, _once
+from scoreflow._core.gaussian import GaussianPath, Prediction
+from scoreflow._core.known import once
 from scoreflow._core.noise import Brownian, Draws, White
 from scoreflow._core.path import VESDE, VPSDE
 from scoreflow._run.solve import plan as lay_out
@@ -256,7 +257,7 @@ def order(
         counts = set(steps) if kind == "ode" else {m * k for m in steps for k in (1, 2)}
         ends = {n: solve(model, x, chosen, steps=n, noise=noise, **keywords).x for n in counts}
         if kind == "ode":
-            exact = _once(path, ("ode", start, stop, samples), lambda: _exact(model, x, start, stop))
+            exact = once(path, ("ode", start, stop, samples), lambda: _exact(model, x, start, stop))
             errors = [float((ends[n] - exact).norm(dim=1).median()) for n in steps]
         else:
             errors = [float((ends[n] - ends[2 * n]).norm(dim=1).mean()) for n in steps]

@@ -98,8 +98,8 @@ def level(phi, path=PATH):
 def reversal(eta, phi, t=0.9, s=0.05, n=1000):
     """Mean and covariance at s of the exact reverse family from N(0, prior²) at t: the linear moment ODEs, by RK4.
 
-    dm/dt = A m + b, dP/dt = A P + P Aᵀ − η² g², with the Gaussian's own score; in the eigenbasis of Σ. η is a number, or that of
-    an extended SDE.
+    dm/dt = A m + b, dP/dt = A P + P Aᵀ − η² g², with the Gaussian's own score; in the eigenbasis of Σ. η is a number, or that
+    of an extended SDE.
     """
     gaussian, path = GAUSSIAN, PATH
     eta = eta if phi is None else level(phi)

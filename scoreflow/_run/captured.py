@@ -18,7 +18,7 @@ from scoreflow._core.projection import Project
 from scoreflow._run.walk import Run, walk
 from scoreflow._samplers.plan import Plan
 from scoreflow._score.conditions import _leaves, _like
-from scoreflow._score.fingerprint import _networks
+from scoreflow._score.fingerprint import networks
 from scoreflow._score.model import ScoreModel
 
 KEPT = 4
@@ -106,7 +106,7 @@ def captured(model: ScoreModel, plan: Plan, x: Tensor, conditions: Mapping[str, 
     leaves = (
         (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf) for leaf, _ in _leaves(conditions)
     )
-    nets = [net for net in _networks(model, set()) if isinstance(net, nn.Module)]
+    nets = [net for net in networks(model, set()) if isinstance(net, nn.Module)]
     weights = (one.data_ptr() for net in nets for one in (*net.parameters(), *net.buffers()))
     shape = repr({name: _like(value, repeat(None)) for name, value in conditions.items()})
     key = (plan, x.shape, x.stride(), x.dtype, x.device, project, shape, *leaves, *weights)
