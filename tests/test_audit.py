@@ -41,6 +41,8 @@ class Loop:
             times.insert(-1, times[-2] / 2)
         if slip == "float64 states":
             x = x.double()
+        if slip == "first state":
+            x = 1.01 * x
         if slip == "level stepped to, not told":
             told = [t if k != self.at else times[k - 1] for k, t in enumerate(times)]
         elif slip == "label rounded":
@@ -104,6 +106,7 @@ SLIPS = [
     ("label rounded", 0.0, {"levels"}, 1),
     ("clipped", 0.0, {"affine"}, 4),
     ("constant", 0.0, {"no-constant"}, None),
+    ("first state", 0.0, {"first-state", "levels"}, 0),
     ("shared norm", 0.0, {"affine", "batch"}, 4),
     ("noise before the step", 0.0, {"levels"}, 3),
     ("noise after the call", 0.0, {"levels"}, 4),
@@ -140,7 +143,7 @@ def test_slips_are_found(slip, eta, checks, step):
     assert step is None or step in steps, str(found)
     rows = (
         "thrown away", "nan at one", "level stepped to, not told", "label rounded", "one more", "one more at seven",
-        "float64 states", "by place",
+        "float64 states", "by place", "first state",
     )  # fmt: skip
     assert ("ddim" in found.same) == (slip in rows)
     for check in found.failures:

@@ -23,6 +23,8 @@ READ = {
     "EDMDPMSolverMultistepScheduler": ("dpm-solver++-2m", {}),
     "CosineDPMSolverMultistepScheduler": ("sde-dpm-solver++-2m", {"prediction_type": "epsilon", "sigma_max": 80.0}),
     "EulerDiscreteScheduler": ("ddim", CONTINUOUS),
+    "EulerAncestralDiscreteScheduler": ("euler-ancestral", {"timestep_spacing": "trailing"}),
+    "HeunDiscreteScheduler": ("edm", {"timestep_spacing": "trailing"}),
     "CMStochasticIterativeScheduler": ("consistency", {"clip_denoised": False}),
     "SCMScheduler": ("consistency", {"intermediate_timesteps": None}),
     "CogVideoXDDIMScheduler": ("ddim", {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}),

@@ -259,10 +259,10 @@ def test_public_methods_have_docstrings(cls):
 
 # -- what an import costs -----------------------------------------------------------------------------------------------
 
-OTHER = ("checkpoint", "interop", "latent", "posterior", "studies", "tuning")
+OTHER = ("_audit", "_sets", "checkpoint", "interop", "latent", "posterior", "reference", "studies", "training", "tuning")
 USED = [name for name in sf.__all__ if name not in sf.MODULES and sf.LAZY[name].split(".")[1] not in OTHER]
-"""What `from scoreflow import …` of a sampling script may name; the rest is training, studies, measurements, and what others
-made."""
+"""What `from scoreflow import …` of a sampling script may name; the rest is training, studies, audits, measurements, and what
+others made."""
 
 
 def fresh(program):
@@ -274,24 +274,24 @@ def fresh(program):
 
 
 def test_import_time():
-    """All that samples takes less than 80 ms after torch, once compiled: the best of five, on a machine that may be busy."""
+    """All that samples takes less than 80 ms after torch, once compiled: the best of five, in time of the processor."""
     program = f"""
-from time import perf_counter
-start = perf_counter()
+from time import process_time
+start = process_time()
 import torch
 __import__("gc").freeze()  # a pass of the collector over all that torch made is not ours
-middle = perf_counter()
+middle = process_time()
 from scoreflow import {", ".join(USED)}
-print(middle - start, perf_counter() - middle)
+print(middle - start, process_time() - middle)
 """
     taken = []
     for _ in range(5):
         torchs, ours = (1000 * float(seconds) for seconds in fresh(program).split())
-        taken.append(ours)
-        # A busy machine slows both imports: then 80 ms of the 1.2 s that torch takes on a quiet one.
+        taken.append((ours, torchs))
+        # A core that is shared is slower: then as much of what torch takes, 1.2 s on a quiet one.
         if ours < max(80, torchs * 80 / 1200):
             return
-    pytest.fail(f"import scoreflow took {taken} ms")
+    pytest.fail(f"import scoreflow, and torch, took {taken} ms")
 
 
 def test_import_loads_nothing_heavy():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoreflow._audit.checks import COUNTS, Check, odd, of_reading, of_runs
-from scoreflow._audit.compare import candidates, nearest, times_of
+from scoreflow._audit.compare import candidates, from_first, nearest, times_of
 from scoreflow._audit.consequences import (
     VARIANCE,
     Reader,
@@ -29,9 +29,9 @@ from scoreflow._samplers.step import Linear, get_sampler
 from scoreflow._uses.read_back import read_back, read_plan
 
 CHECKS = (
-    "affine", "no-constant", "draws-used", "steps", "counts", "labels", "labels-fall", "calls-differ", "levels", "signal",
-    "ends-at-data", "no-last-noise", "weights", "options", "repeats", "random-state", "one-object", "float32", "dtype", "batch",
-    "batch-order", "finite", "law", "order",
+    "affine", "no-constant", "first-state", "draws-used", "steps", "counts", "labels", "labels-fall", "calls-differ", "levels",
+    "signal", "ends-at-data", "no-last-noise", "weights", "options", "repeats", "random-state", "one-object", "float32",
+    "dtype", "batch", "batch-order", "finite", "law", "order",
 )  # fmt: skip
 """All checks by name."""
 DESIGNED = ("levels", "signal", "labels-fall", "calls-differ", "steps", "counts", "law")
@@ -81,9 +81,10 @@ def audit(
     stranger = found(sampler, path, prediction, time, start, **options)
     reading, reader = read_back(stranger.build(steps)), Reader(stranger)
     times = times_of(reading, stranger, steps)
-    near = nearest(reading, stranger, times) if reading.breaks is None else []
+    begun = from_first(reading) if reading.breaks is None else reading
+    near = nearest(begun, stranger, times) if reading.breaks is None else []
     known = near[0][0].name if near and near[0][0].step is None else None
-    mended = () if known else mends(reading, times, near, stranger.prediction)
+    mended = () if known else mends(begun, times, near, stranger.prediction)
     if mended:
         near.sort(key=lambda pair: pair[0].name != mended[0].right)
     alike = sum(one.step is None for one, _ in near)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreflow._audit.compare import Times
+from scoreflow._audit.compare import SAME, Times, first_state
 from scoreflow._audit.stranger import Stranger
 from scoreflow._uses.read_back import Reading, read_back, without_draws
 
@@ -52,6 +52,10 @@ def of_reading(found: Reading, stranger: Stranger, times: Times) -> Iterator[Che
     yield Check(
         "no-constant", still, "nothing is added" if still else f"{most:.3g} is added at call {off}", None if still else off
     )
+    scale = first_state(found)
+    as_given = abs(scale - 1) <= SAME
+    says = "x_T, of the prior's size" if as_given else f"the first state is {scale:.6g} times x_T, which has the prior's size"
+    yield Check("first-state", as_given, says, None if as_given else 0)
     yield Check(
         "draws-used", not found.unused, f"{found.draws} draws" + (f", {len(found.unused)} unused" if found.unused else "")
     )

@@ -91,6 +91,19 @@ def times_of(found: Reading, stranger: Stranger, steps: int) -> Times:
     return Times(told, end, steps, stranger.start, stranger.path)
 
 
+def first_state(found: Reading) -> float:
+    """How many times x_T the first state is; 1 where it has more in it."""
+    first = found.states[0]
+    return float(first[0]) if first[0] > 0 and not first[1:].any() else 1.0
+
+
+def from_first(found: Reading) -> Reading:
+    """The same run from its first state on, whatever that is times x_T."""
+    every = found.every
+    every[:, 0] /= first_state(found)
+    return dataclasses.replace(found, states=every[:-1], end=every[-1])
+
+
 def nearest(found: Reading, stranger: Stranger, times: Times) -> list[tuple[Near, Plan]]:
     """The registered samplers nearest to a run, from the nearest on, each as it would run at the same times.
 

@@ -62,7 +62,10 @@ def mends(found: Reading, times: Times, near: Sequence[tuple[Near, Plan]], predi
         target: _turned(found, times, prediction, target) for target in dict.fromkeys(("x0", "eps", prediction))
     }
     best: tuple[Mend, ...] = ()
+    least = min((one.apart for one, _ in near), default=0.0)
     for one, plan in near[:TRIED]:
+        if one.apart > FURTHER * least:
+            continue
         right = read_plan(plan, times.path, prediction)
         for target, rows in ours.items():
             other = None if rows is None else _turned(right, times, prediction, target)
@@ -89,8 +92,8 @@ def _turned(found: Reading, times: Times, prediction: Prediction, target: Predic
     return as_plan(turned, "", times.path, target, times.told, times.end) if turned.every.isfinite().all() else None
 
 
-MOST, TRIED = 4, 24
-"""Factors that are said, and samplers that are looked at."""
+MOST, TRIED, FURTHER = 4, 24, 1000.0
+"""Factors that are said, samplers that are looked at, and how many times as far as the nearest they may lie."""
 Form = list[dict[str, float]]
 """The weights by name, state by state."""
 

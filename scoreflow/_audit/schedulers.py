@@ -51,14 +51,16 @@ def scheduler(sampler: Any, asked: Asked, options: dict[str, Any]) -> Stranger:
 def _stranger(name: str, sampler: Any, asked: Asked, sets: dict[str, Any], loop: Loop) -> Stranger:
     """What a loop makes of a scheduler whose timesteps are set."""
     said = _said(sampler, asked, sets)
-    low, high = said.path.sigma(said.start), said.path.prior_std(said.start)
+    low, high, alpha = said.path.sigma(said.start), said.path.prior_std(said.start), said.path.alpha(said.start)
 
     def build(n: int) -> Run:
         def run(net: Net, x: Tensor) -> Tensor:
             own = _set(sampler, n, sets)
             std = float(getattr(own, "init_noise_sigma", 1.0))
-            # A prior has the noise alone, or that and data of variance 1: either is the first state as it is.
-            scale = 1.0 if low * (1 - 1e-6) <= std <= high * (1 + 1e-6) else std / high
+            # A prior has the noise alone, or that and data of variance 1, of states that may be divided by α: each is the
+            # first state as it is.
+            near = (1 / unit for unit in (1.0, alpha) if low * (1 - 1e-6) <= std * unit <= high * (1 + 1e-6))
+            scale = next(near, std / high)
             return loop(own, said.inside(own, net), x * (scale * said.unit), n) / said.unit
 
         return run
