@@ -1,4 +1,7 @@
-"""Settings for all tests: reproducible examples, no time limits, one thread."""
+"""Settings for all tests: reproducible examples, no time limits, one thread.
+
+`pytest --hypothesis-profile=thorough` draws twenty times as many examples, other ones each time.
+"""
 
 import importlib
 import importlib.util
@@ -9,7 +12,8 @@ import hypothesis
 import pytest
 import torch
 
-hypothesis.settings.register_profile("scoreflow", deadline=None, derandomize=True, max_examples=60, print_blob=True)
+hypothesis.settings.register_profile("scoreflow", deadline=None, derandomize=True, max_examples=25, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500, print_blob=True)
 hypothesis.settings.load_profile("scoreflow")
 
 

@@ -128,7 +128,8 @@ SLIPS = [
 
 def test_without_a_slip():
     """The copy is ddim, and with η = 1 ddpm, whatever its code."""
-    assert sf.audit(Loop(), 12, most=MOST).passed and sf.audit(Loop(), 12, most=MOST).same[0] == "ddim"
+    found = sf.audit(Loop(), 12, most=MOST)
+    assert found.passed and found.same[0] == "ddim"
     found = sf.audit(Loop(eta=1.0), 12, most=MOST)
     assert found.passed and "ddpm" in found.same and "is " in str(found)
 
@@ -216,8 +217,8 @@ def test_what_was_read_runs_here():
 
 def test_others(k_diffusion):
     """Found from outside without hints: which samplers they are, and known slips of published code."""
-    assert "edm" in sf.audit(k_diffusion.sample_heun, 10, most=MOST).same
-    assert {check.name for check in sf.audit(k_diffusion.sample_heun, 10, most=MOST).failures} == {"draws-used"}
+    heun = sf.audit(k_diffusion.sample_heun, 10, most=MOST)
+    assert "edm" in heun.same and {check.name for check in heun.failures} == {"draws-used"}
     assert sf.audit(k_diffusion.sample_dpmpp_2m, 10, most=MOST).passed
     third = sf.audit(k_diffusion.sample_dpmpp_3m_sde, 10, most=MOST)
     assert not third.same and third.nearest[0].name == "sde-dpm-solver++-3m" and third.nearest[0].step == 3

@@ -20,6 +20,7 @@ ON_CHAIN = ("trailing", "leading", "linspace")
 TO_T_MIN = ("logsnr", "karras", "polyexponential", "laplace", "normal")
 """They end at t_min, and then at 0; the variable of all but the last is infinite where α = 0 and where σ = 0."""
 
+BETA, BETA57, LAPLACE = beta(0.6, 0.6), beta(0.5, 0.7), laplace_law(0.0, 0.5)
 VARIABLES = {
     "uniform": lambda path, t: t,
     "quadratic": lambda path, t: math.sqrt(t),
@@ -28,9 +29,9 @@ VARIABLES = {
     "karras": lambda path, t: path.kappa(t) ** (1 / 7),
     "polyexponential": lambda path, t: path.lam(t),
     "rectified": lambda path, t: path.sigma(t) / (path.alpha(t) + path.sigma(t)),
-    "beta": lambda path, t: beta(0.6, 0.6).cdf(t),
-    "beta57": lambda path, t: beta(0.5, 0.7).cdf(t),
-    "laplace": lambda path, t: laplace_law(0.0, 0.5).cdf(-path.lam(t)),
+    "beta": lambda path, t: BETA.cdf(t),
+    "beta57": lambda path, t: BETA57.cdf(t),
+    "laplace": lambda path, t: LAPLACE.cdf(-path.lam(t)),
     "normal": lambda path, t: t,
     "flow-shift": lambda path, t: path.sigma(t) / (3 * path.alpha(t) + path.sigma(t)),
 }

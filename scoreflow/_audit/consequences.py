@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,9 @@ def _flow(model: ScoreModel, x: Tensor, ends: set[tuple[float, float]]) -> dict[
     out = dict[tuple[float, float], Tensor]()
     for first in {first for first, _ in ends}:
         grid = [first, *sorted((last for begin, last in ends if begin == first), reverse=True)]
-        run = solve(model, x, "scipy", method="DOP853", rtol=1e-9, atol=1e-9, grid=grid, trajectory=True)
+        # In λ the ODE knows nothing of the path, whose β may have jumps; from α = 0, where λ is infinite, in t.
+        chosen: dict[str, Any] = {"variable": "lambda" if model.path.alpha(first) > 0 else "t", "method": "DOP853"}
+        run = solve(model, x, "scipy", **chosen, rtol=1e-9, atol=1e-9, grid=grid, trajectory=True)
         assert run.states is not None
         out |= {(first, last): state for last, state in zip(grid[1:], run.states[1:], strict=True)}
     return out

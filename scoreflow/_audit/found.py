@@ -22,6 +22,9 @@ from scoreflow._score.labels import check_label
 from scoreflow._score.model import ScoreModel
 from scoreflow._uses.read_back import Run
 
+PATH = VPSDE()
+"""Of a function whose path is not said. One object, with which what was computed of it is kept."""
+
 
 def found(
     sampler: Any, path: GaussianPath | None = None, prediction: Prediction | None = None, time: Any = None, start: float = 1.0,
@@ -55,7 +58,7 @@ def is_ours(sampler: Any) -> bool:
 
 def ours(sampler: Any, asked: Asked, options: dict[str, Any]) -> Stranger:
     """One of ours, by the front door."""
-    path, prediction = asked.path or VPSDE(), asked.prediction or "eps"
+    path, prediction = asked.path or PATH, asked.prediction or "eps"
 
     def build(n: int) -> Run:
         def run(net: Net, x: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def function(sampler: Callable[..., Tensor], asked: Asked, options: dict[str, An
     run = sampler() if inspect.isclass(sampler) else sampler
     if not callable(run):
         raise TypeError(f"sampler must be a class of functions run(net, x_T, n), and {name_of(sampler)}() cannot be called")
-    path = asked.path or VPSDE()
+    path = asked.path or PATH
     time = check_label("unit" if asked.time is None else asked.time, path)
 
     def build(n: int) -> Run:
