@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreflow._core import check
-from scoreflow._core.elementary import lift
+from scoreflow._core.elementary import REFUSALS, lift
 from scoreflow._core.row import double
 
 S = TypeVar("S", float, Tensor)
@@ -111,19 +111,28 @@ def curve(formula: Callable[[Self, Tensor], Tensor]) -> Callable[[Self, S], S]:
 
 def dual(formula: Callable[[Self, Any], Any]) -> Callable[[Self, S], S]:
     """The same of a formula that takes numbers too, by `elementary`."""
-    return _method(formula, lambda self, t: lift(lambda u: (formula(self, u),), t)[0])
+
+    def of_number(self: Self, t: float) -> float:
+        try:
+            if type(out := formula(self, t)) is float:
+                return out
+        except REFUSALS:
+            pass
+        return lift(lambda u: (formula(self, u),), t)[0]
+
+    return _method(formula, of_number)
 
 
 def _method(formula: Callable[[Self, Any], Any], of_number: Callable[[Self, float], float]) -> Callable[[Self, S], S]:
     name = formula.__name__
 
     def method(self: Self, t: S) -> S:
+        if type(t) is float and (value := known(self).get((name, t))) is not None:
+            return value
         if isinstance(t, Tensor):
             return formula(self, double(t)).to(t.dtype)
         number = float(t) if name == "time" else check.time("t", t)
-        kept, key = known(self), (name, number)
-        if (value := kept.get(key)) is None:
-            value = kept[key] = of_number(self, number)
+        value = known(self)[name, number] = of_number(self, number)
         return value
 
     method.__name__, method.__qualname__, method.__doc__ = name, formula.__qualname__, formula.__doc__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, overload
 
@@ -135,22 +134,25 @@ def weights(
     u = lo + (hi - lo) * NODES
     mass = (hi - lo) * MASSES * measure(u)
     if len(knots) == 1:
-        return (_sum(mass),)
-    at = u if variable is None else variable(u)
-    off = [at - knot for knot in knots]
-    return tuple(_sum(_without(off, j) * mass) / _without([here - knot for knot in knots], j) for j, here in enumerate(knots))
+        return (float(np.add.accumulate(mass)[-1]),)
+    over, under = _products(u if variable is None else variable(u), knots)
+    # One after the other, on every machine.
+    return tuple((np.add.accumulate(over * mass, 1)[:, -1] / under).tolist())
 
 
-def _sum(values: np.ndarray) -> float:
-    """One after the other, on every machine."""
-    return float(np.add.accumulate(values)[-1])
+def lagrange(knots: Sequence[float], u: float) -> list[float]:
+    """ℓ_j(u) of two knots or more."""
+    over, under = _products(np.array([u]), knots)
+    return (over[:, 0] / under).tolist()
 
 
-def lagrange(knots: Sequence[float], j: int, u: np.ndarray) -> Any:
-    """ℓ_j(u), of two knots or more."""
-    return _without([u - knot for knot in knots], j) / _without([knots[j] - knot for knot in knots], j)
+def _products(u: np.ndarray, knots: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """`Π_{i≠j} (u − knot_i)`, a row for each of the k knots, and the same at knot_j, (k,)."""
+    at, others = np.array(knots)[:, None], _others(len(knots))
+    return np.multiply.reduce((u - at)[others], 1), np.multiply.reduce((at.T - at)[others], 1).diagonal()
 
 
-def _without(factors: list[Any], j: int) -> Any:
-    """The product of all but the j-th."""
-    return functools.reduce(operator.mul, factors[:j] + factors[j + 1 :])
+@functools.cache
+def _others(k: int) -> np.ndarray:
+    """The numbers up to k without the j-th, (k, k − 1)."""
+    return np.array([[i for i in range(k) if i != j] for j in range(k)])

@@ -112,8 +112,8 @@ def dc_solver_rows(
         rho = ratio if isinstance(ratio, int | float) else ratio[k] if k < len(ratio) else 1.0
         if k + 1 >= LOOK_BACK and rho != 1:
             knots = times[n - 1 - k :][:LOOK_BACK]
-            at = np.array(rho * knots[0] + (1 - rho) * knots[1])
-            output = sum(lagrange(knots, j, at) * one for j, one in enumerate([output, *replaced[: LOOK_BACK - 1]]))
+            shares = lagrange(knots, rho * knots[0] + (1 - rho) * knots[1])
+            output = sum(share * one for share, one in zip(shares, [output, *replaced[: LOOK_BACK - 1]], strict=True))
         replaced.insert(0, output)
     kept = np.stack(replaced[:order])
     (at_s, predict), (_, correct) = unipc_rows(path, times[:order], s, order=order, B=B, form=form)
