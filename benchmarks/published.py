@@ -140,8 +140,10 @@ def loaded(file):
 def in_files(paths):
     """(where, name, sampler, options) of what lies there."""
     for path in map(Path, paths):
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.py") if file.name in FILES)
-        for file in files:
+        found = [path] if path.is_file() else (file for file in path.rglob("*.py") if file.name in FILES)
+        outermost = {file.name: file for file in sorted(found, key=lambda file: -len(file.parts))}  # others are copies
+        for file in sorted(outermost.values()):
+            where = file.name if path.is_file() else f"{file.relative_to(path).parts[0]}, {file.name}"
             module = loaded(file)
             sde = sys.modules.get("sde_lib")
             own = {name for name, one in vars(module).items() if getattr(one, "__module__", "") == file.stem and known(one)}
@@ -149,7 +151,7 @@ def in_files(paths):
                 for options in tried:
                     options = {**options, "sde": getattr(sde, options["sde"])} if "sde" in options else options
                     if hasattr(module, name):
-                        yield file.name, name, getattr(module, name), options
+                        yield where, name, getattr(module, name), options
 
 
 def known(thing):
