@@ -1,6 +1,7 @@
 """What a sampler costs beside its network: ours and diffusers', for a network that returns a tensor it already has.
 
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE python benchmarks/overhead.py --against checkout-of-another-version
 
 Runs of 50 steps in float32, small states and large. Ours and diffusers' take turns in one run; the least time of each counts,
 the processor's own. `floor` is the arithmetic of our rows alone, a product and a sum for each weight, and their draws, which
@@ -14,6 +15,9 @@ than 1.5 times what is kept ends the command with an error.
 import argparse
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 import weakref
 from itertools import pairwise
@@ -89,11 +93,9 @@ class Live(TorchDispatchMode):
         return out
 
 
-def steps(repeats, kept):
-    """µs a step, ours and theirs; the ratios without draws, by sampler and size."""
-    heads = ("sampler", "states", "ours, µs a step", "diffusers", "ratio", "without draws", "floor", "baseline")
-    table, seen = Table(*heads, box=box.MARKDOWN), {}
-    path = sf.VPSDE.from_betas(BETAS)
+def measured(repeats):
+    """µs a step by sampler and size: ours, theirs, the floor, the draws."""
+    path, found = sf.VPSDE.from_betas(BETAS), {}
     for shape, often in SHAPES.items():
         x, output = torch.randn(shape), torch.randn(shape)
         for name, scheduler in PAIRS.items():
@@ -105,13 +107,44 @@ def steps(repeats, kept):
                 lambda: alone(plan, output, x),  # noqa: B023
                 lambda: [draw(x) for _ in range(plan.noise_count)],  # noqa: B023
             ]
-            mine, other, floor, draws = (1e6 / STEPS * seconds for seconds in least(calls, repeats * often))
-            ratio, key = (mine - draws) / (other - draws), f"{name} {'x'.join(map(str, shape))}"
-            seen[key] = round(ratio, 3)
-            ratios = (f"{r:.2f}" for r in (mine / other, ratio))
-            before = f"{kept[key]:.2f}" if key in kept else "none"
-            table.add_row(name, str(shape), f"{mine:.0f}", f"{other:.0f}", *ratios, f"{floor:.0f}", before)
+            found[f"{name} {'x'.join(map(str, shape))}"] = [1e6 / STEPS * one for one in least(calls, repeats * often)]
+    return found
+
+
+def steps(repeats, kept):
+    """The table of them, and the ratios to diffusers without draws."""
+    heads = ("sampler", "states", "ours, µs a step", "diffusers", "ratio", "without draws", "floor", "baseline")
+    table, seen = Table(*heads, box=box.MARKDOWN), {}
+    for key, (mine, other, floor, draws) in measured(repeats).items():
+        seen[key] = round((mine - draws) / (other - draws), 3)
+        ratios = (f"{r:.2f}" for r in (mine / other, seen[key]))
+        before = f"{kept[key]:.2f}" if key in kept else "none"
+        table.add_row(*key.split(), f"{mine:.0f}", f"{other:.0f}", *ratios, f"{floor:.0f}", before)
     return table, seen
+
+
+def compared(checkout, repeats):
+    """Those of another version beside this one's: processes of the two take turns, and the least of three counts."""
+    here = Path(__file__).parents[1]
+    found = {place: [] for place in (Path(checkout), here)}
+    for place in [*found] * 3:
+        words = [sys.executable, __file__, "--json", "--repeats", str(repeats)]
+        told = subprocess.run(words, env={**os.environ, "PYTHONPATH": str(place)}, check=True, capture_output=True, text=True)
+        found[place].append(json.loads(told.stdout))
+    heads = ("sampler", "states", "before, µs a step", "now", "diffusers", "before / diffusers", "now / diffusers", "floor")
+    table = Table(*heads, box=box.MARKDOWN)
+    for key in found[here][0]:
+        (before, *_), (now, other, floor, _) = ([min(run[key][i] for run in runs) for i in range(4)] for runs in found.values())
+        table.add_row(
+            *key.split(),
+            f"{before:.0f}",
+            f"{now:.0f}",
+            f"{other:.0f}",
+            f"{before / other:.2f}",
+            f"{now / other:.2f}",
+            f"{floor:.0f}",
+        )
+    return table
 
 
 def plans(repeats):
@@ -157,11 +190,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--store", action="store_true", help="keep these ratios as the baseline")
+    parser.add_argument("--against", metavar="CHECKOUT", help="the steps alone, beside those of another version")
+    parser.add_argument("--json", action="store_true", help="the steps alone, in numbers")
     chosen = parser.parse_args()
     kept = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     torch.set_num_threads(1)
     console = Console(width=140)
+    if chosen.against:
+        console.print(compared(chosen.against, chosen.repeats))
+        raise SystemExit
     with torch.no_grad():
+        if chosen.json:
+            print(json.dumps(measured(chosen.repeats)))
+            raise SystemExit
         table, seen = steps(chosen.repeats, kept)
         for each in (table, plans(chosen.repeats), noise(chosen.repeats)):
             console.print(each)
