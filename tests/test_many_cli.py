@@ -146,7 +146,7 @@ def test_what_goes_with_seeds_only(tmp_path):
 def test_executors_that_are_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("scoreflow._extras.find_spec", lambda name: None)
     for where in ("dask://localhost:1", "submitit:jobs"):
-        done = run(*ASKED, "--out", str(tmp_path), "--executor", where)
+        done = run(*ASKED, "--out", str(tmp_path), "--executor", where, "--jobs", "2")
         assert done.returncode == 1 and "pip install 'scoreflow[cluster]'" in done.stderr
 
 

@@ -140,6 +140,13 @@ def weights(
     return tuple((np.add.accumulate(over * mass, 1)[:, -1] / under).tolist())
 
 
+def exponential_weights(rate: float, knots: Sequence[float], lo: float, hi: float) -> tuple[float, ...]:
+    """`w_j = ∫_lo^hi |rate| e^{rate (u − hi)} ℓ_j(u) du`, with ℓ_j through the knots; of one knot in closed form."""
+    if len(knots) == 1:
+        return (math.copysign(1.0, -rate) * math.expm1(rate * (lo - hi)),)
+    return weights(lambda u: abs(rate) * np.exp(rate * (u - hi)), knots, lo, hi)
+
+
 def lagrange(knots: Sequence[float], u: float) -> list[float]:
     """ℓ_j(u) of two knots or more."""
     over, under = _products(np.array([u]), knots)

@@ -18,7 +18,7 @@ import torch
 
 from scoreflow._core.check import one_of, whole
 from scoreflow._core.gaussian import GaussianPath, Prediction
-from scoreflow._core.row import Row, weights
+from scoreflow._core.row import Row, exponential_weights, weights
 from scoreflow._samplers.step import Linear, Sampler, family
 
 Form = Literal["noise", "data"]
@@ -36,17 +36,14 @@ def integral(path: GaussianPath, t: float, s: float, knots: Sequence[float], for
     if form == "data":
         # From α_t = 0 the integral begins at −∞: an output there is taken for constant, and later left out.
         known = [k for k in knots if k > -math.inf] or [hi]
-        if len(known) == 1:
-            m: tuple[float, ...] = (-math.expm1(r * (lo - hi)),)
-        else:
-            m = weights(lambda u: r * np.exp(r * (u - hi)), known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
+        m = exponential_weights(r, known, lo, hi) if lo > -math.inf else (1.0,) * len(known)
         decay = math.exp(-(eta**2) * (hi - lo)) if eta else 1.0
         return Row(sigma_s / path.sigma(t) * decay, tuple(alpha_s * w for w in m), path.posterior_std(t, s, eta))
     if lo == -math.inf:
         raise ValueError(f"noise form begins where alpha > 0, and alpha=0 at t={t}: use a start below it, or form='data'")
     if hi == math.inf:  # a polynomial in λ does not reach there; in κ, which ends at 0, it does
         return rho_row(path, t, s, [math.exp(-k) for k in knots])
-    m = (math.expm1(hi - lo),) if len(knots) == 1 else weights(lambda u: np.exp(hi - u), knots, lo, hi)
+    m = exponential_weights(-1.0, knots, lo, hi)
     return Row(alpha_s / path.alpha(t), tuple(-sigma_s * w for w in m))
 
 
