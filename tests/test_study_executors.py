@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pandas as pd
 import pytest
 import sweeps
+from forked import FORKED
 import torch
 
 import scoreflow as sf
@@ -41,7 +42,7 @@ def test_dask(here):
 
 
 def test_process_pool(here):
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, FORKED) as pool:
         same(sweeps.run(None, **SMALL, executor=pool), here)
 
 

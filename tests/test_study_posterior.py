@@ -2,13 +2,13 @@
 
 import functools
 import math
-import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import pytest
 import torch
+from forked import FORKED
 from problems import states
 
 import scoreflow as sf
@@ -243,7 +243,7 @@ def test_runs_anywhere(tmp_path):
         "metrics": ["tarp", "coverage"],
     }
     here = run(posterior(), **keywords)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, FORKED) as pool:
         pd.testing.assert_frame_equal(run(posterior(), executor=pool, **keywords).frame, here.frame, check_exact=True)
         own = sf.Posterior(GAUSSIAN.model(VP), sf.Observation(lambda x: x[:, :1], torch.zeros(1), 0.1))
         with pytest.raises(ValueError, match="executor: the model cannot be sent to another process"):
