@@ -8,8 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pandas as pd
 import pytest
 import sweeps
-from forked import FORKED
 import torch
+from forked import FORKED
 
 import scoreflow as sf
 from scoreflow.studies.metrics import Metric

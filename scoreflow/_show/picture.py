@@ -97,7 +97,9 @@ def points(x: np.ndarray, half: float, inches: float = 1.2, title: str | None = 
     return panels([x], half, inches, None if title is None else [title])[0]
 
 
-def panels(states: Sequence[np.ndarray], half: float, inches: float, titles: Sequence[str] | None = None) -> list[Image]:
+def panels(
+    states: Sequence[np.ndarray] | np.ndarray, half: float, inches: float, titles: Sequence[str] | None = None
+) -> list[Image]:
     """Panels of points that differ in nothing but these and their titles; laid out once."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
