@@ -300,7 +300,7 @@ def test_a_trained_network_uses_the_image(tmp_path):
     """The grey of a noisy image is known when it is told: at t near 1, where the states say little, its error is under a third
     of what it is untold, and untold it is near the variance of the grey, 1/3. One seed, and a factor between."""
     model, data = small(), Blocks()
-    averaged = train(model, data, Objective(drop=0.2, weighting="x0"), Recipe(steps=150, batch=64, rate=5e-3, ema=0.9))
+    averaged = train(model, data, Objective(drop=0.2, weighting="x0"), Recipe(steps=80, batch=32, rate=1e-2, ema=0.9))
     x, image = data.grey.expand(-1, 1, 4, 4), data.grey
     plain = Objective(weighting="x0")
     draw = plain.draw(averaged, x, seed=1)
@@ -310,6 +310,7 @@ def test_a_trained_network_uses_the_image(tmp_path):
             float(plain(averaged, x, draw, **given).each.mean())
             for given in ({"image": image}, {}, {"image": image.roll(1, 0)})
         )
+    print("IMG", told, untold, wrong)
     assert told < untold / 3 and untold < wrong and 0.2 < untold < 0.5
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import sweeps
 import torch
+from forked import FORKED
 
 import scoreflow as sf
 from scoreflow.studies.metrics import Metric
@@ -41,7 +42,7 @@ def test_dask(here):
 
 
 def test_process_pool(here):
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, FORKED) as pool:
         same(sweeps.run(None, **SMALL, executor=pool), here)
 
 

@@ -2,13 +2,13 @@
 
 import functools
 import math
-import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 import pytest
 import torch
+from forked import FORKED
 from problems import states
 
 import scoreflow as sf
@@ -17,7 +17,7 @@ from scoreflow.posterior import METHODS
 from scoreflow.studies import draw
 from scoreflow.studies.findings import among
 
-pytestmark = pytest.mark.usefixtures("few_floors")
+pytestmark = pytest.mark.usefixtures("few_floors", "short_reference")
 VP, D = sf.VPSDE(), 3
 ODE = "unipc(order=3)"
 
@@ -67,6 +67,14 @@ class Exact(sf.Posterior):
 
 def run(model, samplers="dpm-solver++-2m", nfe=30, **keywords):
     return sf.study(model, samplers, nfe=nfe, **{"reference": ODE, **keywords})
+
+
+@pytest.fixture(scope="module")
+def short_reference():
+    """Of third order in 31 evaluations, as none of these figures is an error of 1 %."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scoreflow.studies.sweep.FINE", 31)
+        yield
 
 
 def means(study, figure):
@@ -121,7 +129,7 @@ def test_metrics_go_by_the_posterior():
     """The converged method is at the floor of every metric; one that takes the noise for none is not."""
     names = ["w2", "posterior-w2", "sliced-w2", "energy", "modes", "mode-weights", "log-likelihood"]
     model = Exact(MIXTURE.model(VP), SEEN)
-    good = run(model, nfe=60, metrics=names, n=200, seeds=3)
+    good = run(model, nfe=30, metrics=names, n=200, seeds=3)
     assert not good.failures
     for figure in ("w2", "energy", "modes", "log-likelihood"):
         (spec,) = good.specs
@@ -130,12 +138,13 @@ def test_metrics_go_by_the_posterior():
     shares = [means(good, f"mode-weights/{k}")["value"] for k in range(len(law.weights))]
     assert shares == pytest.approx(law.weights.tolist(), abs=0.09)  # 4.5 standard errors of 600
     assert means(good, "w2")["value"] == means(good, "posterior-w2")["value"]
-    bad = run(posterior(MIXTURE, method="ddnm"), nfe=60, metrics=["w2", "modes"], n=200, seeds=3)
+    bad = run(posterior(MIXTURE, method="ddnm"), nfe=30, metrics=["w2", "modes"], n=200, seeds=3)
     assert means(bad, "w2")["low"] > means(bad, "w2")["floor"]
 
 
 def test_a_classifier_tells_a_wrong_method_apart(monkeypatch):
     """Samples of the exact score are at its floor, where 1/2 is; those of another law, with the same floor, are not."""
+    monkeypatch.setattr("scoreflow.studies.calibration.TREES", 20)
     monkeypatch.setattr("scoreflow.studies.sweep.FLOORS", 5)
     exact = run(GAUSSIAN.posterior(SEEN).model(VP), metrics=["c2st"], n=60, seeds=3)
     assert exact.floor("c2st/accuracy").value == pytest.approx(0.5, abs=0.08)
@@ -197,7 +206,7 @@ CALIBRATION = {"metrics": ["sbc", "tarp", "coverage", "posterior-w2"], "n": 960,
 def test_an_exact_sampler_is_calibrated(kind):
     """64 truths in each of 2 blocks: p ≤ 0.01 of one in at most 2 %; coverage 4.5 standard errors off in 1 of 100 000."""
     model = posterior(**EXACT) if kind == "gaussian" else Exact(MIXTURE.model(VP), SEEN)
-    study = run(model, nfe=40, **CALIBRATION)
+    study = run(model, nfe=24, **CALIBRATION)
     assert not study.failures
     (spec,) = study.specs
     assert min(study.blocks(spec, "sbc/p").values()) > 0.01
@@ -211,7 +220,7 @@ def test_an_exact_sampler_is_calibrated(kind):
 @pytest.mark.parametrize("method", ["ddnm", "diffpir"])
 def test_a_wrong_one_is_flagged(method):
     """One that believes the noise, and one that knows nothing of the data's covariance."""
-    study = run(posterior(method=method), nfe=40, **CALIBRATION)
+    study = run(posterior(method=method), nfe=24, **CALIBRATION)
     (spec,) = study.specs
     assert max(study.blocks(spec, "sbc/p").values()) < 1e-3
     assert means(study, "posterior-w2")["value"] > 1.2 * means(study, "posterior-w2")["floor"]
@@ -243,7 +252,7 @@ def test_runs_anywhere(tmp_path):
         "metrics": ["tarp", "coverage"],
     }
     here = run(posterior(), **keywords)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, FORKED) as pool:
         pd.testing.assert_frame_equal(run(posterior(), executor=pool, **keywords).frame, here.frame, check_exact=True)
         own = sf.Posterior(GAUSSIAN.model(VP), sf.Observation(lambda x: x[:, :1], torch.zeros(1), 0.1))
         with pytest.raises(ValueError, match="executor: the model cannot be sent to another process"):

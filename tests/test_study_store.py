@@ -1,6 +1,5 @@
 """The store: a study that is killed goes on where it was, processes share a file, and what is wrong is said and not touched."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -11,12 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import sweeps
+from forked import FORKED
 
 import scoreflow as sf
 from scoreflow.studies.store import Done, Measured, Store
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["scoreflow.studies", "scipy.integrate", "scipy.spatial.distance", "pandas"])
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +59,9 @@ def test_killed_at_twenty_random_moments(whole, tmp_path):
     study, seconds = whole
     rng, log, kills, done = random.Random(0), tmp_path / "log", 0, 0
     while kills < 20:
-        ready = SERVER.Event()
+        ready = FORKED.Event()
         before, known = len(ran(log)), _counts(tmp_path)
-        process = SERVER.Process(target=sweeps.run, args=(tmp_path / "study", ready), kwargs={"log": log})
+        process = FORKED.Process(target=sweeps.run, args=(tmp_path / "study", ready), kwargs={"log": log})
         process.start()
         assert ready.wait(60)
         time.sleep(rng.uniform(0.0, seconds / 12))
@@ -102,8 +99,8 @@ def _counts(folder):
 def test_two_processes_fill_one_file(whole, tmp_path):
     """Two at once give the table of one, and share the work: no cell is run by both."""
     log = tmp_path / "log"
-    ready = [SERVER.Event(), SERVER.Event()]
-    both = [SERVER.Process(target=sweeps.run, args=(tmp_path / "study", one), kwargs={"log": log}) for one in ready]
+    ready = [FORKED.Event(), FORKED.Event()]
+    both = [FORKED.Process(target=sweeps.run, args=(tmp_path / "study", one), kwargs={"log": log}) for one in ready]
     for process in both:
         process.start()
     for process in both:
@@ -118,8 +115,8 @@ def test_four_writers(tmp_path):
     """Of one file at once, in orders of their own: no cell is lost, none is written twice, and no claim is left."""
     file, count = tmp_path / "study.sqlite", 400
     Store(file, sweeps.IDENTITY).close()
-    answers = SERVER.SimpleQueue()
-    writers = [SERVER.Process(target=sweeps.write, args=(file, count, i, answers)) for i in range(4)]
+    answers = FORKED.SimpleQueue()
+    writers = [FORKED.Process(target=sweeps.write, args=(file, count, i, answers)) for i in range(4)]
     for process in writers:
         process.start()
     written = [key for _ in writers for key in answers.get()]

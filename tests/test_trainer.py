@@ -3,30 +3,21 @@
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trained
+from forked import FORKED
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import scoreflow as sf
 from scoreflow import checkpoint
 from scoreflow.training import Objective, Recipe, train
 from scoreflow.training.trainer import Batches
 
-TRAINED = [sys.executable, str(Path(__file__).with_name("trained.py"))]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 STEPS = 24
-
-
-def run(command, **more):
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300, **more)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def log(out):
@@ -51,13 +42,14 @@ def test_killed_and_resumed(whole, tmp_path):
     What is run again is another process: draws depend on nothing but seed and step.
     """
     chance = random.Random(0)
-    process = subprocess.Popen([*TRAINED, tmp_path, str(STEPS), "8", "0.1"], env=ENV, stderr=subprocess.DEVNULL)
+    process = FORKED.Process(target=trained.main, args=(tmp_path, STEPS, 8, 0.1))
+    process.start()
     least = chance.randint(5, 12)
-    while process.poll() is None and len(log_or_none(tmp_path)) < least:
+    while process.is_alive() and len(log_or_none(tmp_path)) < least:
         time.sleep(0.01)
     time.sleep(chance.random() * 0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert 0 < len(log_or_none(tmp_path)) < STEPS
     trained.main(tmp_path, STEPS, 8, 0.1)
     assert log(tmp_path) == log(whole)
@@ -73,11 +65,11 @@ def log_or_none(out):
 
 
 def test_two_processes_are_one_with_the_doubled_batch(tmp_path):
-    """Under torchrun (gloo), two processes with 8 samples each come to the weights of one with 16."""
+    """Under torchrun's agent (gloo), two processes with 8 samples each come to the weights of one with 16."""
     # In float64: Adam divides gradients that are 0 but for rounding by their own size.
     trained.main(tmp_path / "one", 10, 16, precision="64-true")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run([*torchrun, TRAINED[1], str(tmp_path / "two"), "10", "16", "0", "64-true"])
+    config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver")
+    elastic_launch(config, trained.main)(tmp_path / "two", 10, 16, 0.0, "64-true")
     for one, two in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-6) and two["rate"] == one["rate"]
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

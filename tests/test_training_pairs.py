@@ -1,17 +1,14 @@
 """Pairs of noise and sample: killed and resumed, refused, read."""
 
-import os
 import pickle
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked import FORKED
 from problems import Classed
 from torch.utils.data import DataLoader
 
@@ -19,9 +16,8 @@ import scoreflow as sf
 from scoreflow.training import Pairs, pairs
 
 FLOW, VP = sf.Flow(), sf.VPSDE()
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 MIXTURE = sf.GaussianMixture(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([[-1.2, 0.0], [0.9, 0.9], [0.8, -1.1]]), 0.02)
-MADE = {"sampler": "dpm-solver++", "steps": 150, "batch": 8, "seed": 3}
+MADE = {"sampler": "dpm-solver++", "steps": 60, "batch": 8, "seed": 3}
 
 
 def made(out, n=200):
@@ -42,7 +38,9 @@ def whole(tmp_path_factory):
 
 
 def started(out):
-    return subprocess.Popen([sys.executable, __file__, str(out)], env=ENV)
+    process = FORKED.Process(target=made, args=(out,))
+    process.start()
+    return process
 
 
 def test_killed_and_made_again(whole, tmp_path):
@@ -50,11 +48,11 @@ def test_killed_and_made_again(whole, tmp_path):
     chance, before = random.Random(1), {}
     for least in (3, 9):
         process = started(tmp_path)
-        while process.poll() is None and len(list(tmp_path.glob("pairs-*"))) < least:
+        while process.is_alive() and len(list(tmp_path.glob("pairs-*"))) < least:
             time.sleep(0.002)
         time.sleep(chance.random() * 0.1)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         now = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.glob("pairs*")}
         assert least < len(now) < 25 and before.items() <= now.items()
         before = now
@@ -66,7 +64,9 @@ def test_killed_and_made_again(whole, tmp_path):
 def test_two_processes_at_once(whole, tmp_path):
     """Both end well, and leave what one would."""
     both = [started(tmp_path) for _ in range(2)]
-    assert [process.wait() for process in both] == [0, 0] and content(tmp_path) == content(whole)
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0] and content(tmp_path) == content(whole)
 
 
 def test_a_pair_is_what_solve_makes_of_its_noise(whole):
@@ -74,7 +74,7 @@ def test_a_pair_is_what_solve_makes_of_its_noise(whole):
     found = Pairs(whole)
     assert len(found) == 200 and found.shape == (2,) and "dpm-solver++" in repr(found)
     x_0, eps = (torch.stack(parts) for parts in zip(*((x, told["eps"]) for x, told in found), strict=True))
-    x = sf.solve(MIXTURE.model(VP), eps * VP.prior_std(1.0), "dpm-solver++", steps=150).x
+    x = sf.solve(MIXTURE.model(VP), eps * VP.prior_std(1.0), "dpm-solver++", steps=60).x
     torch.testing.assert_close(x_0, x, rtol=1e-5, atol=1e-5)
     assert abs(float(eps.mean())) < 5 / 400**0.5 and abs(float(eps.square().mean()) - 1) < 5 * (2 / 400) ** 0.5
     assert len(eps.unique(dim=0)) == 200
@@ -283,8 +283,3 @@ def test_workers_read_them(whole):
     for copy in (found, pickle.loads(pickle.dumps(found))):
         for one, other in zip(DataLoader(copy, 64, num_workers=2), alone, strict=True):
             assert torch.equal(one[0], other[0]) and torch.equal(one[1]["eps"], other[1]["eps"])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    made(sys.argv[1])

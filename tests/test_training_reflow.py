@@ -38,7 +38,7 @@ def test_reflow(straight):
     eps = states(300, 2, seed=4, dtype=torch.float32)
     teacher = MIXTURE.model(FLOW)
     end = sf.solve(teacher, eps, nfe=40).x
-    objective, recipe = Objective("flow", "stratified", pairs=True), Recipe(steps=250, batch=128, rate=5e-3)
+    objective, recipe = Objective("flow", "stratified", pairs=True), Recipe(steps=200, batch=64, rate=1e-2)
     found = []
     for model in (teacher, train(sf.ScoreModel(student(), FLOW, "flow"), straight, objective, recipe)):
         one_step = sf.solve(model, eps, "pf-ode-euler", steps=1).x

@@ -180,7 +180,7 @@ def test_kinds_of_models(kind, few_grids):
     """A network with classes, a guided one, and data of one's own; batches smaller than the states. Twice, one plan."""
     torch.manual_seed(0)
     net = sf.ScoreModel(Classed(), PATHS["chain"], time="index")
-    quick = {"seeds": (12, 12, 12), "iterations": 4, "shape": (2,), "batch": 5, "teacher": 20}
+    quick = {"seeds": (12, 12, 12), "iterations": 2, "shape": (2,), "batch": 5, "teacher": 20}
     if kind == "guided":
         done = sf.tune_noise(sf.ClassifierFree(net, 2.0, null={"y": 0}), 8, conditions={"y": torch.arange(4)}, **quick)
         assert len(done.plan.evaluation_times) <= 4

@@ -13,6 +13,8 @@ from scoreflow._core.row import double
 
 ROUNDS = 200
 """Halvings and Newton steps, at most."""
+NEAR = 1e-14
+"""A Newton step below so many of |y| and the smallest standard deviation is rounding."""
 
 
 class GaussianMap:
@@ -111,13 +113,14 @@ def _solve(x: Tensor, log_w: Tensor, of: Any, to: Any, goal: Tensor, lower: Tens
     (mean_t, std_t), (mean, std) = of, to
     each = mean + std * (x - mean_t) / std_t
     lo, hi = each.amin(1, keepdim=True), each.amax(1, keepdim=True)
-    y, sign = (lo + hi) / 2, torch.where(lower, 1.0, -1.0)
+    y, sign, spread = (lo + hi) / 2, torch.where(lower, 1.0, -1.0), std.amin(1, keepdim=True)
     for _ in range(ROUNDS):
         value, _ = _tail(y, log_w, mean, std, lower)
         over = (value - goal) * sign > 0
         lo, hi = torch.where(over, lo, y), torch.where(over, y, hi)
         step = y - sign * (value - goal) * (value - _log_density(y, log_w, mean, std)).exp()
         new = torch.where((step > lo) & (step < hi), step, (lo + hi) / 2)
+        new = torch.where((step - y).abs() <= NEAR * (y.abs() + spread), y, new)  # y itself bounds what is left
         if bool((new == y).all()):
             break
         y = new

@@ -45,17 +45,19 @@ def strip(states: np.ndarray, times: Sequence[float], range: Range = (-1, 1)) ->
         chosen = states[at].swapaxes(0, 1)  # (B, columns, C, H, W)
         return sheet(chosen.reshape(-1, *states.shape[2:]), range, len(at), size=64)
     half = square(states)
-    panels = [points(states[k], half, inches=2.0, title=f"t = {times[k]:.3g}") for k in at]
-    page = pillow.new("RGB", (sum(panel.width for panel in panels), panels[0].height), "white")
-    for k, panel in enumerate(panels):
+    shown = panels(states[at], half, inches=2.0, titles=[f"t = {times[k]:.3g}" for k in at])
+    page = pillow.new("RGB", (sum(panel.width for panel in shown), shown[0].height), "white")
+    for k, panel in enumerate(shown):
         page.paste(panel, (k * panel.width, 0))
     return page
 
 
 def frames(states: np.ndarray, times: Sequence[float], range: Range = (-1, 1)) -> list[Image]:
     """States (N + 1, B, ...) as stills, at up to 60 of the times."""
-    half = square(states) if states.ndim == 3 else None
-    return [still(states[k], range, half, title=f"t = {times[k]:.3f}") for k in spread(len(states), FRAMES)]
+    at = spread(len(states), FRAMES)
+    if states.ndim > 3:
+        return [still(states[k], range) for k in at]
+    return panels(states[at], square(states), inches=3.2, titles=[f"t = {times[k]:.3f}" for k in at])
 
 
 def spread(n: int, most: int) -> list[int]:
@@ -92,22 +94,35 @@ def enlarged(wide: int, size: int = 24) -> int:
 
 def points(x: np.ndarray, half: float, inches: float = 1.2, title: str | None = None) -> Image:
     """Points (B, 2) in the square from −half to half; a panel with a title has ticks."""
+    return panels([x], half, inches, None if title is None else [title])[0]
+
+
+def panels(
+    states: Sequence[np.ndarray] | np.ndarray, half: float, inches: float, titles: Sequence[str] | None = None
+) -> list[Image]:
+    """Panels of points that differ in nothing but these and their titles; laid out once."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image as pillow
 
-    figure = Figure(figsize=(inches, inches), dpi=180 if title is None else 110, layout="constrained")
+    figure = Figure(figsize=(inches, inches), dpi=180 if titles is None else 110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     ax = figure.add_subplot()
-    ax.plot(*x.T, ".", markersize=2 if title is None else 3, color=BLUE, markeredgewidth=0)
+    (dots,) = ax.plot([], [], ".", markersize=2 if titles is None else 3, color=BLUE, markeredgewidth=0)
     ax.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
-    if title is None:
+    if titles is None:
         ax.set(xticks=[], yticks=[])
     else:
-        ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=7)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return pillow.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
+    found = []
+    for k, x in enumerate(states):
+        dots.set_data(*x.T)
+        if titles is not None:
+            ax.set_title(titles[k], fontsize=9)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        figure.set_layout_engine("none")
+        found.append(pillow.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
+    return found
 
 
 def most(x: np.ndarray) -> float:

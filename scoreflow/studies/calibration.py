@@ -14,6 +14,7 @@ LEVELS = (0.5, 0.8, 0.95)
 """Of the central intervals."""
 ENTRIES = 16
 """The most entries that are tested one by one; of states with more, as many random directions are."""
+TREES = 100
 FOLDS = 5
 
 
@@ -132,7 +133,7 @@ def c2st(inputs: MetricInput) -> dict[str, float]:
     points, made = np.concatenate([x[:n], y[:n]]), np.repeat([0, 1], n)
     seed = draws(inputs.seed, "classifier").initial_seed() % 2**32
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    said = cross_val_predict(RandomForestClassifier(random_state=seed), points, made, cv=folds)
+    said = cross_val_predict(RandomForestClassifier(TREES, random_state=seed), points, made, cv=folds)
     right = binomtest(int((said == made).sum()), 2 * n)
     low, high = right.proportion_ci(method="wilson")
     return {"accuracy": right.statistic, "low": low, "high": high}

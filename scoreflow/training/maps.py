@@ -180,10 +180,11 @@ class MapObjective(Objective):
         self, model: ScoreModel, x_0: Tensor, seed: int, step: int = 0, part: tuple[int, int] = (0, 1),
         history: LossHistory | None = None,
     ) -> Draw:  # fmt: skip
-        one, other = (super(MapObjective, self).draw(model, x_0, s, step, part, history) for s in (seed, seed + 2**31))
+        one = super().draw(model, x_0, seed, step, part, history)
         n, mine = len(x_0) * part[1], slice(part[0] * len(x_0), (part[0] + 1) * len(x_0))
+        other = self._times(model, n, seed + 2**31, step, history)[0][mine]
         still = (torch.arange(n) < round(self.share * n))[mine]
-        t, r = torch.maximum(one.t, other.t), torch.minimum(one.t, other.t)
+        t, r = torch.maximum(one.t, other), torch.minimum(one.t, other)
         if self.kind.neighbours:
             k = (one.t * self.steps).ceil().clamp(1, self.steps)
             t, r = k / self.steps, (k - 1) / self.steps

@@ -159,11 +159,17 @@ class Objective:
         """
         which, parts = part
         n, rows = len(x_0) * parts, slice(which * len(x_0), (which + 1) * len(x_0))
-        generator = torch.Generator().manual_seed(stream_key(seed, "times", step))
-        t, weight = draw_times(model.path, n, self.times, dict(self.times_options), generator, history)
+        t, weight, generator = self._times(model, n, seed, step, history)
         dropped = torch.rand(n, generator=generator) < self.drop
         eps = White(range(rows.start, rows.stop)).normal(x_0, seed, "eps", step)
         return Draw(t[rows], eps, weight[rows], dropped[rows].to(x_0.device))
+
+    def _times(
+        self, model: ScoreModel, n: int, seed: int, step: int, history: LossHistory | None
+    ) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Times and weights of a batch, (n,), and the generator that they came from."""
+        generator = torch.Generator().manual_seed(stream_key(seed, "times", step))
+        return *draw_times(model.path, n, self.times, dict(self.times_options), generator, history), generator
 
     def __call__(self, model: ScoreModel, x_0: Tensor, draw: Draw, **conditions: Any) -> Loss:
         """The loss of a batch x_0 (B, ...), with conditions of the network; with `pairs`, their noise `eps` among them.
