@@ -14,8 +14,8 @@ LEVELS = (0.5, 0.8, 0.95)
 """Of the central intervals."""
 ENTRIES = 16
 """The most entries that are tested one by one; of states with more, as many random directions are."""
-TREES = 100
-FOLDS = 5
+TREES, FOLDS = 100, 5
+"""Of the classifier that tells two sets apart."""
 
 
 @metric("sbc", ("lower", "higher"), ("simulated",), parts=("distance", "p"))
