@@ -82,13 +82,17 @@ def _stamp(value: Any, levels: int) -> Hashable:
     return (id(value), _stamp(held, levels - 1)) if isinstance(held, dict) and levels else id(value)
 
 
+MOST = 100_000
+"""Numbers of a path that are kept; then it begins anew."""
+
+
 def known(path: Any) -> dict[tuple[Any, ...], Any]:
     """What is kept with a path while its parameters stay: runs need the same numbers again and again."""
     held: tuple[int | None, Hashable, dict[tuple[Any, ...], Any]] | None = path.__dict__.get("_known")
-    if held is not None and len(held[2]) > 100_000:
-        held = None
-    if held is not None and held[0] == Parameters.changes:
+    if held is not None and held[0] == Parameters.changes and len(held[2]) <= MOST:
         return held[2]
+    if held is not None and len(held[2]) > MOST:
+        held = None
     now, stamp = Parameters.changes, path.stamp
     kept = held[2] if held is not None and held[1] == stamp else {}
     *_, tensors, rest = path.__dict__["_parts"]  # what may change in place is looked at every time
@@ -127,8 +131,10 @@ def _method(formula: Callable[[Self, Any], Any], of_number: Callable[[Self, floa
     name = formula.__name__
 
     def method(self: Self, t: S) -> S:
-        if type(t) is float and (value := known(self).get((name, t))) is not None:
-            return value
+        if type(t) is float:
+            held = self.__dict__.get("_known")  # as `known` has it, without its call
+            if held is not None and held[0] == Parameters.changes and (value := held[2].get((name, t))) is not None:
+                return value
         if isinstance(t, Tensor):
             return formula(self, double(t)).to(t.dtype)
         number = float(t) if name == "time" else check.time("t", t)

@@ -132,31 +132,45 @@ def weights(
     lose no digits.
     """
     u = lo + (hi - lo) * NODES
-    mass = (hi - lo) * MASSES * measure(u)
-    if len(knots) == 1:
-        return (float(np.add.accumulate(mass)[-1]),)
-    over, under = _products(u if variable is None else variable(u), knots)
-    # One after the other, on every machine.
-    return tuple((np.add.accumulate(over * mass, 1)[:, -1] / under).tolist())
+    return _integrals(u if variable is None else variable(u), (hi - lo) * MASSES * measure(u), knots)
 
 
 def exponential_weights(rate: float, knots: Sequence[float], lo: float, hi: float) -> tuple[float, ...]:
     """`w_j = ∫_lo^hi |rate| e^{rate (u − hi)} ℓ_j(u) du`, with ℓ_j through the knots; of one knot in closed form."""
     if len(knots) == 1:
         return (math.copysign(1.0, -rate) * math.expm1(rate * (lo - hi)),)
-    return weights(lambda u: abs(rate) * np.exp(rate * (u - hi)), knots, lo, hi)
+    return _integrals(*_exponential(rate, lo, hi), knots)
+
+
+@functools.lru_cache(maxsize=4)
+def _exponential(rate: float, lo: float, hi: float) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and masses: a predictor and its corrector have the same."""
+    u = lo + (hi - lo) * NODES
+    return u, (hi - lo) * MASSES * (abs(rate) * np.exp(rate * (u - hi)))
+
+
+def _integrals(at: np.ndarray, mass: np.ndarray, knots: Sequence[float]) -> tuple[float, ...]:
+    """Sums of the mass times ℓ_j, one after the other, on every machine."""
+    if len(knots) == 1:
+        return (float(np.add.accumulate(mass)[-1]),)
+    over = np.add.accumulate(_products(at, knots) * mass, 1)[:, -1].tolist()
+    return tuple(one / under for one, under in zip(over, _scales(knots), strict=True))
 
 
 def lagrange(knots: Sequence[float], u: float) -> list[float]:
     """ℓ_j(u) of two knots or more."""
-    over, under = _products(np.array([u]), knots)
-    return (over[:, 0] / under).tolist()
+    over = _products(np.array([u]), knots)[:, 0].tolist()
+    return [one / under for one, under in zip(over, _scales(knots), strict=True)]
 
 
-def _products(u: np.ndarray, knots: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """`Π_{i≠j} (u − knot_i)`, a row for each of the k knots, and the same at knot_j, (k,)."""
-    at, others = np.array(knots)[:, None], _others(len(knots))
-    return np.multiply.reduce((u - at)[others], 1), np.multiply.reduce((at.T - at)[others], 1).diagonal()
+def _products(u: np.ndarray, knots: Sequence[float]) -> np.ndarray:
+    """`Π_{i≠j} (u − knot_i)`, a row for each of the k knots."""
+    return np.multiply.reduce((u - np.array(knots)[:, None])[_others(len(knots))], 1)
+
+
+def _scales(knots: Sequence[float]) -> list[float]:
+    """`Π_{i≠j} (knot_j − knot_i)`."""
+    return [math.prod([here - knot for i, knot in enumerate(knots) if i != j]) for j, here in enumerate(knots)]
 
 
 @functools.cache
