@@ -113,6 +113,16 @@ def test_refused(words, match, name):
     assert done.returncode == 2 and match.replace("NAME", name) in done.stderr
 
 
+def test_two_files_of_one_name(name, tmp_path):
+    """A worker finds a function by its module's name: the second of a name is not taken for the first."""
+    studies.load(f"{name}.py:make", shape=(2,), compare=False)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / f"{name}.py").write_text("def make():\n    return None\n")
+    with pytest.raises(ValueError, match=rf"has the name of a module that is there, .*{name}.py: rename the file"):
+        studies.load(f"{other / name}.py:make", shape=(2,), compare=False)
+
+
 def test_version_and_missing_packages(monkeypatch, tmp_path):
     """Samples of the zoo need no extra; what needs one says which."""
     assert run("--version").stdout.startswith(f"scoreflow {sf.__version__}, torch {torch.__version__}")

@@ -119,7 +119,8 @@ def solve(
         project: a function of the states (B, ...), such as `lambda x: x - x.mean(1, keepdim=True)`, that holds the run in a
             subspace: of x_T and of every state that the rows make, stages and noise included. For samplers made of rows.
         capture: play the run as one CUDA graph, which the first call captures and the model keeps for the next of the same
-            plan, shape and kind of conditions. For samplers made of rows, on a CUDA device; the network must stand it.
+            plan, shape and kind of conditions. For samplers made of rows, on a CUDA device; the network must stand it. It was
+            tested with a stand-in for CUDA's graphs, and not yet run on a GPU.
         conditions: of the network, by name: for names that are arguments here or options, such as `{"eta": 2.0}`.
         keywords: options of the sampler, if it was named, and conditions of the network, such as `y=`; `sf.each` and
             `sf.shared` say whether these have a row a sample.

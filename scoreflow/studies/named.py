@@ -182,10 +182,10 @@ def imported(module: str, name: str, what: str = "model") -> Callable[..., Any]:
     """A function of a module, or of a file: its folder, or the current one, is put last among the places of modules.
 
     Raises:
-        ValueError: no such file, module or function; `what` it was to be.
+        ValueError: no such file, module or function, or another module of the file's name is loaded; `what` it was to be.
     """
     file = Path(module)
-    if module.endswith(".py"):
+    if is_file := module.endswith(".py"):
         if not file.is_file():
             raise ValueError(f"{what}: no file {module!r} is there{_beside(file, '.py')}")
         folder, module = str(file.parent.resolve()), file.stem
@@ -198,6 +198,8 @@ def imported(module: str, name: str, what: str = "model") -> Callable[..., Any]:
     except ImportError as error:
         near = meant(f"{module}:{name}", _prefixed()) if what == "model" else ""
         raise ValueError(f"{what} {module}:{name} cannot be loaded: {error}{near}") from error
+    if is_file and (Path(made.__file__ or "").resolve() != file.resolve()):
+        raise ValueError(f"{what}: {file} has the name of a module that is there, {made.__file__}: rename the file")
     if not callable(found := getattr(made, name, None)):
         own = [
             one
