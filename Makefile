@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Waiting threads sleep: on a busy machine spinning ones slow torch down many times over.
 export OMP_WAIT_POLICY := PASSIVE
-# The checks and the book go side by side.
-MAKEFLAGS += --jobs=2
+# The checks, the book and the tests go side by side: neither alone keeps two cores busy throughout.
+MAKEFLAGS += --jobs=3
 
-.PHONY: demo test check browser docs coverage reproduce clean
+.PHONY: demo test units check browser docs coverage reproduce clean
 
 # The demo takes the environment of the tests where there is one, and else a smaller one of its own.
 DEMO := $(if $(wildcard $(VENV)/.ready),$(VENV),.venv-demo)
@@ -16,12 +16,14 @@ demo: $(DEMO)/.ready
 	@echo "Twelve samplers draw 30 digits each, on one core: about half a minute."
 	@OMP_NUM_THREADS=1 $(DEMO)/bin/python examples/demo.py --out demo.png
 
-test: check docs
+test: check docs units
+
+units: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The report of a study is tested in Chromium, where there is one. CI installs it.
 ifdef CI
-test: browser
+units: browser
 endif
 
 browser:

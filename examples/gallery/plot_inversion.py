@@ -19,7 +19,7 @@ ways = {
     "bdia-ddim": {"sampler": "bdia-ddim"},
     "edict": {"sampler": "edict"},
 }
-counts = (10, 20, 40, 80)
+counts = (10, 20, 40)
 figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
 for name, way in ways.items():
     errors = []
