@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import scoreflow as sf
 from scoreflow import cli
+from scoreflow._audit.result import section
 from scoreflow._samplers.step import SAMPLERS, VARIANTS, Linear, get_sampler
 
 VP = sf.VPSDE()
@@ -263,6 +264,13 @@ def test_the_command(tmp_path, monkeypatch):
     ):
         wrong = runner.invoke(cli.app, words)
         assert isinstance(wrong.exception, ValueError) and re.search(says, str(wrong.exception))
+
+
+def test_a_page_goes_from_the_first_state_on():
+    """One that is scaled otherwise shows in its own check, and not in every state and row."""
+    shown = section(sf.audit(Loop("first state"), 6, most=6))
+    assert shown.right == "ddim" and max(shown.apart) < 1e-12 and not shown.passed
+    assert all(its == ours and its.count("·") == 2 for _, its, ours in shown.rows[:-1]) and len(shown.rows) == 6
 
 
 def test_what_is_said(tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scoreflow._audit.checks import Check
-from scoreflow._audit.compare import Near
+from scoreflow._audit.compare import Near, from_first
 from scoreflow._audit.consequences import limit, slope, weak_order
 from scoreflow._audit.mend import Mend
 from scoreflow._audit.report import Section, write
@@ -188,28 +188,31 @@ def section(one: Audit) -> Section:
     if len(told) == one.reading.nfe:
         stands = one.reading.levels(one.path, one.prediction, one.times, one.start).tolist()
         levels = [(kappa, sigma / alpha if alpha else math.inf) for kappa, (alpha, sigma) in zip(told, stands, strict=False)]
-    apart, rows = list[float](), list[tuple[int, str, str]]()
+    apart, rows, readings = list[float](), list[tuple[int, str, str]](), [from_first(one.reading)]
     if one.right is not None:
-        right = read_plan(one.right, one.path, one.prediction)
-        apart = (one.reading.apart(right) / right.every.abs().amax(1).clamp(min=1e-300)).tolist()
+        readings.append(read_plan(one.right, one.path, one.prediction))
+        apart = (readings[0].apart(readings[1]) / readings[1].every.abs().amax(1).clamp(min=1e-300)).tolist()
     if one.plan is not None:
-        its, ours = _lines(one.plan), list[str]()
-        if one.right is not None:
-            turned = read_plan(one.right, one.path, one.plan.prediction)
-            ours = _lines(as_plan(turned, "", one.path, one.plan.prediction, one.times, one.plan.times[-1]))
-        rows = [(k, line, ours[k - 1] if ours else "") for k, line in enumerate(its, 1)]
+        its, *others = ([*_lines(one, one.plan, reading)] for reading in readings)
+        ours = others[0] if others else [""] * len(its)
+        rows = [(k, *pair) for k, pair in enumerate(zip(its, ours, strict=True), 1)]
     return Section(
         one.head, one.passed, one.says(), one.checks, one.nearest[0].name if one.nearest else "", levels, apart, one.law,
         one.limit, one.distances, rows, json.dumps(json.loads(one.to_json()), indent=1),
     )  # fmt: skip
 
 
-def _lines(plan: Plan) -> list[str]:
-    """Its rows, one a state, in six digits."""
-    lines = []
+def _lines(one: Audit, read: Plan, found: Reading) -> Iterator[str]:
+    """The rows of a reading at the times of an audit, one a state, in six digits: of the nearest sampler's prediction if these
+    are finite, as these are few weights.
+    """
+    for prediction in (one.right.prediction if one.right else read.prediction, read.prediction):
+        turned = found.among(one.path, one.prediction, prediction, one.times)
+        if turned.every.isfinite().all():
+            break
+    plan = as_plan(turned, "", one.path, prediction, one.times, read.times[-1])
     for row in (stage.row for step in plan.steps for stage in step.stages):
         weights = [(float(row.x), "x"), *((float(m), plan.prediction) for m in row.m)]
         weights += [(float(z), f"n{k + 1}") for k, z in row.draws]
         least = 1e-9 * max(abs(weight) for weight, _ in weights)
-        lines.append(" ".join(f"{weight:+.6g}·{what}" for weight, what in weights if abs(weight) > least))
-    return lines
+        yield " ".join(f"{weight:+.6g}·{what}" for weight, what in weights if abs(weight) > least)
