@@ -26,7 +26,8 @@ def test_every_method_of_torchdiffeq_is_known():
 def test_torchdiffeq(method, variable, reference):
     """Each converges to the one solution: adaptive ones by tolerance, fixed ones by 200 substeps at their order."""
     adaptive = method in TORCHDIFFEQ_ADAPTIVE or method == "scipy_solver"
-    options = dict(rtol=1e-6, atol=1e-7) if adaptive else dict(substeps=200)
+    tolerance = 1e-5 if method == "adaptive_heun" else 1e-6  # of order 2, it takes steps with the root of its tolerance
+    options = dict(rtol=tolerance, atol=tolerance / 10) if adaptive else dict(substeps=200)
     sol = sf.solve(MODEL, X, "torchdiffeq", method=method, variable=variable, grid=[0.9, 0.05], **options)
     error = float((sol.x - reference).abs().max())
     order = {"euler": 1, "midpoint": 2, "heun2": 2, "fehlberg2": 2}.get(method, 3)

@@ -229,7 +229,7 @@ class Wrapped(torch.nn.Module):
         return torch.tanh(self.net(x))
 
 
-@pytest.mark.parametrize(("name", "method"), [("vp", {}), ("ve", {}), ("flow", {}), ("vp", {"method": "rk4", "steps": 300})])
+@pytest.mark.parametrize(("name", "method"), [("vp", {}), ("ve", {}), ("flow", {}), ("vp", {"method": "rk4", "steps": 150})])
 def test_there_and_back(name, method):
     """decode(encode(x)) is x to the tolerance, and the latent is that of log_prob."""
     path, oracle = PATHS[name], mixture(d=3)
