@@ -64,6 +64,9 @@ for name, one in found.items():
 laws.axhline(1, color="black", linewidth=0.8)
 laws.set(xlabel="steps", ylabel="variance over the data's", xscale="log")
 gaps.set(xlabel="steps", ylabel="how far from 1", xscale="log", yscale="log")
+for ax in (laws, gaps):
+    ax.set_xticks([5, 10, 20, 40, 80], [5, 10, 20, 40, 80])
+    ax.set_xticks([], minor=True)
 laws.legend(fontsize=8)
 plt.show()
 
