@@ -70,8 +70,9 @@ def test_the_blocks_on_studies(capsys, few_floors):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in OWN and blocks(page)])
-def test_the_blocks_on(page, few_grids):
-    """They run as printed, one after the other; tuning runs fewer of the samplers that there are."""
+def test_the_blocks_on(page, few_grids, tmp_path, monkeypatch):
+    """They run as printed, one after the other, in a folder of their own; tuning runs fewer of the samplers that there are."""
+    monkeypatch.chdir(tmp_path)
     names = {}
     for code in blocks(page):
         exec(compile(code, page, "exec"), names)
