@@ -24,7 +24,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+)
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -135,15 +141,8 @@ def compared(checkout, repeats):
     table = Table(*heads, box=box.MARKDOWN)
     for key in found[here][0]:
         (before, *_), (now, other, floor, _) = ([min(run[key][i] for run in runs) for i in range(4)] for runs in found.values())
-        table.add_row(
-            *key.split(),
-            f"{before:.0f}",
-            f"{now:.0f}",
-            f"{other:.0f}",
-            f"{before / other:.2f}",
-            f"{now / other:.2f}",
-            f"{floor:.0f}",
-        )
+        ratios = (f"{each / other:.2f}" for each in (before, now))
+        table.add_row(*key.split(), *(f"{each:.0f}" for each in (before, now, other)), *ratios, f"{floor:.0f}")
     return table
 
 
@@ -151,10 +150,10 @@ def plans(repeats):
     """Milliseconds to lay a plan of 50 steps, and diffusers' run of as many beside it."""
     table = Table("sampler", "plan, ms", "µs a step", "diffusers' run, ms", box=box.MARKDOWN)
     x = torch.randn(1, 3, 32, 32)
-    for name in (*PAIRS, "auto"):
+    for name in (*PAIRS, "deis", "auto"):
         asked = {"nfe": STEPS} if name == "auto" else {"steps": STEPS}
         fresh = iter([sf.VPSDE.from_betas(BETAS) for _ in range(repeats)])
-        peer = PAIRS.get(name, UniPCMultistepScheduler)()
+        peer = {**PAIRS, "deis": DEISMultistepScheduler}.get(name, UniPCMultistepScheduler)()
         lay, run = least([lambda: sf.plan(name, next(fresh), **asked), lambda: theirs(x, peer, x)], repeats)  # noqa: B023
         table.add_row(name, f"{1e3 * lay:.2f}", f"{1e6 * lay / STEPS:.0f}", f"{1e3 * run:.2f}")
     return table
